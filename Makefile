@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+# make quickstart   environment, small training, evaluation, export, deployment, pictures
+# make test         environment with the test extra, ruff, all tests
+# Needs Python 3.9 or newer with venv; PYTHON=python3.12 chooses another one.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= output/quickstart
+BIN = $(VENV)/bin
+
+# A Paddle that is already in the environment (a GPU build, say) is kept: two of them beside each
+# other break both.
+HAS_PADDLE = $(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('paddle') is None)"
+
+.PHONY: quickstart test format clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.base: $(BIN)/python setup.py pyproject.toml
+	if $(HAS_PADDLE); then extra=""; else extra="[cpu]"; fi; \
+	$(BIN)/python -m pip install --quiet --editable ".$$extra"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+quickstart: $(VENV)/.base
+	$(BIN)/python -m paddleseg_deeplab.cli.quickstart --save_dir $(OUT)
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist *.egg-info

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config, registries and builder. Paddle is imported when `SegBuilder` is first asked for."""
+
+from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.cvlibs.config import Config
+
+__all__ = ["Config", "SegBuilder", "manager"]
+
+
+def __getattr__(name):
+    if name == "SegBuilder":
+        from paddleseg_deeplab.cvlibs.builder import SegBuilder
+
+        return SegBuilder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

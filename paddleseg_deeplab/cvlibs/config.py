@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML file + ``_base_`` files + ``--opts`` -> a `Config` whose shape has been checked.
+
+What a component's own parameters may be is checked by `SegBuilder`, which knows the registries.
+"""
+
+import copy
+import difflib
+import re
+from ast import literal_eval
+from pathlib import Path
+
+import yaml
+
+from paddleseg_deeplab.utils.errors import UserError
+
+# Key: (allowed types, what it is). A section is a dict with a `type`, unless named in _PLAIN.
+_TOP_LEVEL = {
+    "batch_size": (int, "images in one step on one device"),
+    "iters": (int, "training iterations"),
+    "accumulation_steps": (int, "batches whose gradients are averaged in one iteration"),
+    "dataset_root": (str, "root folder, put into train_dataset and val_dataset"),
+    "train_dataset": (dict, "the training set"),
+    "val_dataset": (dict, "the validation set"),
+    "model": (dict, "the network"),
+    "loss": (dict, "`types` and `coef`, one entry an output of the network"),
+    "optimizer": (dict, "the optimizer"),
+    "lr_scheduler": (dict, "the learning rate"),
+    "ema": (dict, "exponential moving average of the weights: `decay`"),
+    "test_config": (dict, "settings of evaluation: `aug_eval`, `scales`, `is_slide`, ..."),
+    "export": (dict, "settings of export: `transforms` in place of the validation set's"),
+}
+_POSITIVE = ("batch_size", "iters", "accumulation_steps")
+_TYPED_SECTIONS = ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler")
+_SECTION_KEYS = {
+    "loss": ("types", "coef"),
+    "ema": ("decay",),
+    "test_config": (
+        *("aug_eval", "scales", "flip_horizontal", "flip_vertical"),
+        *("is_slide", "crop_size", "stride"),
+    ),
+    "export": ("transforms",),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a repeated key and reads 4e-5 as a number (PyYAML reads a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice in full, so that the file stays plain to read."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+def _mapping_without_repeats(loader, node):
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, (dict, list)):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key must be a plain word", key_node.start_mark
+            )
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {key!r} is given twice", key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
+
+
+def nearest(name, known):
+    """A hint such as ``Did you mean 'iters'?`` or, where nothing is near, the known names."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(map(str, known))}."
+
+
+def read_yaml(path):
+    """Reads one YAML file into a dict.
+
+    Raises:
+        UserError: The file is missing, not YAML, or does not hold a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no config file {path}. Check the path after --config.")
+    if path.suffix not in (".yml", ".yaml"):
+        raise UserError(f"The config file {path} should end in .yml or .yaml.")
+    try:
+        dic = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not valid YAML: {text}") from error
+    if dic is None:
+        raise UserError(f"The config file {path} is empty.")
+    if not isinstance(dic, dict):
+        raise UserError(f"{path} should hold keys and values, not a {type(dic).__name__}.")
+    return dic
+
+
+def load_with_bases(path, _open_files=()):
+    """Reads a file and merges it over its ``_base_`` file or files (the first named wins)."""
+    path = Path(path)
+    chain = (*_open_files, path.resolve())
+    if path.resolve() in _open_files:
+        raise UserError(f"_base_ goes in a circle: {' -> '.join(str(p) for p in chain)}")
+    dic = read_yaml(path)
+    bases = dic.pop("_base_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        base_path = path.parent / str(base)
+        if not base_path.is_file():
+            raise UserError(f"{path}: the _base_ file {base_path} does not exist.")
+        dic = _merge(dic, load_with_bases(base_path, chain))
+    return dic
+
+
+def _merge(dic, base):
+    """Puts ``dic`` over ``base``; a section with ``_inherited_: False`` replaces the base's."""
+    if not dic.get("_inherited_", True):
+        return {k: v for k, v in dic.items() if k != "_inherited_"}
+    merged = dict(base)
+    for key, value in dic.items():
+        if key == "_inherited_":
+            continue
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(value, merged[key])
+        else:
+            merged[key] = value
+    return merged
+
+
+def parse_opts(opts):
+    """Turns ``["a.b=1", ...]`` into ``[(["a", "b"], 1), ...]``."""
+    pairs = []
+    for item in opts or []:
+        key, sign, text = item.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"--opts takes key=value, such as batch_size=4, not {item!r}.")
+        try:
+            value = literal_eval(text)
+            value = list(value) if isinstance(value, tuple) else value
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            try:
+                value = yaml.load(text, Loader=_Loader)
+            except (yaml.YAMLError, RecursionError):
+                value = text
+        pairs.append((key.strip().split("."), value))
+    return pairs
+
+
+def _set_path(dic, keys, value, where):
+    """Sets ``dic[a][b][c]``; the last key may be new, the ones before it must exist."""
+    node = dic
+    for depth, key in enumerate(keys):
+        place = ".".join(keys[: depth + 1])
+        if isinstance(node, list):
+            if not key.isdigit() or int(key) >= len(node):
+                raise UserError(
+                    f"--opts {where}: {place} should be an index below {len(node)} of a list."
+                )
+            key = int(key)
+        elif not isinstance(node, dict):
+            raise UserError(f"--opts {where}: {place} lies below a plain value.")
+        if depth == len(keys) - 1:
+            node[key] = value
+        elif isinstance(node, dict) and key not in node:
+            if depth == 0 and key in _SECTION_KEYS:
+                node[key] = {}
+            else:
+                raise UserError(
+                    f"--opts {where}: there is no {place} in the config. {nearest(key, node)}"
+                )
+        if depth < len(keys) - 1:
+            node = node[key]
+
+
+class Config:
+    """A checked configuration.
+
+    Args:
+        path (str): YAML file.
+        learning_rate (float, optional): Overrides ``lr_scheduler.learning_rate``.
+        batch_size (int, optional): Overrides ``batch_size``.
+        iters (int, optional): Overrides ``iters``.
+        opts (list[str], optional): ``key=value`` pairs that override anything, with dots for depth
+            and numbers for places in a list: ``loss.types.0.type=DiceLoss``.
+
+    Attributes:
+        path (str): The file it came from.
+        dic (dict): The resolved content.
+
+    Raises:
+        UserError: The file, a key or a value is wrong; the message names the place.
+    """
+
+    def __init__(self, path, learning_rate=None, batch_size=None, iters=None, opts=None):
+        self.path = str(path)
+        dic = copy.deepcopy(load_with_bases(path))
+        for name, value in (("batch_size", batch_size), ("iters", iters)):
+            if value is not None:
+                dic[name] = value
+        for keys, value in parse_opts(opts):
+            _set_path(dic, keys, value, ".".join(keys))
+        if learning_rate is not None:
+            if not isinstance(dic.get("lr_scheduler"), dict):
+                raise UserError(f"{path}: --learning_rate needs an lr_scheduler section.")
+            dic["lr_scheduler"]["learning_rate"] = learning_rate
+        self.dic = dic
+        self._check()
+        root = dic.pop("dataset_root", None)
+        for name in ("train_dataset", "val_dataset"):
+            if root is not None and name in dic:
+                dic[name]["dataset_root"] = root
+
+    def fail(self, place, message):
+        """Raises a `UserError` that names the file and the place in it."""
+        raise UserError(f"{self.path}: {place}: {message}")
+
+    def _check(self):
+        for key, value in self.dic.items():
+            if key not in _TOP_LEVEL:
+                self.fail(key, f"unknown key. {nearest(key, _TOP_LEVEL)}")
+            allowed, what = _TOP_LEVEL[key]
+            if not isinstance(value, allowed) or isinstance(value, bool):
+                self.fail(key, f"should be {allowed.__name__} ({what}), not {value!r}.")
+            if key in _POSITIVE and value < 1:
+                self.fail(key, f"should be at least 1 ({what}), not {value}.")
+        for key in _TYPED_SECTIONS:
+            if key in self.dic and not isinstance(self.dic[key].get("type"), str):
+                self.fail(key, "needs a `type`, the name of a registered component.")
+        for section, keys in _SECTION_KEYS.items():
+            for key in self.dic.get(section, {}):
+                if key not in keys:
+                    self.fail(f"{section}.{key}", f"unknown key. {nearest(key, keys)}")
+        self._check_loss()
+
+    def _check_loss(self):
+        loss = self.dic.get("loss")
+        if loss is None:
+            return
+        types = loss.get("types")
+        if not isinstance(types, list) or not types:
+            self.fail("loss.types", "should be a list of losses, each with a `type`.")
+        for i, item in enumerate(types):
+            if not isinstance(item, dict) or not isinstance(item.get("type"), str):
+                self.fail(f"loss.types.{i}", f"should have a `type`, not be {item!r}.")
+        coef = loss.setdefault("coef", [1] * len(types))
+        if not isinstance(coef, list) or not all(
+            isinstance(c, (int, float)) and not isinstance(c, bool) for c in coef
+        ):
+            self.fail("loss.coef", f"should be a list of numbers, not {coef!r}.")
+        # As PaddleSeg: one loss type serves all the network's outputs.
+        if len(types) == 1 and len(coef) > 1:
+            loss["types"] = types = [copy.deepcopy(types[0]) for _ in coef]
+        if len(types) != len(coef):
+            self.fail("loss", f"has {len(types)} types but {len(coef)} coefficients.")
+
+    def _section(self, name):
+        return copy.deepcopy(self.dic.get(name, {}))
+
+    @property
+    def batch_size(self):
+        return self.dic.get("batch_size", 1)
+
+    @property
+    def iters(self):
+        if "iters" not in self.dic:
+            self.fail("iters", "is missing; give it here or with --iters.")
+        return self.dic["iters"]
+
+    @property
+    def accumulation_steps(self):
+        return self.dic.get("accumulation_steps", 1)
+
+    @property
+    def model_cfg(self):
+        return self._section("model")
+
+    @property
+    def loss_cfg(self):
+        return self._section("loss")
+
+    @property
+    def optimizer_cfg(self):
+        return self._section("optimizer")
+
+    @property
+    def lr_scheduler_cfg(self):
+        return self._section("lr_scheduler")
+
+    @property
+    def train_dataset_cfg(self):
+        return self._section("train_dataset")
+
+    @property
+    def val_dataset_cfg(self):
+        return self._section("val_dataset")
+
+    @property
+    def test_config(self):
+        return self._section("test_config")
+
+    @property
+    def export_cfg(self):
+        return self._section("export")
+
+    @property
+    def ema_cfg(self):
+        return self._section("ema")
+
+    def set_data_format(self, data_format):
+        """Sets "NCHW" or "NHWC" on the model, its backbone and every loss."""
+        model = self.dic.get("model", {})
+        losses = list(self.dic.get("loss", {}).get("types", []))
+        for loss in losses:
+            losses.extend(loss.get("losses", []))
+        for part in (model, model.get("backbone"), *losses):
+            # A MixedLoss takes no layout of its own: its parts do.
+            if isinstance(part, dict) and "losses" not in part:
+                part["data_format"] = data_format
+
+    def drop_pretrained(self):
+        """Forgets pretrained weights, for when a whole trained model is loaded anyway."""
+        model = self.dic.get("model", {})
+        for part in (model, model.get("backbone")):
+            if isinstance(part, dict) and "pretrained" in part:
+                part["pretrained"] = None
+
+    def __str__(self):
+        return yaml.dump(self.dic, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

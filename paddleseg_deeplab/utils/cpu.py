@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepares the process for Paddle on a CPU; must run before Paddle is imported.
+
+Two defaults cost most of the speed (measured with Paddle 3.3.1, ratios in docs/performance.md):
+Paddle computes on one thread unless told otherwise, and its bundled MKL takes a generic code path
+on AMD processors. Both are read from the environment when Paddle is loaded, so they are set here
+from ``paddleseg_deeplab/__init__.py``. What the user has set is never changed.
+"""
+
+import os
+import sys
+
+_report = []
+
+
+def _usable_cores():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpuinfo():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            return f.read()
+    except OSError:
+        return ""
+
+
+def wanted_environment(cores, cpuinfo, environment):
+    """Environment variables that suit this processor.
+
+    Args:
+        cores (int): Processors this process may use.
+        cpuinfo (str): Text of ``/proc/cpuinfo``; empty where there is none.
+        environment (dict[str, str]): What is set already. A thread count for OpenMP serves the
+            others too.
+
+    Returns:
+        dict[str, str]: name to value.
+    """
+    threads = environment.get("OMP_NUM_THREADS", str(cores))
+    # Which one counts depends on the machine: with Paddle 3.3.1 an AMD processor followed
+    # FLAGS_paddle_num_threads, an Intel processor MKL_NUM_THREADS only. OMP_NUM_THREADS would do on
+    # both, but Paddle prints two lines of warnings at each import when it is above 1.
+    wanted = {"MKL_NUM_THREADS": threads, "FLAGS_paddle_num_threads": threads}
+    if "AuthenticAMD" in cpuinfo:
+        # 7 selects MKL's AVX-512 path, 5 its AVX2 path.
+        flags = cpuinfo.split("flags", 1)[-1].split("\n", 1)[0].split()
+        if "avx512f" in flags:
+            wanted["MKL_DEBUG_CPU_TYPE"] = "7"
+        elif "avx2" in flags:
+            wanted["MKL_DEBUG_CPU_TYPE"] = "5"
+    return wanted
+
+
+def prepare_environment():
+    """Sets what is missing and remembers what it did for :func:`environment_report`."""
+    if _report:
+        return
+    late = "paddle" in sys.modules
+    wanted = wanted_environment(_usable_cores(), _cpuinfo(), os.environ)
+    for name, value in wanted.items():
+        if name in os.environ:
+            _report.append(f"{name}={os.environ[name]} (yours)")
+        else:
+            os.environ[name] = value
+            _report.append(f"{name}={value} (set here)")
+    if late:
+        _report.append("but Paddle was imported first, so they may have no effect")
+
+
+def environment_report():
+    """One line for the training log: what was set, and what was respected."""
+    return "CPU environment: " + ", ".join(_report)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One logger for the package: lines on stderr, and in ``<save_dir>/train.log`` while training."""
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+_FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
+
+logger = logging.getLogger("paddleseg_deeplab")
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup_console(level=logging.INFO):
+    """Sends the package's log lines to stderr; a second call only changes the level."""
+    if not any(isinstance(h, _ConsoleHandler) for h in logger.handlers):
+        handler = _ConsoleHandler()
+        handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(level)
+
+
+def add_file(path):
+    """Appends the log lines to the file ``path`` too; returns the handler for `remove_file`."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(handler)
+    return handler
+
+
+def remove_file(handler):
+    """Ends what `add_file` began."""
+    logger.removeHandler(handler)
+    handler.close()

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_HERE = Path(__file__).parent
+_VERSION = re.search(
+    r'^__version__ = "(.+)"', (_HERE / "paddleseg_deeplab/__init__.py").read_text(), re.M
+)[1]
+
+# opencv-python-headless and opencv-contrib-python provide the same module; who has one of them
+# installs this package with --no-deps.
+_BASE = [
+    "numpy>=1.21",
+    "opencv-python>=4.6",
+    "Pillow>=9.0",  # reads palette PNGs as indices, which OpenCV cannot
+    "pyyaml>=6.0",
+    "tqdm>=4.60",
+    "visualdl>=2.5.3",
+]
+_ONNX = ["paddle2onnx>=2.0", "onnx>=1.14", "onnxruntime>=1.16"]
+_CPU = ["paddlepaddle>=3.0"]
+
+setup(
+    name="paddleseg-deeplab",
+    version=_VERSION,
+    description="DeepLab V3 and V3+ semantic segmentation on PaddlePaddle",
+    long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.9",
+    packages=find_packages(include=["paddleseg_deeplab", "paddleseg_deeplab.*"]),
+    # Paddle is never a base requirement: the CPU and the GPU package provide the same module, and
+    # a second one beside the first breaks it.
+    install_requires=_BASE,
+    extras_require={
+        "cpu": _CPU,
+        "gpu": ["paddlepaddle-gpu>=3.0"],
+        "onnx": _ONNX,
+        "test": [*_ONNX, "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+    },
+    entry_points={"console_scripts": ["paddleseg-deeplab=paddleseg_deeplab.cli.main:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+    ],
+)
