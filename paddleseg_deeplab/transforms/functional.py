@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image operations in NumPy and OpenCV: no randomness, no dictionaries, no change of the input.
+
+An image is [H, W] or [H, W, C] with any number of channels; the result has as many axes as the
+input. Sizes and offsets are (height, width) or (top, left). A result may be a view of the input
+(crops, flips, a resize to the same size), so it must not be written to either.
+"""
+
+import cv2
+import numpy as np
+
+INTERPOLATIONS = {
+    "NEAREST": cv2.INTER_NEAREST,
+    "LINEAR": cv2.INTER_LINEAR,
+    "CUBIC": cv2.INTER_CUBIC,
+    "AREA": cv2.INTER_AREA,
+    "LANCZOS4": cv2.INTER_LANCZOS4,
+}
+
+# OpenCV refuses arrays of more channels (128 in version 5, 512 before), its border values are
+# 4-vectors, and INTER_AREA enlarges 4 channels at most: more are worked on in groups.
+_MANY_CHANNELS = 64
+_BORDER_CHANNELS = 4
+_AREA_CHANNELS = 4
+
+# Rec. 601 luma of RGB, the weights that Pillow's enhancement operations use as well.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def _in_groups(operation, img, limit):
+    """Runs an OpenCV operation on at most `limit` channels at a time and keeps the channel axis."""
+    if img.ndim == 2:
+        return operation(img)
+    if img.shape[2] > limit:
+        starts = range(0, img.shape[2], limit)
+        groups = [_in_groups(operation, img[:, :, i : i + limit], limit) for i in starts]
+        return np.concatenate(groups, axis=2)
+    out = operation(img)
+    return out[:, :, None] if out.ndim == 2 else out  # OpenCV drops a single channel's axis
+
+
+def _colour(img, value):
+    """`value` as one number for an [H, W] image, else as one for each channel."""
+    channels = 1 if img.ndim == 2 else img.shape[2]
+    values = np.atleast_1d(np.asarray(value))
+    if values.shape not in ((1,), (channels,)):
+        raise ValueError(
+            f"a padding value has {values.size} numbers and the image {channels} channels; "
+            f"give 1 or {channels} numbers."
+        )
+    return values[0] if img.ndim == 2 else np.broadcast_to(values, channels)
+
+
+# ---------------------------------------------------------------------------------------- geometry
+
+
+def nearest_index(old, new):
+    """Source index for each of `new` positions along an axis of `old` elements.
+
+    The same half-pixel centres as OpenCV's bilinear resize: position i looks at
+    ``(i + 0.5) * old / new - 0.5``. A tie goes to the lower index. ``cv2.INTER_NEAREST``, which
+    PaddleSeg uses for masks, looks at ``floor(i * old / new)`` instead and so shifts the mask
+    against its image by up to half a pixel (at scale 0.75 the two disagree on 2.4 times as many
+    pixels along edges); the results are the same where the ratio is 2 or 1/n.
+
+    Returns:
+        np.ndarray: int64 [new], in 0..old-1.
+    """
+    return ((2 * np.arange(new, dtype=np.int64) + 1) * old - 1) // (2 * new)
+
+
+def resize(img, size, interp=cv2.INTER_LINEAR):
+    """Resizes to `size`.
+
+    Args:
+        img (np.ndarray): [H, W] or [H, W, C]. NEAREST takes any dtype and keeps it, the others
+            what OpenCV takes (uint8, uint16, int16, float32, float64).
+        size (tuple[int, int]): (height, width).
+        interp (int): One of `INTERPOLATIONS`'s values. CUBIC and LANCZOS4 overshoot at edges, so
+            their results can leave the input's range.
+
+    Returns:
+        np.ndarray: The resized image, of the same dtype.
+    """
+    height, width = (int(s) for s in size)
+    if img.shape[:2] == (height, width):
+        return img
+    if interp == cv2.INTER_NEAREST:
+        rows = nearest_index(img.shape[0], height)
+        cols = nearest_index(img.shape[1], width)
+        return img.take(rows, axis=0).take(cols, axis=1)
+    limit = _AREA_CHANNELS if interp == cv2.INTER_AREA else _MANY_CHANNELS
+    return _in_groups(
+        lambda part: cv2.resize(part, (width, height), interpolation=interp), img, limit
+    )
+
+
+def scaled_size(size, scale):
+    """Both sides of `size` times `scale`, rounded, at least 1."""
+    return tuple(max(1, round(side * scale)) for side in size)
+
+
+def size_by_long(size, long_size):
+    """`size` in proportion, with its longer side equal to `long_size`."""
+    return scaled_size(size, long_size / max(size))
+
+
+def size_by_short(size, short_size):
+    """`size` in proportion, with its shorter side equal to `short_size`."""
+    return scaled_size(size, short_size / min(size))
+
+
+def size_within(size, target):
+    """The largest `size` in proportion whose long (short) side fits `target`'s long (short) one.
+
+    As in PaddleSeg the target is not bound to an orientation: a portrait image may use a landscape
+    target on its side.
+    """
+    scale = min(max(target) / max(size), min(target) / min(size))
+    return scaled_size(size, scale)
+
+
+def crop(img, top, left, size):
+    """The part of (height, width) `size` whose upper left corner is (top, left); a view."""
+    return img[top : top + size[0], left : left + size[1]]
+
+
+def pad(img, size, value, offset=(0, 0)):
+    """Puts the image into a larger canvas.
+
+    Args:
+        img (np.ndarray): [H, W] or [H, W, C], any dtype.
+        size (tuple[int, int]): (height, width) of the canvas, at least the image and its offset.
+        value (float | sequence): Canvas colour, one number or one for each channel.
+        offset (tuple[int, int]): (top, left) of the image on the canvas.
+
+    Returns:
+        np.ndarray: [height, width] or [height, width, C] of the same dtype.
+    """
+    top, left = offset
+    if img.shape[:2] == tuple(size):
+        return img
+    out = np.empty((*size, *img.shape[2:]), img.dtype)
+    out[...] = _colour(img, value)
+    out[top : top + img.shape[0], left : left + img.shape[1]] = img
+    return out
+
+
+def horizontal_flip(img):
+    """Mirrors left and right; a view."""
+    return img[:, ::-1]
+
+
+def vertical_flip(img):
+    """Mirrors top and bottom; a view."""
+    return img[::-1]
+
+
+def rotation(size, angle):
+    """Matrix and canvas for a rotation about the centre that cuts nothing off.
+
+    Args:
+        size (tuple[int, int]): (height, width) of the image.
+        angle (float): Degrees, counter-clockwise.
+
+    Returns:
+        tuple: float64 [2, 3] for `warp_affine`, and the (height, width) of the canvas.
+    """
+    height, width = size
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
+    # The small addend keeps 90 and 180 degrees from losing a row to rounding.
+    new_width = max(1, int(height * sin + width * cos + 1e-6))
+    new_height = max(1, int(height * cos + width * sin + 1e-6))
+    matrix[:, 2] += ((new_width - width) / 2, (new_height - height) / 2)
+    return matrix, (new_height, new_width)
+
+
+def warp_affine(img, matrix, size, interp=cv2.INTER_LINEAR, value=0):
+    """Affine map of an image onto a canvas.
+
+    Args:
+        img (np.ndarray): [H, W] or [H, W, C]; with INTER_NEAREST any dtype of whole numbers up to
+            2**53, with INTER_LINEAR what OpenCV takes (uint8, uint16, int16, float32, float64).
+        matrix (np.ndarray): [2, 3], from input (x, y) to output (x, y).
+        size (tuple[int, int]): (height, width) of the canvas.
+        interp (int): cv2.INTER_LINEAR or cv2.INTER_NEAREST.
+        value (float | sequence): Colour outside the image, one number or one for each channel.
+
+    Returns:
+        np.ndarray: [height, width] or [height, width, C] of the same dtype.
+    """
+    if img.ndim == 3 and img.shape[2] > _BORDER_CHANNELS:
+        values = _colour(img, value)
+        parts = []
+        for i in range(0, img.shape[2], _BORDER_CHANNELS):
+            group = slice(i, i + _BORDER_CHANNELS)
+            parts.append(warp_affine(img[:, :, group], matrix, size, interp, values[group]))
+        return np.concatenate(parts, axis=2)
+    border = tuple(float(v) for v in np.atleast_1d(_colour(img, value)))
+    source = img
+    if interp == cv2.INTER_NEAREST and img.dtype not in _WARPABLE:
+        source = img.astype(np.float64)
+    out = cv2.warpAffine(
+        source,
+        np.asarray(matrix, dtype=np.float64),
+        (int(size[1]), int(size[0])),
+        flags=interp,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=border,
+    )
+    out = out.astype(img.dtype, copy=False)
+    return out[:, :, None] if img.ndim == 3 and out.ndim == 2 else out
+
+
+_WARPABLE = tuple(np.dtype(t) for t in ("uint8", "uint16", "int16", "float32", "float64"))
+
+# ---------------------------------------------------------------------------------- colour, values
+# These take float32 images in 0..255 and return float32 in 0..255. PaddleSeg's work on Pillow's
+# 8-bit images and round after each step; here nothing is rounded.
+
+
+def normalize(img, mean, std):
+    """``(img / 255 - mean) / std`` in one multiplication and one addition per value.
+
+    Args:
+        img (np.ndarray): [H, W] or [H, W, C], 0..255.
+        mean (sequence): One number, or one for each channel, in units of 255.
+        std (sequence): Likewise; no zeros.
+
+    Returns:
+        np.ndarray: float32, the input's shape. An [H, W, C] result is a view of [C, H, W] memory,
+        so the transposition that every batch needs costs nothing.
+
+    Raises:
+        ValueError: Neither one number nor one for each channel.
+    """
+    planes = img[:, :, None] if img.ndim == 2 else img
+    channels = planes.shape[2]
+    values = []
+    for name, value in (("mean", mean), ("std", std)):
+        value = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        if value.shape not in ((1,), (channels,)):
+            raise ValueError(
+                f"{name} has {value.size} values and the image {channels} channels; "
+                f"give 1 or {channels} values."
+            )
+        values.append(np.broadcast_to(value, channels))
+    scale = (1 / (255 * values[1])).astype(np.float32)
+    shift = (-values[0] / values[1]).astype(np.float32)
+    out = np.empty((channels, *planes.shape[:2]), np.float32)
+    for c in range(channels):
+        np.multiply(planes[:, :, c], scale[c], out=out[c])
+        out[c] += shift[c]
+    return out[0] if img.ndim == 2 else out.transpose(1, 2, 0)
+
+
+def _clip(img):
+    return np.clip(img, 0, 255, out=img)
+
+
+def _is_rgb(img):
+    return img.ndim == 3 and img.shape[2] == 3
+
+
+def brightness(img, factor):
+    """Blends with black: 0 is black, 1 the image, 2 twice as bright."""
+    return _clip(img * np.float32(factor))
+
+
+def contrast(img, factor):
+    """Blends with the image's mean grey: 0 is grey, 1 the image. The mean is of the luma for
+    three channels (RGB), of all values for other numbers of channels."""
+    if _is_rgb(img):
+        mean = float(img.mean(axis=(0, 1), dtype=np.float64) @ _LUMA)
+    else:
+        mean = float(img.mean(dtype=np.float64))
+    out = img * np.float32(factor)
+    out += np.float32((1 - factor) * mean)
+    return _clip(out)
+
+
+def saturation(img, factor):
+    """Blends each RGB pixel with its grey: 0 is a grey image, 1 the image."""
+    matrix = factor * np.eye(3) + (1 - factor) * np.broadcast_to(_LUMA, (3, 3))
+    return _clip(cv2.transform(img, matrix.astype(np.float32)))
+
+
+def hue(img, delta):
+    """Turns the hue of an RGB image by `delta` 256ths of the colour circle (PaddleSeg's unit)."""
+    hsv = cv2.cvtColor(np.ascontiguousarray(img, dtype=np.float32), cv2.COLOR_RGB2HSV)
+    angle = hsv[:, :, 0]
+    angle += np.float32(delta * 360 / 256 % 360)
+    angle[angle >= 360] -= 360
+    return _clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+
+
+def sharpness(img, factor):
+    """Blends with a smoothed image: 0 is smooth, 1 the image, 2 sharpened.
+
+    The smoothing kernel is Pillow's (a 3x3 mean whose centre weighs five times); unlike there the
+    outermost pixels are smoothed too.
+    """
+    kernel = np.full((3, 3), 1 / 13, np.float32)
+    kernel[1, 1] = 5 / 13
+    smooth = _in_groups(lambda part: cv2.filter2D(part, -1, kernel), img, _MANY_CHANNELS)
+    return _clip(smooth + np.float32(factor) * (img - smooth))
+
+
+def gaussian_blur(img, size):
+    """Gaussian of `size` x `size` pixels (odd), sigma from the size as OpenCV derives it."""
+    return _in_groups(lambda part: cv2.GaussianBlur(part, (size, size), 0), img, _MANY_CHANNELS)
+
+
+def box_blur(img, size):
+    """Mean over `size` x `size` pixels."""
+    return _in_groups(lambda part: cv2.blur(part, (size, size)), img, _MANY_CHANNELS)
+
+
+def median_blur(img, size):
+    """Median over `size` x `size` pixels (odd); float images are rounded to 8 bits first, since
+    OpenCV has no larger float median than 5 x 5."""
+    if img.dtype == np.uint8:
+        return _in_groups(lambda part: cv2.medianBlur(part, size), img, 1)
+    rounded = np.clip(np.rint(img), 0, 255).astype(np.uint8)
+    return median_blur(rounded, size).astype(img.dtype)
+
+
+def add_noise(img, noise):
+    """``img + noise`` (same shape), kept in 0..255."""
+    return _clip(img + noise)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one way from an image file to a network's input, and from its output back to the image.
+
+Training, evaluation, prediction and the deployed model share it, so their masks are the same. It
+stands on NumPy, OpenCV and Pillow alone and never imports Paddle.
+
+Order of work: `preprocess` -> the network -> `scores_to_labels` (or `labels_to_original`, when the
+network was exported with its argmax). The two give the same mask whenever the transforms only pad.
+"""
+
+import os
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.utils.errors import UserError
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def read_image(path, img_channels=3, to_rgb=True):
+    """Reads an image file.
+
+    One or three channels: any format OpenCV reads, converted between grey and colour where needed;
+    16-bit files are brought to 8 bits, transparency is dropped, and an EXIF rotation is obeyed (as
+    PaddleSeg, image viewers and annotation tools do; masks carry none). Other numbers of channels:
+    the file has to hold that many, is read as it is, and 16-bit values are divided by 257.
+    ``.npy`` files hold [H, W] or [H, W, C] and are taken as they are, channel order and value range
+    included.
+
+    Args:
+        path (str | os.PathLike): The file; any characters.
+        img_channels (int): Channels wanted.
+        to_rgb (bool): Three channels in the order RGB (four: RGBA), else BGR (BGRA).
+
+    Returns:
+        np.ndarray: float32 [H, W, img_channels], 0..255.
+
+    Raises:
+        UserError: The file is missing, not an image, or has another number of channels.
+    """
+    path = os.fspath(path)
+    if path.lower().endswith(".npy"):
+        img = _load_npy(path, "image")
+    else:
+        img = _decode(path, img_channels)
+        if to_rgb and img.ndim == 3 and img.shape[2] == 3:
+            img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+        elif to_rgb and img.ndim == 3 and img.shape[2] == 4:
+            img = cv2.cvtColor(img, cv2.COLOR_BGRA2RGBA)
+    if img.ndim == 2:
+        img = img[:, :, None]
+    if img.ndim != 3 or img.shape[2] != img_channels:
+        raise UserError(
+            f"Image {path} has the shape {img.shape}, expected [height, width, {img_channels}]: "
+            "set img_channels to what the files hold."
+        )
+    scale = 1 / 257 if img.dtype == np.uint16 and not path.lower().endswith(".npy") else 1
+    img = img.astype(np.float32)
+    return img if scale == 1 else img * np.float32(scale)
+
+
+def _decode(path, img_channels):
+    """Decodes an image file: uint8 [H, W] for 1, uint8 BGR for 3, anything for other channels."""
+    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
+    try:
+        # cv2.imread cannot open every path on every system; NumPy can.
+        content = np.fromfile(path, dtype=np.uint8)
+    except FileNotFoundError as e:
+        raise UserError(f"Image {path} does not exist.") from e
+    except OSError as e:
+        raise UserError(f"Image {path} cannot be opened: {e.strerror or e}.") from e
+    try:
+        img = cv2.imdecode(content, flags) if content.size else None
+    except cv2.error as e:
+        raise UserError(f"Image {path} cannot be decoded: {e}") from e
+    if img is None:
+        raise UserError(f"Image {path} is broken or of a format that OpenCV does not read.")
+    return img
+
+
+def _load_npy(path, what):
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError as e:
+        raise UserError(f"{what.capitalize()} {path} does not exist.") from e
+    except (OSError, ValueError, EOFError) as e:
+        raise UserError(f"{what.capitalize()} {path} cannot be read: {e}") from e
+    if array.dtype.kind not in "buif":
+        raise UserError(f"{what.capitalize()} {path} holds {array.dtype}, expected numbers.")
+    return array
+
+
+def read_label(path):
+    """Reads a label file: palette indices (not their colours), grey values, or an array.
+
+    Args:
+        path (str | os.PathLike): An image file of one channel with 1, 8 or 16 bits, an image file
+            whose colour channels are all equal, or a ``.npy`` file of whole numbers.
+
+    Returns:
+        np.ndarray: [H, W], uint8, or wider where the file is.
+
+    Raises:
+        UserError: The file is missing, broken, or holds colours.
+    """
+    path = os.fspath(path)
+    if path.lower().endswith(".npy"):
+        label = _load_npy(path, "label")
+        if label.ndim != 2 or label.dtype.kind not in "bui":
+            raise UserError(
+                f"Label {path} holds {label.dtype} of the shape {label.shape}, expected whole "
+                "numbers [height, width]."
+            )
+    else:
+        label = _decode_label(path)
+    dtype = np.uint8 if label.dtype == np.bool_ else label.dtype.newbyteorder("=")
+    return label.astype(dtype, copy=False)
+
+
+def _decode_label(path):
+    try:
+        # Pillow, since OpenCV turns palette indices into colours.
+        with Image.open(path) as file:
+            mode = file.mode
+            label = np.array(file)
+    except FileNotFoundError as e:
+        raise UserError(f"Label {path} does not exist.") from e
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise UserError(f"Label {path} cannot be read: {e}") from e
+    if label.ndim == 3:
+        colors = label[:, :, : {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])]
+        if (colors != colors[:, :, :1]).any():
+            raise UserError(
+                f"Label {path} holds colours (mode {mode}); a label has one channel of class "
+                "numbers. Convert it to a palette or grey PNG."
+            )
+        label = np.ascontiguousarray(colors[:, :, 0])
+    if label.dtype.kind not in "bui":
+        raise UserError(f"Label {path} holds {label.dtype}, expected whole numbers.")
+    return label
+
+
+# ------------------------------------------------------------------------------------- there, back
+
+
+def preprocess(image, compose):
+    """Reads an image and runs the transforms of evaluation on it.
+
+    Args:
+        image (str | os.PathLike | np.ndarray): A path, or an array [H, W] or [H, W, C] in 0..255,
+            BGR when it has three channels (what cv2.imread returns).
+        compose (Compose): The transforms.
+
+    Returns:
+        tuple: the network's input, float32 [C, h, w]; trans_info for the functions below; and the
+        image as read, float32 [H, W, C] in 0..255, RGB unless the Compose says otherwise.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+    sample = compose.read({"img": image})
+    original = sample["img"]
+    out = compose.apply(sample)
+    return out["img"], out["trans_info"], original
+
+
+def _undo(plane, trans_info, interp):
+    """Undoes resizes and paddings on [h, w], last first."""
+    for kind, size, *offset in reversed(trans_info):
+        size = (int(size[0]), int(size[1]))
+        if kind == "resize":
+            plane = functional.resize(plane, size, interp)
+        elif kind == "padding":
+            top, left = (int(o) for o in offset[0]) if offset else (0, 0)
+            if top + size[0] > plane.shape[0] or left + size[1] > plane.shape[1]:
+                raise ValueError(
+                    f"trans_info {trans_info} says that {size} was padded, but there are only "
+                    f"{plane.shape}: it belongs to another image or another order of transforms."
+                )
+            plane = functional.crop(plane, top, left, size)
+        else:
+            raise ValueError(
+                f"trans_info has the step {kind!r}; 'resize' and 'padding' can be undone."
+            )
+    return plane
+
+
+def restore(array, trans_info, interp="linear"):
+    """Brings a network's output back to the size of the image that was read.
+
+    Args:
+        array (np.ndarray): Scores, float [C, h, w] or [h, w], or labels, integers [h, w].
+        trans_info (list): ("resize" | "padding", (height, width) before the step) in the order of
+            the steps; an optional third element is the (top, left) of the image in its padding.
+        interp (str): "linear" (half-pixel centres, no align_corners) for scores, "nearest" for
+            labels.
+
+    Returns:
+        np.ndarray: [C, H, W] or [H, W]; float32 for scores, the given dtype for "nearest".
+
+    Raises:
+        ValueError: An unknown step or interp, labels with "linear", or a trans_info that does not
+            fit the array.
+    """
+    flags = {"linear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
+    if interp not in flags:
+        raise ValueError(f"interp must be 'linear' or 'nearest', but it is {interp!r}.")
+    if array.ndim not in (2, 3):
+        raise ValueError(f"expected [C, h, w] or [h, w], but the shape is {array.shape}.")
+    if interp == "linear":
+        if array.dtype.kind != "f":
+            raise ValueError(f"{array.dtype} holds labels: they are restored with 'nearest'.")
+        array = array.astype(np.float32, copy=False)
+    if array.ndim == 2:
+        return _undo(array, trans_info, flags[interp])
+    return np.stack([_undo(plane, trans_info, flags[interp]) for plane in array])
+
+
+def scores_to_labels(scores, trans_info):
+    """Restores scores bilinearly and takes the best class of each pixel.
+
+    One class is restored at a time, so the memory needed does not grow with the number of classes.
+
+    Args:
+        scores (np.ndarray): Logits or probabilities, float [C, h, w].
+        trans_info (list): As for `restore`.
+
+    Returns:
+        np.ndarray: int32 [H, W], 0..C-1; equal scores go to the lower class, as np.argmax does.
+    """
+    if scores.ndim != 3 or len(scores) == 0:
+        raise ValueError(f"expected scores [C, h, w], but the shape is {scores.shape}.")
+    best = restore(scores[0], trans_info).copy()
+    labels = np.zeros(best.shape, np.int32)
+    for c in range(1, len(scores)):
+        plane = restore(scores[c], trans_info)
+        np.copyto(labels, np.int32(c), where=plane > best)
+        np.maximum(best, plane, out=best)
+    return labels
+
+
+def labels_to_original(labels, trans_info):
+    """Restores a network's labels by nearest.
+
+    Args:
+        labels (np.ndarray): Integers [h, w].
+        trans_info (list): As for `restore`.
+
+    Returns:
+        np.ndarray: [H, W] of the same dtype.
+    """
+    return restore(labels, trans_info, "nearest")
+
+
+def softmax(logits, axis=0):
+    """Probabilities from logits, computed in float32 and safe for large values.
+
+    Args:
+        logits (np.ndarray): Any shape.
+        axis (int): The axis of the classes.
+
+    Returns:
+        np.ndarray: float32, the same shape, summing to 1 along `axis`.
+    """
+    logits = logits.astype(np.float32)
+    out = np.exp(logits - logits.max(axis=axis, keepdims=True))
+    out /= out.sum(axis=axis, keepdims=True)
+    return out
