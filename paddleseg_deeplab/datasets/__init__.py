@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets: one's own files, the public ones, and the embedded one. No Paddle in here."""
+
+from paddleseg_deeplab.datasets.base import (
+    BaseDataset,
+    class_pixel_counts,
+    label_table,
+    voc_palette,
+)
+from paddleseg_deeplab.datasets.catalog import (
+    ADE20K,
+    CamVid,
+    CatalogDataset,
+    Cityscapes,
+    CocoStuff,
+    OpticDiscSeg,
+    PascalContext,
+    PascalVOC,
+)
+from paddleseg_deeplab.datasets.dataset import Dataset, read_list_file
+from paddleseg_deeplab.datasets.shapes import Shapes
+
+__all__ = [
+    "ADE20K",
+    "BaseDataset",
+    "CamVid",
+    "CatalogDataset",
+    "Cityscapes",
+    "CocoStuff",
+    "Dataset",
+    "OpticDiscSeg",
+    "PascalContext",
+    "PascalVOC",
+    "Shapes",
+    "class_pixel_counts",
+    "label_table",
+    "read_list_file",
+    "voc_palette",
+]

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all datasets share: from a label file and an image to a checked, transformed sample."""
+
+import contextlib
+import numbers
+import operator
+import os
+
+import numpy as np
+
+from paddleseg_deeplab.transforms import Compose
+from paddleseg_deeplab.transforms.pipeline import read_image, read_label
+from paddleseg_deeplab.utils.errors import UserError
+
+VOID = 255  # what transforms pad labels with
+
+
+def voc_palette(num_classes):
+    """The colour table of the PASCAL VOC devkit: uint8 [num_classes, 3], RGB.
+
+    Bit 3k, 3k + 1 and 3k + 2 of a class number go to bit 7 - k of red, green and blue.
+    """
+    numbers = np.arange(num_classes)
+    table = np.zeros((num_classes, 3), np.uint8)
+    for k in range(8):
+        for channel in range(3):
+            bit = (numbers >> (3 * k + channel)) & 1
+            table[:, channel] |= (bit << (7 - k)).astype(np.uint8)
+    return table
+
+
+class BaseDataset:
+    """Images with labels; plain Python, one for every framework's loader.
+
+    Attributes:
+        mode (str): Which part; only "train" transforms the label together with the image.
+        num_classes (int): Number of classes, background included.
+        img_channels (int): Channels of an image.
+        ignore_index (int): The label of void pixels, 255.
+        file_list (list[list]): [image path, label path or None] of each sample.
+        class_names (list[str]): One name for each class.
+        palette (numpy.ndarray): uint8 [num_classes, 3], RGB.
+        transforms (Compose): What is done to each sample.
+        seed (int): Seed of the random transforms.
+    """
+
+    def _set_up(
+        self,
+        *,
+        mode,
+        modes,
+        transforms,
+        num_classes,
+        img_channels=3,
+        ignore_index=VOID,
+        edge=False,
+        class_names=None,
+        palette=None,
+        label_map=None,
+        seed=0,
+        to_rgb=True,
+    ):
+        """Checks and stores what the constructors take in common."""
+        name = type(self).__name__
+        self.mode = str(mode).lower()
+        if self.mode not in modes:
+            raise UserError(f"{name}: mode must be one of {', '.join(modes)}, not {mode!r}.")
+        if edge:
+            raise UserError(
+                f"{name}: edge labels (edge: True) serve networks other than DeepLab; leave it out."
+            )
+        # 255 classes: labels are often 8-bit, and one value must be left for void pixels.
+        self.num_classes = _integer(name, "num_classes", num_classes, 2, 255)
+        self.img_channels = _integer(name, "img_channels", img_channels, 1, 512)
+        self.ignore_index = _integer(name, "ignore_index", ignore_index, 0, 65535)
+        self.seed = _integer(name, "seed", seed, 0, 2**32 - 1)
+        self.edge = False
+        self.to_rgb = to_rgb
+        self.transforms = _compose(name, transforms, to_rgb, self.img_channels)
+        self.class_names = _names(name, class_names, self.num_classes)
+        self.palette = _palette(name, palette, self.num_classes)
+        self._use_label_map(label_map)
+        self.file_list = []
+
+    def _use_label_map(self, label_map):
+        name = type(self).__name__
+        self.label_map = _label_map(name, label_map, self.num_classes, self.ignore_index)
+        self._table = label_table(self.label_map, self.num_classes, self.ignore_index)
+
+    def __len__(self):
+        return len(self.file_list)
+
+    def __getitem__(self, key):
+        """One sample.
+
+        Args:
+            key (int or tuple): The index, or (index, epoch): random transforms draw from
+                `default_rng([seed, epoch, index])`, so workers and restarts change nothing.
+
+        Returns:
+            dict: "img" float32 [C, H, W]; "label" int64 [H, W] where there is one, void as
+            `ignore_index`: in mode "train" transformed with the image, else at its original
+            size; "im_path" str; outside "train" also "trans_info", which undoes the
+            transforms.
+
+        Raises:
+            UserError: a file is missing or broken, image and label differ in size, or the
+                label holds values that are no class; it names the files.
+        """
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
+        index = self._index(index)
+        training = self.mode.startswith("train")
+        sample = self._read(index)
+        has_label = sample.get("label") is not None
+        sample["gt_fields"] = ["label"] if training and has_label else []
+        sample["rng"] = np.random.default_rng([self.seed, int(epoch), index])
+        out = self.transforms.apply(sample)
+        result = {"img": out["img"], "im_path": self.file_list[index][0]}
+        if has_label:
+            label = out["label"].astype(np.int64)
+            if self.ignore_index != VOID:
+                label[label == VOID] = self.ignore_index
+            result["label"] = label
+        if not training:
+            result["trans_info"] = out["trans_info"]
+        return result
+
+    def _read(self, index):
+        """A sample with img float32 [H, W, C] and, where there is one, label [H, W] of classes."""
+        path, label_path = self.file_list[index]
+        sample = {"img": path}
+        if label_path is not None:
+            # The label's values are checked here, the sizes of both by Compose.
+            sample["label"] = self.load_label(index)
+            sample["label_path"] = label_path
+        return self.transforms.read(sample)
+
+    def load_image(self, index):
+        """The untransformed image of a sample: float32 [H, W, C], 0..255, RGB."""
+        return read_image(self.file_list[self._index(index)][0], self.img_channels, True)
+
+    def load_label(self, index):
+        """The untransformed label of a sample: uint8 [H, W] of classes, 255 void; or None.
+
+        Raises:
+            UserError: values that are no class.
+        """
+        path = self.file_list[self._index(index)][1]
+        return None if path is None else self._to_classes(read_label(path), path)
+
+    def _index(self, index):
+        index = operator.index(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no sample {index} among {len(self)}")
+        return index % len(self)
+
+    def _to_classes(self, label, path):
+        """Turns the values of a label file into classes, 255 void: uint8 [H, W]."""
+        known = (label >= 0) & (label < len(self._table)) if label.dtype != np.uint8 else None
+        if known is None or known.all():
+            classes = self._table[label]
+            if classes.min(initial=0) >= 0:
+                return classes.astype(np.uint8)
+            known = classes >= 0
+        else:
+            known &= self._table[np.where(known, label, 0)] >= 0
+        values = np.unique(label[~known]).tolist()
+        some = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+        if self.label_map is None:
+            raise UserError(
+                f"The label {path} holds values that are no class: {some}. Classes are 0 to "
+                f"{self.num_classes - 1} and {self.ignore_index} is void. Correct num_classes or "
+                "ignore_index, or turn values into classes with label_map (for a 0/255 mask: "
+                "label_map: {0: 0, 255: 1})."
+            )
+        raise UserError(
+            f"The label {path} holds values that label_map does not list: {some}. Add them, "
+            f"with {self.ignore_index} as the class of those to ignore."
+        )
+
+
+def class_pixel_counts(dataset, max_samples=None):
+    """Counts the pixels of each class, for class weights.
+
+    Args:
+        dataset (BaseDataset): Any dataset of this package, with labels.
+        max_samples (int): Look at no more than this many samples, evenly spread; None: all.
+
+    Returns:
+        numpy.ndarray: int64 [num_classes]; void pixels are not counted.
+    """
+    count = len(dataset) if max_samples is None else min(max_samples, len(dataset))
+    total = np.zeros(dataset.num_classes, np.int64)
+    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int):
+        label = dataset.load_label(index)
+        if label is not None:
+            counts = np.bincount(label.ravel(), minlength=VOID + 1)
+            total += counts[: dataset.num_classes]
+    return total
+
+
+def _integer(name, key, value, low, high):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise UserError(f"{name}: {key} must be an integer, not {value!r}.")
+    value = int(value)
+    if not low <= value <= high:
+        raise UserError(f"{name}: {key} must be {low} to {high}, not {value}.")
+    return value
+
+
+def _compose(name, transforms, to_rgb, img_channels):
+    if isinstance(transforms, Compose):
+        if transforms.img_channels != img_channels:
+            raise UserError(
+                f"{name}: its transforms were made for {transforms.img_channels} channels, the "
+                f"images have {img_channels}; set img_channels on both."
+            )
+        return transforms
+    if not isinstance(transforms, (list, tuple)):
+        raise UserError(f"{name}: transforms must be a list, not {transforms!r}.")
+    return Compose(list(transforms), to_rgb=to_rgb, img_channels=img_channels)
+
+
+def _names(name, class_names, num_classes):
+    if class_names is None:
+        return [f"class_{k}" for k in range(num_classes)]
+    if isinstance(class_names, (str, os.PathLike)):
+        try:
+            with open(class_names, encoding="utf-8-sig") as file:
+                found = [line.strip() for line in file if line.strip()]
+        except OSError as error:
+            raise UserError(f"{name}: cannot read class_names {class_names}: {error}.") from error
+        source = f"the file {class_names}"
+    else:
+        found, source = [str(each) for each in class_names], "class_names"
+    if len(found) != num_classes:
+        raise UserError(f"{name}: {source} has {len(found)} names for {num_classes} classes.")
+    return found
+
+
+def _palette(name, palette, num_classes):
+    if palette is None:
+        return voc_palette(num_classes)
+    with contextlib.suppress(ValueError, TypeError):
+        table = np.asarray(palette, dtype=np.int64)
+        if table.shape == (num_classes, 3) and table.min() >= 0 and table.max() <= 255:
+            return table.astype(np.uint8)
+    raise UserError(
+        f"{name}: palette must hold [red, green, blue], each 0 to 255, for {num_classes} classes."
+    )
+
+
+def _label_map(name, label_map, num_classes, ignore_index):
+    """Checks a label_map; returns dict[int, int] or None."""
+    if label_map is None:
+        return None
+    if not isinstance(label_map, dict) or not label_map:
+        raise UserError(f"{name}: label_map must be like {{0: 0, 255: 1}}, not {label_map!r}.")
+    checked = {}
+    for value, target in label_map.items():
+        try:
+            checked[int(value)] = int(target)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{name}: label_map entry {value!r}: {target!r} is no number."
+            ) from None
+    for value, target in checked.items():
+        if not 0 <= value <= 65535:
+            raise UserError(f"{name}: label_map value {value} is outside 0 to 65535.")
+        if not (0 <= target < num_classes or target in (ignore_index, VOID)):
+            raise UserError(
+                f"{name}: label_map turns {value} into {target}, which is neither a class "
+                f"(0 to {num_classes - 1}) nor the void value {ignore_index}."
+            )
+    return checked
+
+
+def label_table(label_map, num_classes, ignore_index):
+    """Class of each label value 0..65535: int16, VOID for void, -1 for values that are no class.
+
+    Void inside is always 255, whatever the files use, because transforms pad with it; a value
+    that is void by `ignore_index` and not listed in `label_map` stays void.
+    """
+    table = np.full(65536, -1, np.int16)
+    if label_map is None:
+        table[:num_classes] = np.arange(num_classes)
+    table[ignore_index] = VOID
+    for value, target in (label_map or {}).items():
+        table[value] = VOID if target in (ignore_index, VOID) else target
+    return table

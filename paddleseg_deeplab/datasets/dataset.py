@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dataset of one's own files: a list file names images and labels."""
+
+import os
+
+from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.datasets.base import VOID, BaseDataset
+from paddleseg_deeplab.utils.errors import UserError
+
+_SHOWN = 5  # how many faults a message names
+
+
+def read_list_file(path, root, separator=" ", *, labels="required"):
+    """Reads a list file: an image and its label on each line, relative to `root`.
+
+    Blank lines and lines that begin with # are skipped; a byte-order mark and Windows line
+    endings do no harm. A blank separator means any run of blanks and tabs, so file names with
+    blanks need another separator, such as a tab or a comma.
+
+    Args:
+        path (str): The list file, UTF-8.
+        root (str): What relative paths start from.
+        separator (str): What stands between image and label.
+        labels (str): "required", or "optional" where a line may name an image only.
+
+    Returns:
+        list[list]: [image path, label path or None].
+
+    Raises:
+        UserError: a line of another form (file and line are named), no lines, files missing.
+    """
+    if not isinstance(separator, str) or not separator:
+        raise UserError(f"separator must be a character such as ' ' or ',', not {separator!r}.")
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read the list file {path}: {error}.") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        line = line.strip(" \r\n")
+        if not line.strip() or line.startswith("#"):
+            continue
+        items = line.split() if separator == " " else line.split(separator)
+        items = [item.strip() for item in items]
+        if len(items) > 2 or not all(items) or (len(items) == 1 and labels == "required"):
+            raise UserError(
+                f"{path}:{number}: a line must be an image, {separator!r} and a label, not "
+                f"{line!r}. If the paths hold blanks, use another separator and set it "
+                "(separator: ',' for example)."
+            )
+        items += [None] * (2 - len(items))
+        pairs.append([item and os.path.normpath(os.path.join(root, item)) for item in items])
+    if not pairs:
+        raise UserError(f"The list file {path} names no files.")
+    check_files_exist(pairs, path)
+    return pairs
+
+
+def check_files_exist(pairs, source):
+    """UserError, with the first few and the count, if files of `pairs` are not there.
+
+    Folders are listed once each: asking for every file by itself takes minutes on a network
+    drive.
+    """
+    folders, missing = {}, []
+    for path in (path for pair in pairs for path in pair if path is not None):
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # The second question is for file systems that fold letter case or accents.
+        if name not in folders[folder] and not os.path.isfile(path):
+            missing.append(path)
+    if missing:
+        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise UserError(f"{len(missing)} of the files that {source} names are missing: {shown}.")
+
+
+def check_root(name, root, hint):
+    """Returns `root` as a str; UserError with `hint` if it is no folder."""
+    if root is None or not os.path.isdir(root):
+        given = "dataset_root is not set" if root is None else f"there is no folder {root}"
+        raise UserError(f"{name}: {given}. {hint}")
+    return os.fspath(root)
+
+
+@manager.DATASETS.add_component
+class Dataset(BaseDataset):
+    """One's own images and labels, named by list files as in PaddleSeg.
+
+    Args:
+        mode (str): "train", "val" or "test"; chooses the list file.
+        dataset_root (str): What the paths in the list files are relative to.
+        transforms (list): Transforms of a sample.
+        num_classes (int): Number of classes, background included; 2 to 255.
+        img_channels (int): Channels of an image: 1 (grey), 3, or more.
+        train_path, val_path, test_path (str): The list files, relative to the working
+            directory as in PaddleSeg or, if there is no such file, to `dataset_root`. In test
+            lists a line may name an image without a label.
+        separator (str): Between image and label on a line; " " means any blanks and tabs.
+        ignore_index (int): The label value of void pixels.
+        edge (bool): Must be False (PaddleSeg's edge labels serve other networks).
+        class_names (str or list): A file with one name a line, found as the list files are, or
+            the names; default class_0, class_1, ...
+        label_map (dict): Turns label values into classes, such as {0: 0, 255: 1} for 0/255
+            masks. Values that it does not list are an error, except `ignore_index`, which
+            stays void.
+        palette (list): [red, green, blue] of each class; default the VOC colour table.
+        seed (int): Seed of the random transforms.
+        to_rgb (bool): False keeps OpenCV's BGR order of three-channel images.
+
+    Raises:
+        UserError: a setting, list file or file is wrong; it is named.
+    """
+
+    def __init__(
+        self,
+        mode,
+        dataset_root,
+        transforms,
+        num_classes,
+        img_channels=3,
+        train_path=None,
+        val_path=None,
+        test_path=None,
+        separator=" ",
+        ignore_index=VOID,
+        edge=False,
+        *,
+        class_names=None,
+        label_map=None,
+        palette=None,
+        seed=0,
+        to_rgb=True,
+    ):
+        self.dataset_root = check_root(
+            "Dataset", dataset_root, "Set dataset_root to the folder that the list files refer to."
+        )
+        if isinstance(class_names, (str, os.PathLike)):
+            class_names = self._find("class_names", class_names)
+        self._set_up(
+            mode=mode,
+            modes=("train", "val", "test"),
+            transforms=transforms,
+            num_classes=num_classes,
+            img_channels=img_channels,
+            ignore_index=ignore_index,
+            edge=edge,
+            class_names=class_names,
+            palette=palette,
+            label_map=label_map,
+            seed=seed,
+            to_rgb=to_rgb,
+        )
+        key = f"{self.mode}_path"
+        given = {"train": train_path, "val": val_path, "test": test_path}[self.mode]
+        if given is None:
+            raise UserError(f"Dataset: mode {self.mode!r} needs {key}, the list file.")
+        self.file_list = read_list_file(
+            self._find(key, given),
+            self.dataset_root,
+            separator,
+            labels="optional" if self.mode == "test" else "required",
+        )
+
+    def _find(self, key, path):
+        for candidate in (path, os.path.join(self.dataset_root, path)):
+            if os.path.isfile(candidate):
+                return candidate
+        raise UserError(
+            f"Dataset: {key} {path} is no file, neither in the working directory nor in "
+            f"{self.dataset_root}."
+        )
