@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: flags, the device, and how an error reaches the person."""
+
+import argparse
+import importlib.util
+import logging
+import os
+import sys
+
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger, setup_console
+
+_PADDLE_MISSING = (
+    "PaddlePaddle is not installed. For a CPU: pip install 'paddleseg-deeplab[cpu]'; for a GPU: "
+    "pip install paddlepaddle-gpu as the installation guide at https://www.paddlepaddle.org.cn/en/"
+    "install/quick says."
+)
+
+
+def require_paddle():
+    """Raises a `UserError` with both install commands where Paddle is missing."""
+    if importlib.util.find_spec("paddle") is None:
+        raise UserError(_PADDLE_MISSING)
+
+
+def add_config_arguments(parser):
+    """The flags that train, val, predict and export share."""
+    parser.add_argument("--config", required=True, help="YAML file, such as configs/....yml")
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="override anything in the config: val_dataset.dataset_root=data/x loss.coef=[1]",
+    )
+    parser.add_argument(
+        "--data_format",
+        choices=["NCHW", "NHWC"],
+        help="memory layout of the network; sets model, backbone and losses (default: as in the "
+        "config, else NCHW)",
+    )
+    add_device_argument(parser)
+
+
+def add_device_argument(parser):
+    parser.add_argument(
+        "--device",
+        help="cpu, gpu, gpu:1, ... (default: the GPU where Paddle sees one, else the CPU)",
+    )
+
+
+def read_config(args, *, pretrained=True, **overrides):
+    """The `Config` that the shared flags describe.
+
+    Args:
+        args: Parsed flags of `add_config_arguments`.
+        pretrained (bool): False forgets pretrained weights, since a whole model is loaded later.
+        **overrides: ``learning_rate``, ``batch_size``, ``iters`` of `Config`.
+    """
+    from paddleseg_deeplab.cvlibs import Config
+
+    config = Config(args.config, opts=args.opts, **overrides)
+    if args.data_format:
+        config.set_data_format(args.data_format)
+    if not pretrained:
+        config.drop_pretrained()
+    return config
+
+
+def select_device(name=None):
+    """Makes ``name`` Paddle's device and returns the name in use.
+
+    Args:
+        name (str, optional): "cpu", "gpu", "gpu:N" or another device of the installed Paddle; the
+            best present by default.
+
+    Raises:
+        UserError: The device is not there. It is never changed silently.
+    """
+    require_paddle()
+    import paddle
+
+    gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    if name is None:
+        name = "gpu" if gpus else "cpu"
+    if name.split(":")[0] == "gpu":
+        if not paddle.device.is_compiled_with_cuda():
+            raise UserError(
+                "--device gpu: the installed Paddle is a CPU build. Install paddlepaddle-gpu, or "
+                "use --device cpu."
+            )
+        number = name.partition(":")[2] or "0"
+        if not number.isdigit() or int(number) >= gpus:
+            raise UserError(f"--device {name}: Paddle sees {gpus} GPU(s). Use one of them or cpu.")
+    try:
+        paddle.device.set_device(name)
+        return str(paddle.get_device())
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"--device {name} is not available in the installed Paddle.") from error
+
+
+def main_of(add_arguments, run, description, argv=None, prog=None):
+    """Parses flags, runs the command, and turns a `UserError` into one line and status 2.
+
+    Args:
+        add_arguments (callable): Takes the parser.
+        run (callable): Takes the parsed flags; returns an exit status or None for 0.
+        description (str): For ``--help``.
+        argv (list[str], optional): Flags; ``sys.argv[1:]`` by default.
+        prog (str, optional): The command's name in messages.
+
+    Returns:
+        int: The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug lines")
+    args = parser.parse_args(argv)
+    setup_console(logging.DEBUG if args.debug else logging.INFO)
+    # Paddle prints warnings of its own (ccache, deprecated calls) that no user can act upon.
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    try:
+        return int(run(args) or 0)
+    except UserError as error:
+        if args.debug:
+            logger.exception("The error below came from here:")
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags and settings that val and predict share."""
+
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
+
+_AUG_KEYS = ("scales", "flip_horizontal", "flip_vertical")
+_WINDOW_KEYS = ("crop_size", "stride")
+
+
+def add_inference_arguments(parser, aug_flag):
+    """Adds the flags of scales, flips, sliding window, batches and precision.
+
+    Args:
+        parser (argparse.ArgumentParser): Takes them.
+        aug_flag (str): "aug_eval" or "aug_pred", as PaddleSeg names the switch.
+    """
+    run = parser.add_argument_group("the run")
+    run.add_argument(
+        "--batch_size", type=int, default=1, help="images of equal size at once (default: 1)"
+    )
+    run.add_argument(
+        "--num_workers", type=int, default=0, help="threads that read ahead (default: 0)"
+    )
+    run.add_argument(
+        "--precision",
+        choices=["fp32", "fp16", "bf16"],
+        default="fp32",
+        help="mixed precision, on a GPU only (default: fp32)",
+    )
+    run.add_argument("--amp_level", choices=["O1", "O2"], default="O1", help="default: O1")
+    aug = parser.add_argument_group("several scales and flips (probabilities are averaged)")
+    aug.add_argument(f"--{aug_flag}", action="store_true", help="average scales and flips")
+    aug.add_argument("--scales", nargs="+", type=float, help="such as 0.75 1.0 1.25 (default: 1.0)")
+    aug.add_argument("--flip_horizontal", action="store_true", help="also the mirrored image")
+    aug.add_argument("--flip_vertical", action="store_true", help="also the image upside down")
+    window = parser.add_argument_group("sliding window")
+    window.add_argument("--is_slide", action="store_true", help="go over the image in windows")
+    window.add_argument(
+        "--crop_size", nargs=2, type=int, metavar=("W", "H"), help="the window, such as 512 512"
+    )
+    window.add_argument(
+        "--stride", nargs=2, type=int, metavar=("W", "H"), help="its steps, such as 341 341"
+    )
+
+
+def inference_settings(config, args, aug_flag):
+    """The config's ``test_config`` with the flags over it, as in PaddleSeg.
+
+    Args:
+        config (Config): Of the run.
+        args: Parsed flags of `add_inference_arguments`.
+        aug_flag (str): "aug_eval" or "aug_pred".
+
+    Returns:
+        dict: Keyword arguments of `evaluate` or `predict`.
+
+    Raises:
+        UserError: A flag's value is not allowed.
+    """
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} should be at least {least}, not {getattr(args, name)}.")
+    settings = config.test_config
+    # As in PaddleSeg test_config's switch is the evaluation's: prediction asks with its own flag.
+    switched_on = bool(settings.pop("aug_eval", False)) and aug_flag == "aug_eval"
+    if getattr(args, aug_flag):
+        switched_on = True
+        settings["scales"] = 1.0 if args.scales is None else args.scales
+        settings["flip_horizontal"] = args.flip_horizontal
+        settings["flip_vertical"] = args.flip_vertical
+    else:
+        _warn_of_idle_flags(args, _AUG_KEYS, aug_flag)
+    if switched_on:
+        # Unset means off, though `predict` as PaddleSeg's flips horizontally by default.
+        settings = {"scales": 1.0, "flip_horizontal": False, "flip_vertical": False, **settings}
+    settings[aug_flag] = switched_on
+    if args.is_slide:
+        settings["is_slide"] = True
+        # A part that no flag gives is the config's.
+        for key in _WINDOW_KEYS:
+            settings[key] = getattr(args, key) or settings.get(key)
+    elif not settings.get("is_slide"):
+        _warn_of_idle_flags(args, _WINDOW_KEYS, "is_slide")
+    for key in ("batch_size", "num_workers", "precision", "amp_level"):
+        settings[key] = getattr(args, key)
+    return settings
+
+
+def _warn_of_idle_flags(args, names, switch):
+    idle = [f"--{name}" for name in names if getattr(args, name)]
+    if idle:
+        logger.warning("%s: no effect without --%s.", " ".join(idle), switch)
+
+
+def dataset_facts(builder):
+    """Validation set, class names and colours, as far as they can be had.
+
+    A trained model is often used where its dataset is not: then names and colours are the
+    config's, the dataset class', or made up (the VOC colour table, as datasets have it).
+
+    Args:
+        builder (SegBuilder): Of the run.
+
+    Returns:
+        tuple: The dataset or None; list[str] and uint8 [K, 3] RGB for the model's K classes.
+    """
+    import numpy as np
+
+    from paddleseg_deeplab.cvlibs import manager
+    from paddleseg_deeplab.datasets.base import voc_palette
+
+    config, count = builder.config.val_dataset_cfg, builder.model.num_classes
+    dataset, component = None, None
+    if config:
+        component = manager.DATASETS[config["type"]]
+        try:
+            dataset = builder.val_dataset
+        except (UserError, OSError) as error:
+            logger.info("Going on without the dataset itself: %s", error)
+    facts = []
+    for key, made_up in (
+        ("class_names", [f"class {i}" for i in range(count)]),
+        ("palette", voc_palette(count)),
+    ):
+        value = getattr(dataset, key, None)
+        if value is None and dataset is None and config:
+            value = config.get(key, getattr(component, key.upper(), None))
+        usable = value is not None and not isinstance(value, str) and len(value) == count
+        facts.append(value if usable else made_up)
+    return dataset, list(facts[0]), np.asarray(facts[1], np.uint8)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predicts images: overlays, palette PNGs, raw class ids, probabilities."""
+
+import sys
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.cli.inference import (
+    add_inference_arguments,
+    dataset_facts,
+    inference_settings,
+)
+from paddleseg_deeplab.utils.errors import UserError
+
+_DESCRIPTION = """Predicts images with a trained model.
+
+  python predict.py --config configs/deeplabv3p_resnet50_os8.yml \\
+      --model_path output/best_model --image_path photos --save_dir output/result
+
+Results have the images' sizes and go to sub folders of --save_dir: added_prediction (overlays),
+pseudo_color_prediction (palette PNGs), raw_prediction (class numbers), probability (.npy). Names
+are the images', below the folder that was given; a.jpg and a.png give a_jpg and a_png. Images that
+cannot be read are reported at the end, and the exit status is then 2.
+"""
+
+
+def add_arguments(parser):
+    common.add_config_arguments(parser)
+    parser.add_argument(
+        "--model_path", required=True, help="trained weights: model.pdparams or its folder"
+    )
+    parser.add_argument(
+        "--image_path",
+        required=True,
+        nargs="+",
+        help="an image, a folder (searched recursively), a list file, a glob pattern, or images",
+    )
+    parser.add_argument("--save_dir", default="output/result", help="default: output/result")
+    parser.add_argument(
+        "--outputs",
+        nargs="+",
+        default=["overlay", "palette"],
+        help="of overlay, palette, raw, prob (default: overlay palette)",
+    )
+    parser.add_argument(
+        "--custom_color",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="colours of the first classes: R G B R G B ... (default: the dataset's)",
+    )
+    add_inference_arguments(parser, "aug_pred")
+
+
+def _preprocessing(builder, dataset):
+    """The validation set's Compose, made from the config alone where the set cannot be opened."""
+    if dataset is not None:
+        return dataset.transforms
+    from paddleseg_deeplab.cvlibs import manager
+    from paddleseg_deeplab.transforms import Compose
+
+    config = builder.config.val_dataset_cfg
+    if not config:
+        raise UserError(
+            f"{builder.config.path}: val_dataset is missing; its transforms are needed."
+        )
+    component = manager.DATASETS[config["type"]]
+    channels = config.get("img_channels", getattr(component, "IMG_CHANNELS", 3))
+    return Compose(builder.val_transforms, to_rgb=config.get("to_rgb", True), img_channels=channels)
+
+
+def run(args):
+    """Predicts as the flags say; 0 when every image is done."""
+    from paddleseg_deeplab.utils.prediction_files import collect_images, parse_outputs
+
+    outputs = parse_outputs(" ".join(args.outputs))
+    # Several paths: what a shell makes of a glob pattern without quotes.
+    given = args.image_path[0] if len(args.image_path) == 1 else args.image_path
+    images, root = collect_images(given, exclude=args.save_dir)
+    device = common.select_device(args.device)
+    config = common.read_config(args, pretrained=False)
+    settings = inference_settings(config, args, "aug_pred")
+
+    from paddleseg_deeplab.core.predict import predict, report
+    from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.utils.logger import logger
+
+    builder = SegBuilder(config)
+    dataset, class_names, palette = dataset_facts(builder)
+    transforms = _preprocessing(builder, dataset)
+    logger.info("Predicting %d images on %s.", len(images), device)
+    result = predict(
+        builder.model,
+        args.model_path,
+        transforms,
+        images,
+        image_dir=root,
+        save_dir=args.save_dir,
+        custom_color=args.custom_color,
+        class_names=class_names,
+        palette=palette,
+        outputs=outputs,
+        **settings,
+    )
+    report(result, len(images), args.save_dir)
+    return 0
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="predict.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

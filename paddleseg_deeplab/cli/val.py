@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluates a model: mIoU and more, per class and in total; the report goes to --save_dir."""
+
+import sys
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
+
+_DESCRIPTION = """Evaluates a trained model on the config's validation set.
+
+  python val.py --config configs/deeplabv3p_resnet50_os8.yml --model_path output/best_model
+
+metrics.json, metrics.csv (classes), images.csv (images, the worst first) and confusion_matrix.png
+go to --save_dir.
+"""
+
+
+def add_arguments(parser):
+    common.add_config_arguments(parser)
+    parser.add_argument("--model_path", help="trained weights: model.pdparams or its folder")
+    parser.add_argument(
+        "--save_dir", default="output/evaluation", help="for the report; default: output/evaluation"
+    )
+    parser.add_argument(
+        "--worst", type=int, default=10, help="how many of the worst images to list (default: 10)"
+    )
+    add_inference_arguments(parser, "aug_eval")
+
+
+def run(args):
+    """Evaluates as the flags say; 0 when done."""
+    device = common.select_device(args.device)
+    config = common.read_config(args, pretrained=args.model_path is None)
+    settings = inference_settings(config, args, "aug_eval")
+
+    import paddle
+
+    from paddleseg_deeplab.core.report import write_report
+    from paddleseg_deeplab.core.val import evaluate
+    from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.utils.checkpoint import load_entire_model
+    from paddleseg_deeplab.utils.logger import logger
+
+    builder = SegBuilder(config)
+    dataset, model = builder.val_dataset, builder.model
+    load_entire_model(model, args.model_path)
+    if args.model_path is None:
+        logger.warning("No --model_path: the weights are the config's pretrained or random ones.")
+    logger.info("Evaluating %d images on %s.", len(dataset), device)
+    result = evaluate(model, dataset, worst=args.worst, **settings)
+    if paddle.distributed.get_rank() == 0:
+        files = write_report(result, args.save_dir)
+        logger.info("The report: %s", ", ".join(files))
+    return 0
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="val.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

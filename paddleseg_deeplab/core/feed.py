@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feeds images to evaluation and prediction: reading ahead in threads, batches of equal sizes."""
+
+import collections
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+
+def read_ahead(load, keys, num_workers=0):
+    """Yields ``load(key)`` for each key, in order.
+
+    Threads, not processes: OpenCV and NumPy release the interpreter's lock while they decode and
+    resize, and nothing has to be copied between processes. At most two results a thread wait.
+
+    Args:
+        load (callable): Takes a key; must be safe to call from several threads.
+        keys (Iterable): What to load.
+        num_workers (int): Threads; 0 loads each item when it is asked for.
+
+    Raises:
+        Exception: What `load` raised, at that key's turn.
+    """
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be 0 or more, got {num_workers}.")
+    if num_workers == 0:
+        yield from map(load, keys)
+        return
+    keys = iter(keys)
+    waiting = collections.deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for key in keys:
+                waiting.append(pool.submit(load, key))
+                if len(waiting) > 2 * num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def equal_size_batches(samples, batch_size):
+    """Groups samples whose images have the same size, so that any batch size works.
+
+    A group is given out when it is full. So that a set in which every image has its own size does
+    not pile up in memory, at most ``2 * batch_size`` samples wait: beyond that the oldest group
+    goes out as it is.
+
+    Args:
+        samples (Iterable[dict]): With ``img``, float32 [C, H, W].
+        batch_size (int): Most samples a batch.
+
+    Yields:
+        tuple[list[dict], np.ndarray]: The samples and their images, float32 [N, C, H, W]. The
+        order is not that of the input.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    groups = {}  # insertion order: the first one is the oldest
+    waiting = 0
+    for sample in samples:
+        shape = sample["img"].shape
+        group = groups.setdefault(shape, [])
+        group.append(sample)
+        waiting += 1
+        if len(group) == batch_size:
+            out = shape
+        elif waiting >= 2 * batch_size:
+            out = next(iter(groups))
+        else:
+            continue
+        group = groups.pop(out)
+        waiting -= len(group)
+        yield group, _stack(group)
+    for group in groups.values():
+        yield group, _stack(group)
+
+
+def _stack(group):
+    return np.stack([sample["img"] for sample in group]).astype(np.float32, copy=False)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one path from a batch of images to logits and losses, for training and inference alike."""
+
+import contextlib
+
+import paddle
+
+from paddleseg_deeplab.utils.errors import UserError
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def precision_context(precision="fp32", amp_level="O1"):
+    """The context that a forward pass runs in.
+
+    Args:
+        precision (str): "fp32", "fp16" or "bf16".
+        amp_level (str): "O1" (per operator) or "O2" (almost everything).
+
+    Raises:
+        UserError: Mixed precision on a CPU, where Paddle's autocast has no effect (3.3.1 only
+            warns), or an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}.")
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    if paddle.get_device() == "cpu":
+        raise UserError(
+            f"--precision {precision} has no effect on a CPU: Paddle's automatic mixed precision "
+            "works on GPUs only. Use --precision fp32, or --device gpu."
+        )
+    return paddle.amp.auto_cast(
+        level=amp_level, dtype={"fp16": "float16", "bf16": "bfloat16"}[precision]
+    )
+
+
+def run_model(model, images):
+    """Runs the model on a batch that comes in the outside layout.
+
+    Args:
+        model (nn.Layer): With an attribute ``data_format``, "NCHW" where it has none.
+        images (Tensor): float32 [N, C, H, W].
+
+    Returns:
+        list[Tensor]: Logits in the model's own layout, the main output first.
+    """
+    if getattr(model, "data_format", "NCHW") == "NHWC":
+        images = images.transpose((0, 2, 3, 1))  # [N, H, W, C]
+    return model(images)
+
+
+def infer_logits(model, images):
+    """The main logits as float32 [N, num_classes, H, W]; the caller sets eval mode and no_grad."""
+    logits = run_model(model, images)[0]
+    if getattr(model, "data_format", "NCHW") == "NHWC":
+        logits = logits.transpose((0, 3, 1, 2))
+    return logits.astype("float32")
+
+
+def _label_on_grid(label, height, width):
+    """Label resized by nearest to the logits' grid (V1 and V2 train so); [N, H, W] int64."""
+    if list(label.shape[1:]) == [height, width]:
+        return label
+    # Pixel centres: the label at floor((i + 0.5) * H / h), so that both grids share their middle.
+    rows = ((paddle.arange(height, dtype="float32") + 0.5) * label.shape[1] / height).astype(
+        "int64"
+    )
+    cols = ((paddle.arange(width, dtype="float32") + 0.5) * label.shape[2] / width).astype("int64")
+    return label.index_select(rows, axis=1).index_select(cols, axis=2)
+
+
+def compute_losses(logits_list, label, losses, data_format="NCHW"):
+    """All loss parts of one batch.
+
+    Args:
+        logits_list (list[Tensor]): The model's outputs in ``data_format``.
+        label (Tensor): int64 [N, H, W].
+        losses (dict): ``types`` and ``coef``, one entry an output, as `SegBuilder.loss`.
+        data_format (str): Layout of the logits.
+
+    Returns:
+        tuple[Tensor, dict[str, Tensor]]: The sum (scalar, float32) and the weighted parts by name.
+
+    Raises:
+        UserError: The model's number of outputs is not the number of losses.
+    """
+    types, coefs = losses["types"], losses["coef"]
+    if len(logits_list) != len(types):
+        raise UserError(
+            f"The model gives {len(logits_list)} output(s) in training, but the config's loss has "
+            f"{len(types)} types. Give loss.types and loss.coef one entry an output."
+        )
+    parts = {}
+    for i, (logits, loss, coef) in enumerate(zip(logits_list, types, coefs)):
+        native = getattr(loss, "data_format", data_format)
+        if native != data_format:
+            order = (0, 3, 1, 2) if native == "NCHW" else (0, 2, 3, 1)
+            logits = logits.transpose(order)
+        height, width = logits.shape[2:] if native == "NCHW" else logits.shape[1:3]
+        value = loss(logits, _label_on_grid(label, height, width))
+        suffix = f"_output{i}" if i else ""
+        if isinstance(value, (list, tuple)):
+            for name, part in zip(loss.names, value):
+                parts[name + suffix] = coef * part
+        else:
+            parts[type(loss).__name__ + suffix] = coef * value
+    return sum(parts.values()), parts

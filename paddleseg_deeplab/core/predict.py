@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prediction of image files into files: overlays, palette PNGs, raw ids, probabilities."""
+
+import dataclasses
+
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
+from paddleseg_deeplab.core.forward import precision_context
+from paddleseg_deeplab.core.val import evaluation_mode
+from paddleseg_deeplab.transforms import pipeline
+from paddleseg_deeplab.utils import prediction_files, visualize
+from paddleseg_deeplab.utils.checkpoint import load_entire_model
+from paddleseg_deeplab.utils.errors import UserError
+
+
+@dataclasses.dataclass
+class PredictionResult:
+    """What `predict` did.
+
+    Attributes:
+        written (dict[str, dict]): Image path -> {kind of output: file}.
+        failed (list[tuple[str, str]]): Path and reason of each image that could not be read.
+    """
+
+    written: dict
+    failed: list
+
+
+def _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs):
+    if aug_pred:
+        infer.check_scales(scales)
+    if is_slide:
+        infer.check_window(crop_size, stride)
+    return prediction_files.parse_outputs(outputs)
+
+
+def _shown(original, transforms):
+    """The image as uint8 RGB [H, W, 3], which is what overlays need, a quarter of the memory."""
+    rgb = visualize.to_rgb(original)
+    three = original.shape[-1] == 3
+    return rgb[..., ::-1] if three and not getattr(transforms, "to_rgb", True) else rgb
+
+
+def _reader(transforms, failed):
+    """A function that reads one (index, path) into a sample, or notes the failure."""
+
+    def read(item):
+        index, path = item
+        try:
+            img, trans_info, original = pipeline.preprocess(path, transforms)
+        # Whatever a broken file makes the decoder or a transform raise: the rest has to be done.
+        except Exception as error:
+            failed.append((path, str(error) or type(error).__name__))
+            return None
+        return {
+            "index": index,
+            "im_path": path,
+            "img": img,
+            "trans_info": trans_info,
+            "original": _shown(original, transforms),
+        }
+
+    return read
+
+
+def _readable(samples, bar):
+    for sample in samples:
+        if sample is None:
+            bar.update(1)
+        else:
+            yield sample
+
+
+def _palette(palette, custom_color, class_names):
+    """The colours to use: the dataset's, else the default ones; custom ones on top."""
+    count = 256 if class_names is None else len(class_names)
+    if palette is None or (custom_color is not None and len(custom_color)):
+        default = visualize.default_palette(count, custom_color)
+        if palette is None:
+            return default
+        given = min(len(custom_color) // 3, len(palette))
+        return np.concatenate([default[:given], np.asarray(palette, np.uint8)[given:]])
+    return np.asarray(palette, np.uint8)
+
+
+def predict(
+    model,
+    model_path,
+    transforms,
+    image_list,
+    image_dir=None,
+    save_dir="output",
+    aug_pred=False,
+    scales=1.0,
+    flip_horizontal=True,
+    flip_vertical=False,
+    is_slide=False,
+    stride=None,
+    crop_size=None,
+    custom_color=None,
+    *,
+    class_names=None,
+    palette=None,
+    outputs=("overlay", "palette"),
+    batch_size=1,
+    num_workers=0,
+    precision="fp32",
+    amp_level="O1",
+    progress=True,
+):
+    """Predicts images and writes the results at the images' original sizes.
+
+    Results go to sub folders of `save_dir`: ``added_prediction`` (overlay) and
+    ``pseudo_color_prediction`` (palette PNG) as in PaddleSeg, ``raw_prediction`` (class numbers),
+    ``probability`` (.npy); names follow `utils.prediction_files.output_names`. Overlays are PNGs
+    (PaddleSeg keeps the image's format). A legend of the classes is written beside them.
+
+    An image that cannot be read does not stop the others: it is reported at the end.
+
+    Args:
+        model (nn.Layer): Its layers have their modes back afterwards.
+        model_path (str | None): Weights to load; None uses the model as it is.
+        transforms (Compose): Preprocessing, that of the validation set.
+        image_list (list[str]): Image paths.
+        image_dir (str, optional): Folder that result names are relative to. Default: the images'
+            common folder.
+        save_dir (str): Where results go. Default "output".
+        aug_pred (bool): Average over scales and flips. Default False.
+        scales, flip_horizontal, flip_vertical: See `core.infer.aug_inference`; for `aug_pred`.
+        is_slide (bool): Use a sliding window. Default False.
+        stride, crop_size (Sequence[int], optional): Of the window, (width, height).
+        custom_color (list[int], optional): R, G, B, R, G, B, ... in place of the first colours.
+        class_names (list[str], optional): For the legend.
+        palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
+        outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
+        batch_size (int): Images of equal size that go through the network together.
+        num_workers (int): Threads that read ahead.
+        precision, amp_level (str): As for `core.val.evaluate`.
+        progress (bool): Show a progress bar on a terminal.
+
+    Returns:
+        PredictionResult: Files written, and the images that could not be read with the reason.
+
+    Raises:
+        UserError: A setting is wrong or the weights do not fit. OSError: a result could not be
+            written.
+    """
+    outputs = _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs)
+    palette = _palette(palette, custom_color, class_names)
+    image_list = [str(path) for path in image_list]
+    root = image_dir if image_dir is not None else prediction_files.collect_images(image_list)[1]
+    names = prediction_files.output_names(image_list, root)
+    load_entire_model(model, model_path)
+    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
+    if aug_pred:
+        settings.update(scales=scales)
+        settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)
+    written, failed = {}, []
+    samples = read_ahead(_reader(transforms, failed), enumerate(image_list), num_workers)
+    hide = None if progress else True  # None: shown on a terminal only
+    bar = tqdm(total=len(image_list), desc="predict", unit="image", disable=hide)
+    with bar, evaluation_mode(model), paddle.no_grad():
+        for group, images in equal_size_batches(_readable(samples, bar), batch_size):
+            with precision_context(precision, amp_level):
+                results = _predict(model, images, group, aug_pred, settings, "prob" in outputs)
+            for sample, labels, probabilities in zip(group, *results):
+                written[sample["im_path"]] = prediction_files.write_outputs(
+                    save_dir,
+                    names[sample["index"]],
+                    image=sample["original"],
+                    labels=labels,
+                    palette=palette,
+                    probabilities=probabilities,
+                    outputs=outputs,
+                )
+            bar.update(len(group))
+    if class_names is not None and written:
+        picture = visualize.legend(palette, class_names)
+        visualize.save_image(f"{save_dir}/legend.png", picture)
+    order = {path: i for i, path in enumerate(image_list)}
+    failed.sort(key=lambda item: order[item[0]])
+    return PredictionResult(written, failed)
+
+
+def _predict(model, images, samples, aug_pred, settings, want_probabilities):
+    """Labels and, where wanted, probabilities of a batch, at the original sizes."""
+    infos = [sample["trans_info"] for sample in samples]
+    run = infer.aug_inference if aug_pred else infer.inference
+    images = paddle.to_tensor(images)
+    labels, scores = run(model, images, infos, return_scores=want_probabilities, **settings)
+    if scores is None:
+        return labels, [None] * len(labels)
+    # Averaged scores are probabilities already; those of one pass are logits.
+    return labels, scores if aug_pred else [pipeline.softmax(s, axis=0) for s in scores]
+
+
+def report(result, total, save_dir):
+    """Logs what was done; raises a `UserError` that counts the images that were not."""
+    prediction_files.report_failures(result.failed, total, save_dir)
+    if result.failed:
+        path, reason = result.failed[0]
+        reason = reason if path in reason else f"{path}: {reason}"
+        raise UserError(
+            f"{len(result.failed)} of {total} images could not be read, the others are done. "
+            f"The first: {reason}"
+        )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of val and predict over the config's test_config."""
+
+import argparse
+
+import pytest
+
+from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
+from paddleseg_deeplab.utils.errors import UserError
+
+BATCH = {"batch_size": 1, "num_workers": 0, "precision": "fp32", "amp_level": "O1"}
+NO_FLIPS = {"flip_horizontal": False, "flip_vertical": False}
+
+
+class Config:
+    def __init__(self, **test_config):
+        self.test_config = test_config
+
+
+def settings(flags, aug_flag="aug_eval", **test_config):
+    parser = argparse.ArgumentParser()
+    add_inference_arguments(parser, aug_flag)
+    out = inference_settings(Config(**test_config), parser.parse_args(flags.split()), aug_flag)
+    assert {k: out.pop(k) for k in BATCH} == BATCH
+    return out
+
+
+@pytest.mark.parametrize(
+    ("flags", "test_config", "expected"),
+    [
+        ("", {}, {"aug_eval": False}),
+        ("--aug_eval", {}, {"aug_eval": True, "scales": 1.0, **NO_FLIPS}),
+        (
+            "--aug_eval --scales 0.5 1 --flip_horizontal",
+            {"scales": [2.0], "flip_vertical": True},
+            {"aug_eval": True, "scales": [0.5, 1.0], **NO_FLIPS, "flip_horizontal": True},
+        ),
+        (
+            "",
+            {"aug_eval": True, "scales": [1.0, 2.0]},
+            {"aug_eval": True, "scales": [1.0, 2.0], **NO_FLIPS},
+        ),
+        (
+            "--is_slide --crop_size 4 3 --stride 2 1",
+            {"crop_size": [9, 9]},
+            {"aug_eval": False, "is_slide": True, "crop_size": [4, 3], "stride": [2, 1]},
+        ),
+        (
+            "--is_slide --crop_size 4 3",
+            {"stride": [2, 2]},
+            {"aug_eval": False, "is_slide": True, "crop_size": [4, 3], "stride": [2, 2]},
+        ),
+    ],
+)
+def test_evaluation(flags, test_config, expected):
+    assert settings(flags, **test_config) == expected
+
+
+def test_prediction_asks_with_its_own_switch():
+    test_config = {"aug_eval": True, "scales": [0.5]}
+    assert not settings("", "aug_pred", **test_config)["aug_pred"]
+    out = settings("--aug_pred --scales 2", "aug_pred", **test_config)
+    assert out == {"aug_pred": True, "scales": [2.0], **NO_FLIPS}
+
+
+@pytest.mark.parametrize("flags", ["--batch_size 0", "--num_workers -1"])
+def test_bad_numbers(flags):
+    with pytest.raises(UserError, match="at least"):
+        settings(flags)
