@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Atrous spatial pyramid pooling (V3 paper, section 3.3)."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from paddleseg_deeplab.models.layers.conv import ConvBNReLU, SeparableConvBNReLU
+from paddleseg_deeplab.models.layers.resize import channel_axis, resize, spatial_size
+
+# Rates by output stride: the paper's for 16, in proportion for the others (it doubles them at 8).
+DEFAULT_ASPP_RATIOS = {8: (1, 12, 24, 36), 16: (1, 6, 12, 18), 32: (1, 3, 6, 9)}
+
+
+class _PooledConvBNReLU(ConvBNReLU):
+    """`ConvBNReLU` for a 1x1 map, which in a batch of one has a single value per channel.
+
+    One value has no variance. In training Paddle's batch norm then returns its input unchanged:
+    the branch gets no gradient, and what it computes differs from what it computes in evaluation.
+    Here such a batch is normalised with the running statistics, which it leaves as they are, so
+    that training and evaluation agree and the branch learns. Batches of two or more, and
+    ``nn.SyncBatchNorm`` (which sees the other ranks' images too), are untouched.
+    """
+
+    def forward(self, x):
+        norm = self._batch_norm
+        if self.training and x.shape[0] == 1 and isinstance(norm, nn.BatchNorm2D):
+            y = F.batch_norm(
+                self._conv(x),
+                norm._mean,
+                norm._variance,
+                norm.weight,
+                norm.bias,
+                training=True,
+                momentum=norm._momentum,
+                epsilon=norm._epsilon,
+                data_format=norm._data_format,
+                use_global_stats=True,
+            )
+            return self._relu(y)
+        return self._relu(self.conv_bn(x))
+
+
+class ASPPModule(nn.Layer):
+    """Parallel convolutions at several rates, and the image's mean, joined and projected.
+
+    Args:
+        aspp_ratios (Sequence[int]): Rates; 1 is a 1x1 convolution, others are 3x3 dilated ones.
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of each branch and of the output.
+        align_corners (bool): For spreading the image's mean over the map.
+        use_sep_conv (bool): Separable 3x3 convolutions (V3+) instead of plain ones (V3).
+        image_pooling (bool): With the branch of the image's mean.
+        data_format (str): "NCHW" or "NHWC".
+        dropout (float): Share of the output's values that training drops. The default is
+            PaddleSeg's.
+
+    Raises:
+        ValueError: aspp_ratios is empty or holds something other than positive integers.
+    """
+
+    def __init__(
+        self,
+        aspp_ratios,
+        in_channels,
+        out_channels,
+        align_corners,
+        use_sep_conv=False,
+        image_pooling=False,
+        data_format="NCHW",
+        *,
+        dropout=0.1,
+    ):
+        super().__init__()
+        check_aspp_ratios(aspp_ratios)
+        self._axis = channel_axis(data_format)
+        self.align_corners = align_corners
+        self.data_format = data_format
+        self.image_pooling = image_pooling
+        self.aspp_blocks = nn.LayerList(
+            [_branch(r, in_channels, out_channels, use_sep_conv, data_format) for r in aspp_ratios]
+        )
+        branches = len(self.aspp_blocks)
+        if image_pooling:
+            # Not paddle.mean: its backward pass takes ten times as long on a CPU.
+            self.global_avg_pool = nn.Sequential(
+                nn.AdaptiveAvgPool2D(output_size=(1, 1), data_format=data_format),
+                _PooledConvBNReLU(
+                    in_channels, out_channels, 1, bias_attr=False, data_format=data_format
+                ),
+            )
+            branches += 1
+        self.conv_bn_relu = ConvBNReLU(
+            out_channels * branches, out_channels, 1, data_format=data_format
+        )
+        self.dropout = nn.Dropout(p=dropout)
+
+    def forward(self, x):
+        """[N, in_channels, H, W] -> [N, out_channels, H, W], in the module's data format."""
+        outputs = [block(x) for block in self.aspp_blocks]
+        if self.image_pooling:
+            mean = self.global_avg_pool(x)  # [N, out_channels, 1, 1]
+            size = spatial_size(x, self.data_format)
+            outputs.append(resize(mean, size, self.align_corners, self.data_format))
+        x = paddle.concat(outputs, axis=self._axis)  # [N, out_channels * branches, H, W]
+        return self.dropout(self.conv_bn_relu(x))
+
+
+def check_aspp_ratios(aspp_ratios):
+    """Raises ValueError unless aspp_ratios is a non-empty sequence of positive integers."""
+    is_list = isinstance(aspp_ratios, (list, tuple)) and len(aspp_ratios) > 0
+    if not is_list or not all(type(r) is int and r >= 1 for r in aspp_ratios):
+        raise ValueError(
+            f"aspp_ratios is {aspp_ratios!r}; give positive integers, such as (1, 6, 12, 18)."
+        )
+
+
+def _branch(rate, in_channels, out_channels, use_sep_conv, data_format):
+    if rate == 1:
+        return ConvBNReLU(in_channels, out_channels, 1, data_format=data_format)
+    conv = SeparableConvBNReLU if use_sep_conv else ConvBNReLU
+    # Padding equals the rate, so that every branch keeps the map's size.
+    return conv(in_channels, out_channels, 3, padding=rate, dilation=rate, data_format=data_format)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution, batch norm and ReLU, in the groupings that the networks repeat.
+
+Attribute names are state_dict keys of PaddleSeg's checkpoints (``_conv``, ``_batch_norm``,
+``depthwise_conv``, ``piontwise_conv``) and must not change. Convolution weights are
+[out, in / groups, kh, kw] in both data formats, so that one state_dict serves both.
+"""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+_ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leakyrelu": nn.LeakyReLU,
+    "hardswish": nn.Hardswish,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def SyncBatchNorm(*args, **kwargs):
+    """Batch norm over all ranks where that is possible and needed, else over this rank's images.
+
+    Takes the arguments of ``nn.BatchNorm2D``. Momentum is Paddle's, the share of the old value
+    that is kept; its defaults, 0.9 and epsilon 1e-5, are PaddleSeg's.
+
+    Returns:
+        nn.Layer: ``nn.SyncBatchNorm`` on a GPU when several ranks train; otherwise
+            ``nn.BatchNorm2D`` (Paddle has no CPU kernel for the other). The state_dict is the same.
+    """
+    if paddle.get_device().startswith("gpu") and paddle.distributed.get_world_size() > 1:
+        return nn.SyncBatchNorm(*args, **kwargs)
+    return nn.BatchNorm2D(*args, **kwargs)
+
+
+class Activation(nn.Layer):
+    """A stateless activation by its lower-case name; None leaves the tensor as it is.
+
+    Raises:
+        KeyError: an unknown name. (PaddleSeg evaluates any name of paddle.nn.layer.activation,
+            also those that own parameters; here is a table of those that do not.)
+    """
+
+    def __init__(self, act=None):
+        super().__init__()
+        if act is not None and act not in _ACTIVATIONS:
+            raise KeyError(f"act is {act!r}; give None or one of {sorted(_ACTIVATIONS)}.")
+        self.act_func = None if act is None else _ACTIVATIONS[act]()
+
+    def forward(self, x):
+        return x if self.act_func is None else self.act_func(x)
+
+
+class ReLU(nn.Layer):
+    """ReLU that overwrites its input, the fresh output of a sum or a batch norm.
+
+    Neither needs its output for its gradient. Saves the allocation of one map in three; touching
+    fresh memory costs a CPU more than the comparison does. Traced programs use the plain one.
+    """
+
+    def forward(self, x):
+        return F.relu_(x) if paddle.in_dynamic_mode() else F.relu(x)
+
+
+def _same_padding(kernel_size, dilation):
+    """Padding on each side that keeps the size at stride 1.
+
+    Paddle's own padding="same" sets the dilation to 1 without a word, so a dilated convolution
+    would silently lose its rate. The number below is what "same" means at stride 1.
+    """
+    if not isinstance(kernel_size, int) or kernel_size % 2 == 0:
+        raise ValueError(
+            f'padding="same" needs one odd kernel_size, not {kernel_size!r}; give the padding.'
+        )
+    return dilation * (kernel_size - 1) // 2
+
+
+class ConvBN(nn.Layer):
+    """Convolution, then batch norm.
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        kernel_size (int): Height and width of the kernel.
+        padding (int|str): Zeros on each side; "same" keeps the size at stride 1 for any dilation
+            (at stride 2 it halves rounding up, with equal padding on both sides: PaddleSeg's
+            "same" pads unequally there).
+        **kwargs: What ``nn.Conv2D`` takes more (stride, dilation, groups, bias_attr, data_format).
+            As in PaddleSeg the convolution has a bias unless bias_attr is False.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, padding="same", **kwargs):
+        super().__init__()
+        if padding == "same":
+            padding = _same_padding(kernel_size, kwargs.get("dilation", 1))
+        self._conv = nn.Conv2D(in_channels, out_channels, kernel_size, padding=padding, **kwargs)
+        self._batch_norm = SyncBatchNorm(
+            out_channels, data_format=kwargs.get("data_format", "NCHW")
+        )
+        self._conv_args = {k: v for k, v in kwargs.items() if not k.endswith("_attr")}
+        self._conv_args["padding"] = padding
+
+    def forward(self, x):
+        return self.conv_bn(x)
+
+    # A method of its own, since to_static loses its way in a chain of super().forward().
+    def conv_bn(self, x):
+        """Convolution and batch norm of x.
+
+        A bias here only moves the mean that batch norm takes off again, yet adding it to the map
+        costs a tenth of a training step on a CPU. So it is added to the mean instead.
+        """
+        conv, norm = self._conv, self._batch_norm
+        if conv.bias is None or not paddle.in_dynamic_mode() or type(norm) is not nn.BatchNorm2D:
+            return norm(conv(x))
+        trains = norm.training and not norm._use_global_stats
+        if not trains and paddle.is_grad_enabled():
+            return norm(conv(x))  # frozen statistics: the bias matters, and has a gradient
+        bias = conv.bias.detach().astype(norm._mean.dtype)
+        mean, beta = norm._mean - bias, norm.bias
+        if trains:
+            # The bias has a gradient of 0, and it must be there: weight decay acts on it, and
+            # training on several ranks waits for it.
+            beta = beta + (0.0 * conv.bias).astype(beta.dtype)
+        y = F.batch_norm(
+            F.conv2d(x, conv.weight, **self._conv_args),
+            mean,
+            norm._variance,
+            norm.weight,
+            beta,
+            training=trains,
+            momentum=norm._momentum,
+            epsilon=norm._epsilon,
+            data_format=norm._data_format,
+        )
+        if trains:  # batch norm has updated `mean` where it lies
+            paddle.assign(mean + bias, output=norm._mean)
+        return y
+
+
+class ConvBNReLU(ConvBN):
+    """Convolution, batch norm, ReLU; the arguments are `ConvBN`'s."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, padding="same", **kwargs):
+        super().__init__(in_channels, out_channels, kernel_size, padding, **kwargs)
+        self._relu = ReLU()
+
+    def forward(self, x):
+        return self._relu(self.conv_bn(x))
+
+
+class SeparableConvBNReLU(nn.Layer):
+    """Depthwise convolution and batch norm, then pointwise convolution, batch norm and ReLU.
+
+    Between the two there is no ReLU (V3+ paper, section 3.1, leaves it open; PaddleSeg's layout).
+
+    Args:
+        in_channels (int): Channels of the input.
+        out_channels (int): Channels of the output.
+        kernel_size (int): Of the depthwise convolution.
+        padding (int|str): Of the depthwise convolution, see `ConvBN`.
+        pointwise_bias: ``bias_attr`` of the pointwise convolution; None gives it a bias.
+        **kwargs: What the depthwise ``nn.Conv2D`` takes more; data_format goes to both.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        padding="same",
+        pointwise_bias=None,
+        **kwargs,
+    ):
+        super().__init__()
+        self.depthwise_conv = ConvBN(
+            in_channels, in_channels, kernel_size, padding, groups=in_channels, **kwargs
+        )
+        # "piontwise" is PaddleSeg's spelling of pointwise. Every published checkpoint holds it,
+        # so the name is frozen.
+        self.piontwise_conv = ConvBNReLU(
+            in_channels,
+            out_channels,
+            1,
+            bias_attr=pointwise_bias,
+            data_format=kwargs.get("data_format", "NCHW"),
+        )
+
+    def forward(self, x):
+        return self.piontwise_conv(self.depthwise_conv(x))

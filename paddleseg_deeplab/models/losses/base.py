@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every loss needs: checked inputs in float32, class weights, the choice of hard pixels."""
+
+import numbers
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from paddleseg_deeplab.utils.errors import UserError
+
+_FORMATS = ("NCHW", "NHWC")
+
+
+class SegmentationLoss(nn.Layer):
+    """Checks and converts the inputs, then calls the subclass's ``compute``.
+
+    A subclass sets ``layout`` to the channel order it wants to see, and computes in float32
+    whatever precision the network ran in. Rules kept by all losses: pixels labelled
+    ``ignore_index`` never count, a batch of such pixels alone gives 0 with zero gradients, the
+    label tensor is never changed.
+
+    Args:
+        ignore_index (int): Label of the pixels that do not count.
+        weight (sequence of float, "auto" or None): One factor per class; ``"auto"`` is a
+            placeholder that :meth:`set_class_weights` must fill before the first call.
+        data_format (str): Channel order of the logits, "NCHW" or "NHWC".
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or range.
+    """
+
+    layout = "NCHW"
+
+    def __init__(self, ignore_index=255, weight=None, data_format="NCHW"):
+        super().__init__()
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+            raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}.")
+        if data_format not in _FORMATS:
+            raise ValueError(f"data_format must be 'NCHW' or 'NHWC', not {data_format!r}.")
+        self.ignore_index = int(ignore_index)
+        self.data_format = data_format
+        self.weight = None
+        if isinstance(weight, str):
+            if weight != "auto":
+                raise ValueError(f"weight must be a list of numbers or 'auto', not {weight!r}.")
+            self.weight = weight
+        elif weight is not None:
+            self.set_class_weights(weight)
+
+    @property
+    def needs_class_weights(self):
+        """bool: True while the weights are still the placeholder ``"auto"``."""
+        return isinstance(self.weight, str)
+
+    def set_class_weights(self, weight):
+        """Sets one non-negative factor per class (a sequence, array or Tensor of floats)."""
+        values = weight.numpy() if isinstance(weight, paddle.Tensor) else weight
+        try:
+            values = np.asarray(values, dtype="float64")
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"weight must be a list of numbers, not {weight!r}.") from error
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"weight must be a flat list, one number per class, not {weight!r}.")
+        if not np.isfinite(values).all() or (values < 0).any() or not values.any():
+            raise ValueError(f"weight must hold finite numbers >= 0, not all 0: {weight!r}.")
+        if hasattr(self, "weight"):
+            delattr(self, "weight")
+        # Not persistable: the loss adds nothing to a checkpoint.
+        tensor = paddle.to_tensor(values.astype("float32"))
+        self.register_buffer("weight", tensor, persistable=False)
+
+    def forward(self, logits, label, **extra):
+        """Computes the loss.
+
+        Args:
+            logits (Tensor): float16, bfloat16 or float32, [N, C, H, W] ([N, H, W, C] with
+                data_format "NHWC"), unbounded.
+            label (Tensor): integer, [N, H, W] or [N, 1, H, W], classes 0..C-1 or ignore_index.
+
+        Returns:
+            Tensor: float32 scalar.
+
+        Raises:
+            UserError: shapes that do not belong together, labels that are no class, or unresolved
+                ``"auto"`` weights.
+        """
+        # Under O1/O2 autocasting, products and sums over a million pixels would run in half
+        # precision, where they overflow at 65504.
+        with paddle.amp.auto_cast(enable=False):
+            logits, label, valid = self._prepare(logits, label)
+            return self.compute(logits, label, valid, **extra)
+
+    def compute(self, logits, label, valid):
+        """Computes the loss of checked inputs: logits float32 in ``layout``, label int64 [N, H, W],
+        valid bool [N, H, W]."""
+        raise NotImplementedError
+
+    def _prepare(self, logits, label):
+        name = type(self).__name__
+        if logits.ndim != 4:
+            raise UserError(
+                f"{name}: logits must have 4 dimensions, not shape {list(logits.shape)}."
+            )
+        if self.needs_class_weights:
+            raise UserError(
+                f"{name}: weight='auto' has not been resolved. Build the loss from a config, or "
+                "call set_class_weights(class_weights_from_counts(pixel_counts)) first."
+            )
+        if label.dtype not in (paddle.int64, paddle.int32, paddle.int16, paddle.uint8, paddle.int8):
+            raise TypeError(f"{name}: label must hold integers, not {label.dtype}.")
+        shape = list(logits.shape)
+        n, c, h, w = shape if self.data_format == "NCHW" else _nchw(shape)
+        if label.ndim == 4 and label.shape[1] == 1:
+            label = label.squeeze(1)
+        if list(label.shape) != [n, h, w]:
+            raise UserError(
+                f"{name}: the label has shape {list(label.shape)} but the logits {shape} "
+                f"({self.data_format}) need [{n}, {h}, {w}]. Resize the logits to the label's "
+                "size first, and check data_format."
+            )
+        if self.weight is not None and len(self.weight) != c:
+            raise UserError(
+                f"{name}: weight has {len(self.weight)} numbers, but the logits have {c} classes."
+            )
+        label = label.detach().astype("int64")
+        valid = label != self.ignore_index
+        check_label_range(label, c, self.ignore_index, name)
+        logits = logits.astype("float32")
+        if self.layout != self.data_format:
+            logits = logits.transpose([0, 2, 3, 1] if self.layout == "NHWC" else [0, 3, 1, 2])
+        return logits, label, valid
+
+    def pixel_weights(self, label, valid):
+        """Class weight of each pixel, float32 [N, H, W]; 0 where not valid, 1 without weights."""
+        mask = valid.astype("float32")
+        if self.weight is None:
+            return mask
+        # The clamp only touches ignored pixels, which the mask zeroes.
+        known = paddle.where(valid, label, paddle.zeros_like(label))
+        return paddle.gather(self.weight, known.flatten()).reshape(label.shape) * mask
+
+
+def _nchw(shape):
+    n, h, w, c = shape
+    return n, c, h, w
+
+
+def check_label_range(label, num_classes, ignore_index, name):
+    """Raises UserError for labels that are neither a class nor ignore_index.
+
+    Only on the CPU: on a GPU the look at the values would stop the device at each step; there
+    the data pipeline's own check is the guard.
+    """
+    if not label.place.is_cpu_place():
+        return
+    values = as_numpy(label)
+    bad = (values < 0) | (values >= num_classes)
+    bad &= values != ignore_index
+    if bad.any():
+        found = np.unique(values[bad])
+        shown = ", ".join(str(v) for v in found[:8]) + (", ..." if found.size > 8 else "")
+        raise UserError(
+            f"{name}: the label holds {shown}; allowed are 0 to {num_classes - 1} and "
+            f"ignore_index {ignore_index}. Check num_classes, or map the values with the "
+            "dataset's label_map."
+        )
+
+
+def one_hot(label, valid, num_classes):
+    """float32 [N, H, W, C]; all zero at pixels that are not valid."""
+    known = paddle.where(valid, label, paddle.zeros_like(label))
+    return paddle.nn.functional.one_hot(known, num_classes) * valid.unsqueeze(-1).astype("float32")
+
+
+def mean_over(values, denominator):
+    """Sum of values / denominator; 0 with zero gradients where the denominator is 0."""
+    return values.sum() / paddle.clip(denominator, min=1e-12)
+
+
+def as_numpy(tensor):
+    """NumPy array of a CPU or GPU tensor; of a CPU tensor without a copy where Paddle can."""
+    if tensor.place.is_cpu_place():
+        try:
+            return np.from_dlpack(tensor.detach())
+        except (AttributeError, BufferError, RuntimeError, TypeError):
+            pass  # older pairs of Paddle and NumPy: copy
+    return tensor.detach().numpy()
+
+
+def largest_indices(values, k):
+    """int64 [k]: where the k largest of a flat float tensor are, in any order."""
+    if values.place.is_cpu_place():  # Paddle's CPU top-k takes ten times as long
+        array = as_numpy(values)
+        return paddle.to_tensor(np.argpartition(array, array.size - k)[array.size - k :])
+    return paddle.topk(values.detach(), k, sorted=False)[1]
+
+
+def kth_smallest(values, k):
+    """float: the k-th smallest (k from 1) of a flat float tensor."""
+    if values.place.is_cpu_place():
+        return float(np.partition(as_numpy(values), k - 1)[k - 1])
+    return float(paddle.topk(values.detach(), k, largest=False)[0][-1])

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lovasz-Softmax (Berman, Rannen Triki, Blaschko 2018), a convex surrogate of 1 - mean IoU.
+
+For class c with errors e = |truth - p_c|, the loss is sum(e * g), where g, the discrete derivative
+of the Jaccard loss along the errors in falling order (Algorithm 1), depends on the order alone.
+So the gradient is known once the order is: the loss and its gradient by the logits are computed
+together in the forward pass, and the backward pass only scales. On the CPU this runs in NumPy,
+whose sort is many times faster than Paddle's, and sorts no pixel whose g must be 0; elsewhere in
+Paddle operators. docs/performance.md has the times.
+"""
+
+import numbers
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle.autograd import PyLayer
+
+from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.models.losses.base import SegmentationLoss, as_numpy
+from paddleseg_deeplab.models.losses.lovasz_numpy import lovasz_softmax_numpy
+
+
+class _LovaszSoftmax(PyLayer):
+    """Loss of float32 logits [N, C, H, W]; the gradient is made with it and kept."""
+
+    @staticmethod
+    def forward(ctx, logits, label, valid, classes, per_image):
+        n, c, h, w = logits.shape
+        on_cpu = logits.place.is_cpu_place()
+        part = _value_and_grad_numpy if on_cpu else value_and_grad_paddle
+        logits = logits.detach().reshape([n, c, h * w])
+        label, valid = label.reshape([n, h * w]), valid.reshape([n, h * w])
+        if per_image:
+            loss, grad = _mean_of_images(part, logits, label, valid, classes)
+        else:
+            loss, grad = part(logits, label, valid, classes)
+        ctx.save_for_backward(grad.reshape([n, c, h, w]))
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensor()
+        return grad * upstream
+
+
+def _mean_of_images(part, logits, label, valid, classes):
+    """Mean of each image's loss over the images that have a valid pixel."""
+    counts = valid.any(axis=1).astype("float32")
+    share = counts / paddle.clip(counts.sum(), min=1.0)
+    pairs = [
+        part(logits[i : i + 1], label[i : i + 1], valid[i : i + 1], classes)
+        for i in range(logits.shape[0])
+    ]
+    loss = sum(value * share[i] for i, (value, _) in enumerate(pairs))
+    return loss, paddle.concat([grad * share[i] for i, (_, grad) in enumerate(pairs)])
+
+
+def _value_and_grad_numpy(logits, label, valid, classes):
+    grad = paddle.empty(logits.shape, dtype="float32")
+    view = as_numpy(grad)
+    loss = lovasz_softmax_numpy(as_numpy(logits), as_numpy(label), as_numpy(valid), classes, view)
+    if not np.shares_memory(view, as_numpy(grad)):  # the view was a copy: see as_numpy
+        grad = paddle.to_tensor(view)
+    return paddle.to_tensor(loss, dtype="float32"), grad
+
+
+def value_and_grad_paddle(logits, label, valid, classes):
+    """The same in Paddle operators, without a stop of the device.
+
+    Args:
+        logits (Tensor): float32 [N, C, P].
+        label (Tensor): int64 [N, P]; valid (Tensor): bool [N, P].
+        classes: as in :class:`LovaszSoftmaxLoss`.
+
+    Returns:
+        tuple[Tensor, Tensor]: the loss, float32 scalar, and its gradient [N, C, P].
+    """
+    n, c, p = logits.shape
+    probs = F.softmax(logits, axis=1)
+    rows = probs.transpose([1, 0, 2]).reshape([c, n * p])
+    label, valid = label.reshape([1, n * p]), valid.reshape([1, n * p])
+    truth = ((label == paddle.arange(c).unsqueeze(1)) & valid).astype("float32")  # [C, NP]
+    # Error -1 puts void pixels after all others, where g is 0.
+    errors = paddle.where(valid.expand([c, n * p]), (truth - rows).abs(), -paddle.ones_like(rows))
+    order = paddle.argsort(errors, axis=1, descending=True)
+    hit = paddle.take_along_axis(truth, order, axis=1)
+    hits = paddle.cumsum(hit, axis=1)
+    total = hits[:, -1:]
+    rank = paddle.arange(1, n * p + 1).astype("float32")
+    union = total + rank - hits
+    # The steps of 1 - (total - hits) / union, without a difference of near-equal numbers.
+    miss = (total - hits) / paddle.clip(union - 1.0, min=1.0)
+    # A class without truth: the first step is 1, the others 0.
+    miss = paddle.where((total == 0) & (rank == 1), paddle.ones_like(miss), miss)
+    g = (hit + (1.0 - hit) * miss) / union
+    # Void pixels come first only where there is nothing else.
+    g = g * (paddle.take_along_axis(errors, order, axis=1) >= 0).astype("float32")
+    g = paddle.put_along_axis(paddle.zeros_like(g), order, g, axis=1)
+    chosen = paddle.zeros([c, 1])
+    if isinstance(classes, str):
+        chosen = chosen + 1.0 if classes == "all" else (total > 0).astype("float32")
+    else:
+        chosen[paddle.to_tensor(classes)] = 1.0
+    scale = g * chosen / paddle.clip(chosen.sum(), min=1.0)
+    loss = (scale * errors).sum()
+    slope = scale * (1.0 - 2.0 * truth)  # d error / d probability: -1 on the class, 1 elsewhere
+    slope = slope.reshape([c, n, p]).transpose([1, 0, 2])
+    grad = probs * (slope - (probs * slope).sum(axis=1, keepdim=True))
+    return loss, grad
+
+
+@manager.LOSSES.add_component
+class LovaszSoftmaxLoss(SegmentationLoss):
+    """Lovasz-Softmax loss: the mean of its classes' losses, in [0, 1].
+
+    Exact (no sampling or binning): equal to PaddleSeg's values up to rounding.
+
+    Args:
+        ignore_index (int): Label of the pixels that do not count.
+        classes (str or sequence of int): "present": the classes that occur in the labels; "all":
+            all of them, an absent one costs its largest probability; or a list of classes.
+        per_image (bool): Take each image by itself and average, instead of the batch as one.
+        data_format (str): "NCHW" or "NHWC".
+    """
+
+    def __init__(self, ignore_index=255, classes="present", *, per_image=False, data_format="NCHW"):
+        super().__init__(ignore_index, None, data_format)
+        if isinstance(classes, str):
+            if classes not in ("present", "all"):
+                raise ValueError(
+                    f"classes must be 'present', 'all' or a list of classes, not {classes!r}."
+                )
+        else:
+            classes = list(classes)
+            if not classes or not all(
+                isinstance(c, numbers.Integral) and not isinstance(c, bool) for c in classes
+            ):
+                raise ValueError(f"classes must hold at least one class number, not {classes!r}.")
+            classes = sorted({int(c) for c in classes})
+        self.classes = classes
+        self.per_image = bool(per_image)
+
+    def compute(self, logits, label, valid):
+        if not isinstance(self.classes, str) and not (
+            self.classes[0] >= 0 and self.classes[-1] < logits.shape[1]
+        ):
+            raise ValueError(
+                f"LovaszSoftmaxLoss: classes {self.classes} must lie in 0 to {logits.shape[1] - 1}."
+            )
+        return _LovaszSoftmax.apply(logits, label, valid, self.classes, self.per_image)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cross-entropy of the hard pixels (online hard example mining, Shrivastava et al. 2016)."""
+
+import numbers
+
+import paddle
+
+from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.models.losses.base import SegmentationLoss, kth_smallest, mean_over
+from paddleseg_deeplab.models.losses.cross_entropy import check_fraction, pixel_cross_entropy
+
+
+@manager.LOSSES.add_component
+class OhemCrossEntropyLoss(SegmentationLoss):
+    """Mean cross-entropy of the pixels whose true class has probability at most ``thresh``.
+
+    At least ``min_kept`` valid pixels are kept: if fewer are that hard, the threshold rises to the
+    min_kept-th smallest probability; with no more valid pixels than that, all are kept. Class
+    weights multiply the loss and not the divisor, as in PaddleSeg. Differences from PaddleSeg:
+    pixels exactly at the threshold are kept (there they are dropped, so equal probabilities give
+    loss 0), and nothing is added to the divisor.
+
+    Args:
+        thresh (float): Probability in [0, 1].
+        min_kept (int): Pixels of the whole batch kept at least, >= 0.
+        ignore_index (int): Label of the pixels that do not count.
+        weight (sequence of float, "auto" or None): Factor per class.
+        data_format (str): "NCHW" or "NHWC".
+    """
+
+    layout = "NHWC"
+
+    def __init__(
+        self, thresh=0.7, min_kept=10000, ignore_index=255, weight=None, *, data_format="NCHW"
+    ):
+        super().__init__(ignore_index, weight, data_format)
+        check_fraction("thresh", thresh)
+        if isinstance(min_kept, bool) or not isinstance(min_kept, numbers.Integral):
+            raise TypeError(f"min_kept must be an integer, not {min_kept!r}.")
+        if min_kept < 0:
+            raise ValueError(f"min_kept must be >= 0, not {min_kept!r}.")
+        self.thresh = float(thresh)
+        self.min_kept = int(min_kept)
+
+    def compute(self, logits, label, valid):
+        loss = pixel_cross_entropy(logits, label, valid, self.ignore_index)
+        kept = self._hard(loss.detach(), valid).astype("float32")
+        if self.weight is not None:
+            loss = loss * self.pixel_weights(label, valid)
+        return mean_over(loss * kept, kept.sum())
+
+    def _hard(self, loss, valid):
+        if self.min_kept >= int(valid.sum()):
+            return valid
+        # exp(-loss) is the softmax probability of the true class; 2 puts void last.
+        prob = paddle.where(valid, paddle.exp(-loss), paddle.full_like(loss, 2.0))
+        threshold = self.thresh
+        if self.min_kept > 0:
+            threshold = max(threshold, kth_smallest(prob.flatten(), self.min_kept))
+        return (prob <= threshold) & valid

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every DeepLab model does around its head: check the parts, run them, resize the logits."""
+
+from paddle import nn
+
+from paddleseg_deeplab.models.layers import (
+    DEFAULT_ASPP_RATIOS,
+    channel_axis,
+    resize,
+    spatial_size,
+)
+from paddleseg_deeplab.utils.checkpoint import load_entire_model
+from paddleseg_deeplab.utils.logger import logger
+
+_LOGITS_SIZES = ("input", "stride")
+
+
+class Segmenter(nn.Layer):
+    """Backbone, head, and bilinear resize of the logits to the input's size.
+
+    Args:
+        num_classes (int): Channels of the logits.
+        backbone (nn.Layer): Its `forward` returns a list of features.
+        head (nn.Layer): Features to a list of logits, the main one first.
+        align_corners (bool): Of every bilinear resize in the model.
+        data_format (str): "NCHW" or "NHWC": layout of input and logits.
+        logits_size (str): Size of the logits in training: "input", or "stride" for the logits'
+            own grid (then labels have to be resized to it by nearest). Inference always gives
+            the input's size.
+
+    Raises:
+        ValueError: an unknown logits_size.
+    """
+
+    def __init__(self, num_classes, backbone, head, align_corners, data_format, logits_size):
+        super().__init__()
+        if logits_size not in _LOGITS_SIZES:
+            raise ValueError(f"logits_size is {logits_size!r}; give one of {list(_LOGITS_SIZES)}.")
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.head = head
+        self.align_corners = align_corners
+        self.data_format = data_format
+        self.logits_size = logits_size
+
+    def load(self, pretrained, pretrained_skip):
+        """Loads weights for the whole model from a path or URL; None leaves it as it is."""
+        self.pretrained = pretrained
+        load_entire_model(self, pretrained, skip=pretrained_skip)
+
+    def forward(self, x):
+        """Image to logits.
+
+        Args:
+            x (Tensor): float [N, C, H, W], normalised as in training ([N, H, W, C] for "NHWC").
+
+        Returns:
+            list[Tensor]: float [N, num_classes, H, W], unbounded, the main output first;
+                [N, H, W, num_classes] for "NHWC".
+        """
+        logits = self.head(self.backbone(x))
+        if self.training and self.logits_size == "stride":
+            return logits
+        size = spatial_size(x, self.data_format)
+        return [resize(y, size, self.align_corners, self.data_format) for y in logits]
+
+
+def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
+    """Checks a backbone against what a head needs from it, before the head is built.
+
+    Args:
+        num_classes (int): Of the model.
+        backbone (nn.Layer): Declares `feat_channels`, and should declare `feat_strides`.
+        backbone_indices (Sequence[int]): Which features the head takes.
+        roles (Sequence[str]): What the head does with each of them; names for messages, in order
+            of falling resolution.
+        data_format (str): Of the model.
+
+    Returns:
+        list[int]: channels of the features that backbone_indices name.
+
+    Raises:
+        TypeError: the backbone does not declare its channels.
+        ValueError: anything else that does not fit.
+    """
+    if type(num_classes) is not int or num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes!r}; give a positive integer.")
+    channel_axis(data_format)  # refuses an unknown format
+    name = type(backbone).__name__
+    channels = getattr(backbone, "feat_channels", None)
+    if channels is None:
+        raise TypeError(
+            f"The backbone {name} has no feat_channels; a backbone declares the list of its "
+            "features' channels (and feat_strides, input pixels per feature pixel)."
+        )
+    theirs = getattr(backbone, "data_format", data_format)
+    if theirs != data_format:
+        raise ValueError(
+            f"The backbone's data_format is {theirs!r}, the model's {data_format!r}; "
+            "give both the same."
+        )
+    _check_indices(backbone_indices, roles, name, len(channels))
+    strides = getattr(backbone, "feat_strides", None)
+    if strides is not None:
+        picked = [strides[i] for i in backbone_indices]
+        if picked != sorted(picked):
+            raise ValueError(
+                f"backbone_indices is {tuple(backbone_indices)}, features of strides {picked}; "
+                f"give them in the order {', '.join(roles)}."
+            )
+    return [channels[i] for i in backbone_indices]
+
+
+def _check_indices(indices, roles, name, count):
+    is_list = isinstance(indices, (list, tuple)) and len(indices) == len(roles)
+    if not is_list or not all(type(i) is int and -count <= i < count for i in indices):
+        raise ValueError(
+            f"backbone_indices is {indices!r}; give {len(roles)} integer(s) ({', '.join(roles)}) "
+            f"from 0 to {count - 1}: {name} returns {count} features."
+        )
+
+
+def choose_aspp_ratios(aspp_ratios, backbone, index):
+    """The rates to build ASPP with.
+
+    Args:
+        aspp_ratios (Sequence[int] | None): Used as given; None follows the stride of the feature
+            that ASPP reads: 8 -> (1, 12, 24, 36), 16 -> (1, 6, 12, 18), 32 -> (1, 3, 6, 9).
+            (PaddleSeg takes (1, 6, 12, 18) at every stride when they are left out.)
+        backbone (nn.Layer): Declares `feat_strides`; not needed where rates are given.
+        index (int): Which feature ASPP reads.
+
+    Returns:
+        Sequence[int]: the rates.
+
+    Raises:
+        ValueError: None, and no published rates for the stride, or the stride is unknown.
+    """
+    strides = getattr(backbone, "feat_strides", None)
+    stride = None if strides is None else strides[index]
+    if aspp_ratios is None:
+        if stride not in DEFAULT_ASPP_RATIOS:
+            raise ValueError(
+                f"aspp_ratios is left out, but the output stride of {type(backbone).__name__} is "
+                f"{stride or 'not declared (feat_strides)'}; give the rates, as they follow only "
+                f"strides {sorted(DEFAULT_ASPP_RATIOS)}."
+            )
+        return DEFAULT_ASPP_RATIOS[stride]
+    for other, rates in DEFAULT_ASPP_RATIOS.items():
+        if stride in DEFAULT_ASPP_RATIOS and stride != other and list(aspp_ratios) == list(rates):
+            logger.warning(
+                "aspp_ratios %s are the published rates for output stride %d, but this backbone's "
+                "is %d (published: %s); used as given.",
+                tuple(aspp_ratios),
+                other,
+                stride,
+                DEFAULT_ASPP_RATIOS[stride],
+            )
+    return aspp_ratios
