@@ -6,15 +6,25 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger, setup_console
 
 _PADDLE_MISSING = (
-    "PaddlePaddle is not installed. For a CPU: pip install 'paddleseg-deeplab[cpu]'; for a GPU: "
-    "pip install paddlepaddle-gpu as the installation guide at https://www.paddlepaddle.org.cn/en/"
-    "install/quick says."
+    "PaddlePaddle is not installed: for a CPU run pip install 'paddleseg-deeplab[cpu]', for a GPU "
+    "run pip install paddlepaddle-gpu with the index address that the installation guide "
+    "https://www.paddlepaddle.org.cn/en/install/quick gives."
 )
+# What Paddle says on every run and nobody can act upon.
+_PADDLE_NOISE = ("No ccache found", "When training, we now always track global mean and variance")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}. {self.prog} --help lists the flags.\n")
 
 
 def require_paddle():
@@ -111,15 +121,16 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     Returns:
         int: The exit status.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug lines")
     args = parser.parse_args(argv)
     setup_console(logging.DEBUG if args.debug else logging.INFO)
-    # Paddle prints warnings of its own (ccache, deprecated calls) that no user can act upon.
-    os.environ.setdefault("GLOG_minloglevel", "2")
+    for message in _PADDLE_NOISE:
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
+    os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle's C++ side: errors only
     try:
         return int(run(args) or 0)
     except UserError as error:

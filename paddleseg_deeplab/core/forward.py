@@ -70,6 +70,14 @@ def _label_on_grid(label, height, width):
     return label.index_select(rows, axis=1).index_select(cols, axis=2)
 
 
+def _layout_of(loss, default):
+    """The layout that a loss wants; of a `MixedLoss`, the one of its parts."""
+    if hasattr(loss, "data_format"):
+        return loss.data_format
+    parts = getattr(loss, "losses", None)
+    return _layout_of(parts[0], default) if parts else default
+
+
 def compute_losses(logits_list, label, losses, data_format="NCHW"):
     """All loss parts of one batch.
 
@@ -93,7 +101,7 @@ def compute_losses(logits_list, label, losses, data_format="NCHW"):
         )
     parts = {}
     for i, (logits, loss, coef) in enumerate(zip(logits_list, types, coefs)):
-        native = getattr(loss, "data_format", data_format)
+        native = _layout_of(loss, data_format)
         if native != data_format:
             order = (0, 3, 1, 2) if native == "NCHW" else (0, 2, 3, 1)
             logits = logits.transpose(order)

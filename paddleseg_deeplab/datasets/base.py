@@ -42,7 +42,10 @@ class BaseDataset:
         palette (numpy.ndarray): uint8 [num_classes, 3], RGB.
         transforms (Compose): What is done to each sample.
         seed (int): Seed of the random transforms.
+        takes_epoch (bool): Tells the training loop that (index, epoch) is a key.
     """
+
+    takes_epoch = True
 
     def _set_up(
         self,

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a model from a config; checkpoints, log and curves go to --save_dir."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.utils.errors import UserError
+
+_DESCRIPTION = """Trains a model.
+
+  python train.py --config configs/deeplabv3p_resnet50_os8.yml --do_eval --use_vdl
+"""
+
+
+def add_arguments(parser):
+    common.add_config_arguments(parser)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--iters", type=int, help="iterations (default: the config's)")
+    run.add_argument("--batch_size", type=int, help="images a step (default: the config's)")
+    run.add_argument("--learning_rate", type=float, help="start value (default: the config's)")
+    run.add_argument("--seed", type=int, help="of order, augmentation, dropout (default: 0)")
+    run.add_argument("--num_workers", type=int, default=0, help="reading processes (default: 0)")
+    run.add_argument(
+        "--precision",
+        choices=["fp32", "fp16", "bf16"],
+        default="fp32",
+        help="mixed precision, on a GPU only (default: fp32)",
+    )
+    run.add_argument("--amp_level", choices=["O1", "O2"], default="O1", help="default: O1")
+    run.add_argument("--use_ema", action="store_true", help="evaluate a moving average of weights")
+    keep = parser.add_argument_group("checkpoints and evaluation")
+    keep.add_argument("--save_dir", default="output", help="default: output")
+    keep.add_argument("--save_interval", type=int, default=1000, help="iterations; default: 1000")
+    keep.add_argument("--keep_checkpoint_max", type=int, default=5, help="default: 5; 0 keeps all")
+    keep.add_argument("--resume_model", help="an iter_N folder to go on from")
+    keep.add_argument(
+        "--overwrite", action="store_true", help="remove an earlier run's checkpoints in --save_dir"
+    )
+    keep.add_argument("--do_eval", action="store_true", help="evaluate every --save_interval")
+    keep.add_argument(
+        "--early_stop_intervals", type=int, help="stop after so many evaluations without gain"
+    )
+    keep.add_argument("--log_iters", type=int, default=10, help="iterations a line; default: 10")
+    keep.add_argument("--use_vdl", action="store_true", help="write VisualDL curves")
+
+
+def _check(args):
+    positive = ("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals")
+    for name in positive:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} should be at least 1, not {value}.")
+    for name in ("num_workers", "keep_checkpoint_max", "seed"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name} should be at least 0, not {value}.")
+    if args.early_stop_intervals and not args.do_eval:
+        raise UserError("--early_stop_intervals needs --do_eval.")
+
+
+def _earlier_run(args):
+    """The checkpoints in --save_dir that are not to be mixed with this run's.
+
+    Raises:
+        UserError: There are some, and the flags do not say what to do with them.
+    """
+    from paddleseg_deeplab.core import state
+
+    save_dir = Path(args.save_dir)
+    if save_dir.exists() and not save_dir.is_dir():
+        raise UserError(f"--save_dir {save_dir} is a file; give a folder.")
+    old = [] if args.resume_model else state.checkpoints(save_dir)
+    if old and not args.overwrite:
+        raise UserError(
+            f"--save_dir {save_dir} holds an earlier run ({old[-1].name}). Go on with "
+            f"--resume_model {old[-1]}, choose another --save_dir, or remove the earlier "
+            "checkpoints with --overwrite."
+        )
+    return old
+
+
+def _prepare_folder(args, old, config):
+    """Makes --save_dir, removes what --overwrite means, keeps the config; returns the log."""
+    from paddleseg_deeplab.utils import logger as log
+
+    save_dir = Path(args.save_dir)
+    try:
+        if old:
+            for folder in [*old, save_dir / "best_model"]:
+                shutil.rmtree(folder, ignore_errors=True)
+            for record in save_dir.glob("vdlrecords.*.log"):
+                record.unlink()
+        save_dir.mkdir(parents=True, exist_ok=True)
+        (save_dir / "config.yml").write_text(str(config), encoding="utf-8")
+        return log.add_file(save_dir / "train.log")
+    except OSError as error:
+        raise UserError(f"--save_dir {save_dir} cannot be written: {error}.") from error
+
+
+def _log_environment(device):
+    import platform
+
+    import cv2
+    import numpy
+    import paddle
+
+    from paddleseg_deeplab import __version__
+    from paddleseg_deeplab.utils.cpu import environment_report
+    from paddleseg_deeplab.utils.logger import logger
+
+    logger.info(
+        "paddleseg_deeplab %s, Paddle %s, NumPy %s, OpenCV %s, Python %s, device %s",
+        *(__version__, paddle.__version__, numpy.__version__, cv2.__version__),
+        *(platform.python_version(), device),
+    )
+    logger.info(environment_report())
+
+
+def _hyper_parameters(config, args):
+    optimizer, rate = config.optimizer_cfg, config.lr_scheduler_cfg
+    return {
+        "model": config.model_cfg.get("type", ""),
+        "backbone": str(config.model_cfg.get("backbone", {}).get("type", "")),
+        "optimizer": optimizer.get("type", ""),
+        "learning_rate": float(rate.get("learning_rate", 0.0)),
+        "weight_decay": float(optimizer.get("weight_decay") or 0.0),
+        "batch_size": config.batch_size * config.accumulation_steps,
+        "iters": config.iters,
+        "precision": args.precision,
+    }
+
+
+def _build(config, seed):
+    """A `SegBuilder` whose parts are built, the cheap and fallible ones first."""
+    from paddleseg_deeplab.core.train import seed_everything
+    from paddleseg_deeplab.cvlibs import SegBuilder
+
+    builder = SegBuilder(config)
+    seed_everything(seed)  # before the weights are drawn
+    for name in ("lr_scheduler", "train_dataset", "loss", "model", "optimizer"):
+        getattr(builder, name)
+    return builder
+
+
+def run(args):
+    """Trains as the flags say; 0 when done, 1 when the loss was not finite."""
+    _check(args)
+    common.require_paddle()
+    config = common.read_config(
+        args,
+        # A resumed run brings its own weights: pretrained ones would be loaded for nothing.
+        pretrained=args.resume_model is None,
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        iters=args.iters,
+    )
+    device = common.select_device(args.device)
+    from paddleseg_deeplab.core.step import NonFiniteLoss
+    from paddleseg_deeplab.core.train import train
+    from paddleseg_deeplab.utils import logger as log
+
+    old = _earlier_run(args)
+    builder = _build(config, args.seed or 0)
+    val_dataset = builder.val_dataset if args.do_eval else None
+    handler = _prepare_folder(args, old, config)
+    try:
+        _log_environment(device)
+        log.logger.info("Flags: %s", {k: v for k, v in vars(args).items() if v is not None})
+        log.logger.info("The resolved config, kept in %s/config.yml:\n%s", args.save_dir, config)
+        train(
+            builder.model,
+            builder.train_dataset,
+            val_dataset=val_dataset,
+            optimizer=builder.optimizer,
+            save_dir=args.save_dir,
+            iters=config.iters,
+            batch_size=config.batch_size,
+            early_stop_intervals=args.early_stop_intervals,
+            resume_model=args.resume_model,
+            save_interval=args.save_interval,
+            log_iters=args.log_iters,
+            num_workers=args.num_workers,
+            use_vdl=args.use_vdl,
+            use_ema=args.use_ema or bool(config.ema_cfg),
+            losses=builder.loss,
+            keep_checkpoint_max=args.keep_checkpoint_max,
+            test_config=config.test_config,
+            precision=args.precision,
+            amp_level=args.amp_level,
+            accumulation_steps=config.accumulation_steps,
+            ema_decay=config.ema_cfg.get("decay", 0.999),
+            seed=args.seed,
+            config_text=str(config),
+            hyper_parameters=_hyper_parameters(config, args),
+        )
+    except NonFiniteLoss as error:
+        log.logger.error(str(error))
+        return 1
+    finally:
+        log.remove_file(handler)
+    return 0
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="train.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

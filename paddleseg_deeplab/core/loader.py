@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training data as a function of the seed and the position alone."""
+
+import json
+import random
+import traceback
+
+import numpy as np
+import paddle
+
+from paddleseg_deeplab.utils.errors import UserError
+
+
+class SampleStream:
+    """An endless, shuffled stream of samples, epoch after epoch.
+
+    Position ``p`` holds sample ``permutation(seed, p // n)[p % n]`` of epoch ``p // n``, so a run
+    that starts again at any position goes on with the same samples. Batches run across the end of
+    an epoch: no image is dropped, and a set smaller than a batch trains (PaddleSeg drops the rest
+    of each epoch and waits for ever on such a set).
+
+    Args:
+        size (int): Samples in the set.
+        seed (int): Of the shuffling.
+        shuffle (bool): False keeps the set's order.
+    """
+
+    def __init__(self, size, seed, shuffle=True):
+        self.size = size
+        self.seed = seed
+        self.shuffle = shuffle
+        self._epoch = None
+        self._order = None
+
+    def key(self, position):
+        """``(index, epoch)`` of the sample at a position."""
+        epoch, offset = divmod(position, self.size)
+        if not self.shuffle:
+            return offset, epoch
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return int(self._order[offset]), epoch
+
+    def batches(self, batch_size, start, stop):
+        """Keys of the batches number ``start`` to ``stop - 1``."""
+        for number in range(start, stop):
+            first = number * batch_size
+            yield [self.key(p) for p in range(first, first + batch_size)]
+
+
+class _Batches:
+    """The batch sampler that `paddle.io.DataLoader` wants: an iterable with a length."""
+
+    def __init__(self, stream, batch_size, start, stop):
+        self.arguments = (batch_size, start, stop)
+        self.stream = stream
+
+    def __iter__(self):
+        return self.stream.batches(*self.arguments)
+
+    def __len__(self):
+        return max(self.arguments[2] - self.arguments[1], 0)
+
+
+class _Guarded:
+    """Reads samples with their own randomness, and carries errors out of a worker as data.
+
+    Paddle would lose an error's type on the way out of a worker process, and all of it on the way
+    out of its reading thread.
+    """
+
+    def __init__(self, dataset, seed):
+        self.dataset = dataset
+        self.seed = seed
+        # Datasets written for PaddleSeg take a plain index only.
+        self.takes_epoch = getattr(dataset, "takes_epoch", False)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        index, epoch = key
+        # Our transforms have a generator of their own. Those written for PaddleSeg draw from the
+        # global ones, whose state all forked workers would share.
+        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
+        random.seed(int(state))
+        np.random.seed(state)
+        try:
+            if self.takes_epoch:
+                # The run's seed in the upper bits: a dataset's own seed may choose its content.
+                return self.dataset[index, epoch + (self.seed << 32)]
+            return self.dataset[index]
+        except UserError as error:
+            return {"error": str(error), "user": True}
+        except Exception:
+            name = sample_names(self.dataset, [key])[0]
+            return {"error": f"{name} could not be read.\n{traceback.format_exc()}", "user": False}
+
+
+def _error(text, user=True):
+    """A batch that says what went wrong; as bytes, since batches hold arrays only."""
+    content = json.dumps({"error": text, "user": user}).encode()
+    return {"error": np.frombuffer(content, np.uint8).copy()}
+
+
+def _collate(samples):
+    """Stacks samples into ``img`` float32 [N, C, H, W] and ``label`` int64 [N, H, W]."""
+    for sample in samples:
+        if "error" in sample:
+            return _error(sample["error"], sample["user"])
+    images, labels, sizes = [], [], []
+    for sample in samples:
+        name = f"The sample {sample.get('im_path', '')}".rstrip()
+        if sample.get("label") is None:
+            return _error(f"{name} has no label; training needs one.")
+        image, label = np.asarray(sample["img"]), np.asarray(sample["label"])
+        label = label.reshape(label.shape[-2:])  # [H, W], from PaddleSeg's [1, H, W] too
+        if image.shape[1:] != label.shape:
+            return _error(f"{name} has an image of {image.shape} and a label of {label.shape}.")
+        images.append(image)
+        labels.append(label)
+        sizes.append(f"{sample.get('im_path', 'image')} {image.shape}")
+    if len({image.shape for image in images}) > 1:
+        return _error(
+            f"The images of a batch differ in size [channels, height, width]: {', '.join(sizes)}. "
+            "Add RandomPaddingCrop or Resize to train_dataset.transforms, or set batch_size to 1."
+        )
+    return {
+        "img": np.stack(images).astype(np.float32, copy=False),
+        "label": np.stack(labels).astype(np.int64, copy=False),
+    }
+
+
+def _quiet_worker(_worker_id):
+    import cv2
+
+    cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's threads would only compete
+
+
+def sample_names(dataset, keys):
+    """What to call the samples of a batch in a message: image paths where there are files."""
+    files = getattr(dataset, "file_list", None)
+    return [str(files[i][0]) if files else f"sample {i}" for i, _ in keys]
+
+
+def training_batches(dataset, batch_size, start, stop, *, seed, num_workers=0, shuffle=True):
+    """Yields ``(keys, images, labels)`` for the batches number ``start`` to ``stop - 1``.
+
+    Args:
+        dataset: Gives dicts with ``img`` float32 [C, H, W] and ``label`` int64 [H, W] for an
+            index; for ``(index, epoch)`` if its attribute ``takes_epoch`` is true, where epoch is
+            a number that differs by epoch and by `seed`.
+        batch_size (int): Images a batch.
+        start, stop (int): Numbers of the first batch and of the one after the last.
+        seed (int): Of the order and of the samples' randomness.
+        num_workers (int): Processes that read ahead; 0 reads in a thread of this process.
+        shuffle (bool): False keeps the set's order.
+
+    Yields:
+        tuple: ``keys`` list of (index, epoch); float32 [N, C, H, W]; int64 [N, H, W].
+
+    Raises:
+        UserError: A sample could not be read (the text is the dataset's), lacks a label, or the
+            images of a batch differ in size.
+        RuntimeError: Something else went wrong in the dataset; holds its traceback.
+    """
+    loader = paddle.io.DataLoader(
+        _Guarded(dataset, seed),
+        batch_sampler=_Batches(SampleStream(len(dataset), seed, shuffle), batch_size, start, stop),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        return_list=True,
+        worker_init_fn=_quiet_worker,
+    )
+    # A stream of its own: the loader's runs ahead, and each holds one epoch's order.
+    keys = SampleStream(len(dataset), seed, shuffle).batches(batch_size, start, stop)
+    for batch_keys, batch in zip(keys, loader):
+        if "error" in batch:
+            told = json.loads(batch["error"].numpy().tobytes())
+            raise (UserError if told["user"] else RuntimeError)(told["error"])
+        yield batch_keys, batch["img"], batch["label"]

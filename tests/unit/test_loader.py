@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of the training data, and samples on their way into batches."""
+
+import random
+
+import numpy as np
+import pytest
+
+from paddleseg_deeplab.core.loader import SampleStream, sample_names, training_batches
+from paddleseg_deeplab.datasets import Dataset, Shapes
+from paddleseg_deeplab.transforms import (
+    Normalize,
+    RandomDistort,
+    RandomHorizontalFlip,
+    RandomPaddingCrop,
+)
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.visualize import save_image
+
+
+@pytest.mark.parametrize(("size", "seed"), [(1, 0), (5, 0), (17, 3)])
+def test_each_epoch_is_a_permutation(size, seed):
+    stream = SampleStream(size, seed)
+    epochs = [[stream.key(e * size + i) for i in range(size)] for e in range(4)]
+    for number, keys in enumerate(epochs):
+        assert sorted(index for index, _ in keys) == list(range(size))
+        assert {epoch for _, epoch in keys} == {number}
+    if size > 2:  # the chance that four orders of 5 are equal is one in a million
+        assert len({tuple(index for index, _ in keys) for keys in epochs}) > 1
+
+
+def test_position_alone_decides():
+    keys = list(SampleStream(7, 1).batches(3, 0, 20))
+    for start in (0, 1, 7, 13, 20):
+        assert list(SampleStream(7, 1).batches(3, start, 20)) == keys[start:]
+    backwards = SampleStream(7, 1)
+    assert [backwards.key(p) for p in range(59, -1, -1)] == [k for b in keys for k in b][::-1]
+    assert list(SampleStream(7, 2).batches(3, 0, 20)) != keys
+
+
+def test_small_set_fills_a_batch_and_shuffle_false_keeps_order():
+    batch = next(SampleStream(2, 0).batches(5, 0, 1))
+    assert [epoch for _, epoch in batch] == [0, 0, 1, 1, 2]
+    ordered = list(SampleStream(3, 0, shuffle=False).batches(2, 0, 3))
+    assert ordered == [[(0, 0), (1, 0)], [(2, 0), (0, 1)], [(1, 1), (2, 1)]]
+
+
+def read(dataset, stop=4, start=0, batch_size=3, **settings):
+    settings = {"seed": 0, **settings}
+    return [
+        (keys, images.numpy(), labels.numpy())
+        for keys, images, labels in training_batches(dataset, batch_size, start, stop, **settings)
+    ]
+
+
+def assert_equal_batches(one, other):
+    assert len(one) == len(other) > 0
+    for (keys, images, labels), (keys2, images2, labels2) in zip(one, other):
+        assert keys == keys2
+        np.testing.assert_array_equal(images, images2)
+        np.testing.assert_array_equal(labels, labels2)
+
+
+def shapes(**settings):
+    transforms = [
+        RandomPaddingCrop((24, 20)),
+        RandomHorizontalFlip(),
+        RandomDistort(0.4, 0.4, 0.4),
+        Normalize(),
+    ]
+    return Shapes(transforms, image_size=(32, 32), num_samples=5, **settings)
+
+
+def test_batches_do_not_depend_on_workers_or_start():
+    own = read(shapes())
+    assert_equal_batches(own, read(shapes(), num_workers=2))
+    assert_equal_batches(own[2:], read(shapes(), start=2))
+    assert own[0][1].dtype == np.float32
+    assert own[0][1].shape == (3, 3, 20, 24)
+    assert own[0][2].dtype == np.int64
+    assert own[0][2].shape == (3, 20, 24)
+
+
+def test_augmentation_differs_by_epoch_and_by_the_run_s_seed():
+    def images(epoch, seed):
+        [batch] = read(shapes(), epoch + 1, epoch, batch_size=5, seed=seed, shuffle=False)
+        return batch[1]
+
+    first = images(0, 0)
+    np.testing.assert_array_equal(first, images(0, 0))
+    assert (first != images(1, 0)).any()
+    assert (first != images(0, 1)).any()
+
+
+class Foreign:
+    """As PaddleSeg's datasets: a plain index, a label [1, H, W], global randomness."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        image = np.full((3, 4, 4), random.random() + np.random.rand(), np.float32)
+        return {"img": image, "label": np.full((1, 4, 4), index, np.uint8)}
+
+
+def test_datasets_with_global_randomness_are_repeatable_too():
+    own = read(Foreign(), batch_size=2)
+    assert_equal_batches(own, read(Foreign(), batch_size=2, num_workers=2))
+    values = {float(image[0, 0, 0]) for _, images, _ in own for image in images}
+    assert len(values) == 8  # no two samples share their random numbers
+    assert own[0][2].shape == (2, 4, 4)
+
+
+class Faulty(Foreign):
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __getitem__(self, index):
+        sample = {"img": np.zeros((3, 4, 4), np.float32), "label": np.zeros((4, 4), np.int64)}
+        if index == 2:
+            if isinstance(self.fault, Exception):
+                raise self.fault
+            sample.update(self.fault, im_path="two.png")
+        return sample
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        (UserError("two.png is broken"), UserError, ["two.png is broken"]),
+        (ZeroDivisionError("odd"), RuntimeError, ["sample 2", "ZeroDivisionError: odd"]),
+        ({"label": None}, UserError, ["two.png", "no label"]),
+        ({"label": np.zeros((3, 4), int)}, UserError, ["two.png", "(3, 4, 4)", "(3, 4)"]),
+        (
+            {"img": np.zeros((3, 4, 5)), "label": np.zeros((4, 5), int)},
+            UserError,
+            ["two.png (3, 4, 5)", "RandomPaddingCrop"],
+        ),
+    ],
+)
+def test_errors_come_out_as_they_are(fault, kind, words, num_workers):
+    with pytest.raises(kind) as caught:
+        read(Faulty(fault), batch_size=2, num_workers=num_workers, shuffle=False)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_image_is_named(tmp_path, num_workers):
+    for i in range(3):
+        save_image(tmp_path / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
+        save_image(tmp_path / f"{i}_label.png", np.zeros((8, 8), np.uint8))
+    (tmp_path / "2.png").write_bytes(b"not an image")
+    lines = "".join(f"{i}.png {i}_label.png\n" for i in range(3))
+    (tmp_path / "train.txt").write_text(lines, encoding="utf-8")
+    dataset = Dataset("train", str(tmp_path), [Normalize()], 2, train_path="train.txt")
+    with pytest.raises(UserError, match=r"2\.png"):
+        read(dataset, num_workers=num_workers)
+    assert sample_names(dataset, [(2, 0)]) == [str(tmp_path / "2.png")]
+    assert sample_names(Foreign(), [(2, 0)]) == ["sample 2"]

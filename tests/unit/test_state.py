@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: a round trip, what is kept, and what is refused."""
+
+import json
+import types
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from paddleseg_deeplab.core import state
+from paddleseg_deeplab.optimizers.ema import ModelEMA
+from paddleseg_deeplab.utils.errors import UserError
+
+
+def run(kind="Momentum", channels=4, ema=False):
+    """A net, its step as far as `state` looks at it, and an average of the weights."""
+    net = nn.Sequential(
+        nn.Conv2D(3, channels, 3), nn.BatchNorm2D(channels), nn.Conv2D(channels, 2, 1)
+    )
+    scheduler = paddle.optimizer.lr.StepDecay(0.1, 2, 0.5)
+    optimizer = getattr(paddle.optimizer, kind)(scheduler, parameters=net.parameters())
+    step = types.SimpleNamespace(
+        optimizer=optimizer, scaler=paddle.amp.GradScaler(enable=False), scheduler=scheduler
+    )
+    return net, step, ModelEMA(net, decay=0.9) if ema else None
+
+
+def train(net, step, ema, seeds):
+    for seed in seeds:
+        x = np.random.default_rng(seed).standard_normal((2, 3, 6, 6)).astype("float32")
+        net(paddle.to_tensor(x)).square().mean().backward()
+        step.optimizer.step()
+        step.optimizer.clear_grad()
+        step.scheduler.step()
+        if ema is not None:
+            ema.update()
+
+
+def arrays(net):
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["Momentum", "Adam", "AdamW", "SGD"])
+def test_round_trip_goes_on_bit_for_bit(tmp_path, kind):
+    net, step, ema = run(kind, ema=True)
+    train(net, step, ema, range(3))
+    progress = state.Progress(3, 0.5, 2, 1, 7)
+    folder = state.save_checkpoint(tmp_path, net, step, progress, ema)
+    assert folder == tmp_path / "iter_3"
+    train(net, step, ema, range(3, 6))
+
+    # In this process the second net's parameters have other names (conv2d_2, ...).
+    net2, step2, ema2 = run(kind, ema=True)
+    assert state.resume(folder, net2, step2, ema2) == progress
+    assert step2.optimizer.get_lr() == pytest.approx(0.05)
+    train(net2, step2, ema2, range(3, 6))
+    assert_same(arrays(net), arrays(net2))
+    average, average2 = ema.state_dict(), ema2.state_dict()
+    assert average["updates"] == average2["updates"]
+    assert_same(
+        {k: v.numpy() for k, v in average["average"].items()},
+        {k: v.numpy() for k, v in average2["average"].items()},
+    )
+
+
+def test_names_that_begin_alike_stay_apart():
+    net = nn.Sequential(*[nn.Conv2D(1, 1, 1) for _ in range(12)])
+    optimizer = paddle.optimizer.Momentum(parameters=net.parameters())
+    net(paddle.ones([1, 1, 2, 2])).sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    assert state._renamed(saved, net.state_dict(), net).keys() == saved.keys()
+
+
+def test_an_average_that_was_not_saved_starts_at_the_weights(tmp_path):
+    net, step, _ = run()
+    train(net, step, None, range(2))
+    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    net2, step2, ema2 = run(ema=True)
+    state.resume(folder, net2, step2, ema2)
+    average = ema2.state_dict()["average"]
+    assert_same(arrays(net), {name: tensor.numpy() for name, tensor in average.items()})
+
+
+def test_pruning_keeps_the_newest_by_number(tmp_path):
+    net, step, _ = run()
+
+    def save(iteration, keep):
+        state.save_checkpoint(tmp_path, net, step, state.Progress(iteration), keep=keep)
+        return [folder.name for folder in state.checkpoints(tmp_path)]
+
+    (tmp_path / "iter_x").mkdir()
+    (tmp_path / "iter_7").write_text("a file")
+    for iteration in (2, 9, 10):
+        names = save(iteration, 0)
+    assert names == ["iter_2", "iter_9", "iter_10"]
+    assert save(100, 2) == ["iter_10", "iter_100"]
+    # A run resumed behind: what lies ahead is another run's and neither counts nor goes.
+    assert save(20, 1) == ["iter_20", "iter_100"]
+    assert save(100, 5) == ["iter_20", "iter_100"]
+    assert (tmp_path / "iter_x").is_dir()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("iter_10", 10), ("a/iter_0", 0), ("iter_", None), ("iter_1.tmp", None), ("best_model", None)],
+)
+def test_iteration_of(name, number):
+    assert state.iteration_of(name) == number
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def _cut(path):
+    write(path, path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "model.pdparams").unlink(), ["model.pdparams", "iter_N"]),
+        (lambda f: (f / "model.pdopt").unlink(), ["model.pdopt", "iter_N"]),
+        (lambda f: _cut(f / "model.pdparams"), ["model.pdparams"]),
+        (lambda f: _cut(f / "model.pdopt"), ["model.pdopt", "damaged"]),
+        (lambda f: write(f / "progress.json", "{"), ["progress.json", "damaged"]),
+        (lambda f: write(f / "progress.json", '{"epoch": 1}'), ["progress.json", "epoch"]),
+        (lambda f: write(f / "progress.json", "[1]"), ["progress.json"]),
+        (
+            lambda f: write(f / "progress.json", json.dumps({"optimizer": "Adam"})),
+            ["Adam", "Momentum"],
+        ),
+    ],
+)
+def test_damage_is_a_user_error(tmp_path, spoil, words):
+    net, step, _ = run()
+    train(net, step, None, range(2))
+    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    spoil(folder)
+    net2, step2, _ = run()
+    with pytest.raises(UserError) as caught:
+        state.resume(folder, net2, step2)
+    for word in [*words, str(folder)]:
+        assert word in str(caught.value)
+
+
+def test_other_folders_are_refused(tmp_path):
+    net, step, _ = run()
+    state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    with pytest.raises(UserError, match=r"such as .*iter_2"):
+        state.resume(tmp_path, net, step)
+    with pytest.raises(UserError, match=r"missing|no model\.pdparams"):
+        state.resume(tmp_path / "nowhere", net, step)
+    with pytest.raises(UserError, match="do not fit"):
+        state.resume(tmp_path / "iter_2", *run(channels=5)[:2])
+
+
+def test_a_paddleseg_checkpoint_has_its_iteration_in_the_name(tmp_path):
+    net, step, _ = run()
+    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(40))
+    (folder / "progress.json").unlink()
+    assert state.resume(folder, net, step).iteration == 40
+    other = folder.rename(tmp_path / "last")
+    with pytest.raises(UserError, match=r"progress\.json"):
+        state.resume(other, net, step)
+
+
+def test_best_model_is_replaced_whole_and_carried_over(tmp_path):
+    one, two = run()[0], run()[0]
+    best = tmp_path / "a" / "best_model"
+    for net in (one, two):
+        state.save_weights(net, best)
+        assert [p.name for p in best.iterdir()] == ["model.pdparams"]
+    assert_same(
+        {k: v.numpy() for k, v in paddle.load(str(best / "model.pdparams")).items()}, arrays(two)
+    )
+    state.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "b")
+    copy = tmp_path / "b" / "best_model" / "model.pdparams"
+    assert copy.read_bytes() == (best / "model.pdparams").read_bytes()
+    state.carry_best_model(tmp_path / "none" / "iter_1", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
