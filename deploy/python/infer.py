@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Predicts images with an exported network: python deploy/python/infer.py --help
+
+Needs the folder that export.py wrote and the installed package; no config, no checkpoint, no
+training code. An ONNX folder runs without Paddle.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+
+# First, so that the CPU environment is prepared before Paddle is imported.
+import paddleseg_deeplab  # noqa: F401  isort: skip
+import numpy as np
+from tqdm import tqdm
+
+from paddleseg_deeplab import transforms
+from paddleseg_deeplab.core.feed import equal_size_batches
+from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.transforms import pipeline
+from paddleseg_deeplab.utils import deploy_yaml, visualize
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger, setup_console
+from paddleseg_deeplab.utils.prediction_files import (
+    collect_images,
+    output_names,
+    parse_outputs,
+    report_failures,
+    write_outputs,
+)
+from paddleseg_deeplab.utils.predictors import (
+    PRECISIONS,
+    InferenceSettings,
+    check_settings,
+    choose_device,
+    open_predictor,
+)
+
+_DESCRIPTION = """Predicts images with an exported network.
+
+  python deploy/python/infer.py --model_dir output/inference_model --image_path photos
+
+Results have the images' sizes and the same names as predict.py's. Images that cannot be read or do
+not fit are reported at the end, and the exit status is then 2.
+"""
+_WARM_UP_RUNS = 3
+_TUNING_IMAGES = 10
+
+
+def parse_bool(text):
+    """True or False from a flag's value; `argparse`'s own bool takes "False" for true."""
+    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
+    return value
+
+
+def parse_args(argv=None):
+    """The flags; PaddleSeg's names where they exist."""
+    parser = argparse.ArgumentParser(
+        prog="infer.py",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    boolean = {"type": parse_bool, "nargs": "?", "const": True, "metavar": "True|False"}
+    add = parser.add_argument
+    add("--model_dir", help="the folder that export.py wrote")
+    add("--config", help="PaddleSeg's way to say it: the deploy.yaml in that folder")
+    add(
+        "--image_path",
+        required=True,
+        help="an image, a folder (searched recursively), a list file or a glob pattern",
+    )
+    add("--save_dir", default="output/infer", help="default: output/infer")
+    add(
+        "--outputs",
+        nargs="+",
+        default=["overlay", "palette"],
+        help="of overlay, palette, raw, prob (default: overlay palette)",
+    )
+    add("--batch_size", type=int, default=1, help="images of equal size at once (default: 1)")
+    add("--device", help="cpu, gpu or gpu:N (default: the GPU where there is one)")
+    add("--benchmark", default=False, **boolean, help="print times at the end")
+    add("--print_detail", default=False, **boolean, help="show Paddle Inference's log")
+    add("--debug", action="store_true", help="show tracebacks and debug lines")
+    cpu = parser.add_argument_group("on a CPU").add_argument
+    cpu("--cpu_threads", type=int, help="default: all that this process may use")
+    cpu("--enable_mkldnn", **boolean, help="oneDNN (default: on where Paddle can)")
+    gpu = parser.add_argument_group("on a GPU").add_argument
+    gpu("--precision", choices=PRECISIONS, default="fp32", help="default: fp32; int8: TensorRT")
+    gpu("--use_trt", default=False, **boolean, help="TensorRT, for the format legacy")
+    gpu("--min_subgraph_size", type=int, default=3, help="for TensorRT (default: 3)")
+    gpu("--enable_auto_tune", default=False, **boolean, help="learn TensorRT's shapes from images")
+    gpu("--auto_tuned_shape_file", help="where they are kept; read where it exists")
+    for kind in ("min", "opt", "max"):
+        gpu(f"--trt_{kind}_shape", nargs=4, type=int, metavar="N", help=f"{kind}imum, N C H W")
+    return parser.parse_args(argv)
+
+
+def settings_of(args, info):
+    """The `InferenceSettings` that the flags describe.
+
+    Raises:
+        UserError: a flag's value is not allowed, or the device is not there.
+    """
+    for name in ("batch_size", "cpu_threads", "min_subgraph_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} should be at least 1, not {value}.")
+    if args.enable_auto_tune and not args.use_trt:
+        raise UserError("--enable_auto_tune learns shapes for TensorRT: add --use_trt True.")
+    settings = InferenceSettings(
+        device=choose_device(args.device, info.format),
+        cpu_threads=args.cpu_threads,
+        mkldnn=args.enable_mkldnn,
+        precision=args.precision,
+        use_trt=args.use_trt,
+        batch_size=args.batch_size,
+        min_subgraph_size=args.min_subgraph_size,
+        trt_min_shape=args.trt_min_shape,
+        trt_opt_shape=args.trt_opt_shape,
+        trt_max_shape=args.trt_max_shape,
+        tuned_shape_file=args.auto_tuned_shape_file,
+        print_detail=args.print_detail,
+    )
+    check_settings(settings, info)
+    return settings
+
+
+def build_compose(info):
+    """The preprocessing that deploy.yaml describes."""
+    steps = []
+    for item in info.transforms:
+        item = dict(item)
+        try:
+            steps.append(manager.TRANSFORMS[item.pop("type", None)](**item))
+        except (KeyError, TypeError, ValueError) as e:
+            text = e.args[0] if e.args else e
+            raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
+    return transforms.Compose(steps, to_rgb=info.to_rgb, img_channels=info.img_channels)
+
+
+def postprocess(output, trans_info, output_op, want_probabilities=False):
+    """One image's result at its original size, as predict.py makes it.
+
+    Args:
+        output (np.ndarray): What the network gives for one image: labels [h, w] for "argmax",
+            else scores [num_classes, h, w].
+        trans_info (list): Of the preprocessing.
+        output_op (str): "argmax", "softmax" or "none".
+        want_probabilities (bool): Not with "argmax".
+
+    Returns:
+        tuple: labels, integers [H, W]; probabilities, float32 [num_classes, H, W], or None.
+    """
+    if output_op == "argmax":
+        return pipeline.labels_to_original(output, trans_info), None
+    if not want_probabilities:
+        return pipeline.scores_to_labels(output, trans_info), None
+    scores = pipeline.restore(output, trans_info)
+    labels = pipeline.scores_to_labels(scores, [])
+    return labels, pipeline.softmax(scores) if output_op == "none" else scores
+
+
+class Inferer:
+    """An exported folder with its preprocessing; counts the seconds of each part.
+
+    Args:
+        info (DeployInfo): The folder.
+        settings (InferenceSettings): How to run it.
+    """
+
+    def __init__(self, info, settings):
+        self.info = info
+        self.compose = build_compose(info)
+        self.predictor = open_predictor(info, settings)
+        fixed = info.input_shape[0]
+        self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
+        self.seconds = {"preprocess": [], "inference": [], "postprocess": []}
+
+    def _timed(self, part, count, function, *args):
+        start = time.perf_counter()
+        result = function(*args)
+        self.seconds[part].append((time.perf_counter() - start) / count)
+        return result
+
+    def prepare(self, path):
+        """Reads an image into (input, trans_info, original).
+
+        Raises:
+            UserError: it cannot be read, or its size is not the one that the network takes.
+        """
+        chw, trans_info, original = self._timed(
+            "preprocess", 1, pipeline.preprocess, path, self.compose
+        )
+        for want, have in zip(self.info.input_shape[1:], chw.shape):
+            if want and want != have:
+                raise UserError(
+                    f"{path}: gives an input {list(chw.shape)}, the exported network takes "
+                    f"{self.info.input_shape[1:]} only. Export again with a free --input_shape, or "
+                    "with a Resize or Padding in export.transforms."
+                )
+        return chw, trans_info, original
+
+    def infer(self, batch):
+        """Outputs for inputs [N, C, h, w]."""
+        count = len(batch)
+        missing = (self.info.input_shape[0] or count) - count
+        if missing > 0:  # a fixed batch is filled up with its last image
+            batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        return self._timed("inference", count, self.predictor.run, batch)[:count]
+
+    def finish(self, output, trans_info, want_probabilities):
+        """See `postprocess`."""
+        settings = (trans_info, self.info.output_op, want_probabilities)
+        return self._timed("postprocess", 1, postprocess, output, *settings)
+
+
+def read_all(inferer, paths, failures):
+    """Yields samples (dicts); an image that cannot be used goes to ``failures`` with the reason."""
+    for index, path in enumerate(paths):
+        try:
+            chw, trans_info, original = inferer.prepare(path)
+        # Whatever a broken file makes a decoder or a transform raise: the rest has to be done.
+        except Exception as e:
+            failures.append((path, str(e) or type(e).__name__))
+            continue
+        yield {"index": index, "img": chw, "trans_info": trans_info, "original": original}
+
+
+def batches(inferer, paths, failures):
+    """Yields (samples, float32 [N, C, h, w]) of one size each."""
+    return equal_size_batches(read_all(inferer, paths, failures), inferer.batch_size)
+
+
+def tune_shapes(info, settings, paths):
+    """Runs some images without TensorRT, to learn the shapes inside the network."""
+    settings.collect_shapes = True
+    if settings.tuned_shape_file is None:
+        handle, settings.tuned_shape_file = tempfile.mkstemp(suffix=".pbtxt")
+        os.close(handle)
+    logger.info("Collecting shapes for TensorRT in %s.", settings.tuned_shape_file)
+    inferer = Inferer(info, settings)
+    for _, batch in batches(inferer, paths[:_TUNING_IMAGES], []):
+        inferer.infer(batch)
+    del inferer  # the file is written when the predictor goes
+    settings.collect_shapes = False
+
+
+def warm_up(inferer, paths):
+    """First runs, which build kernels, so that they are not measured."""
+    for _, batch in batches(inferer, paths[: inferer.batch_size], []):
+        for _ in range(_WARM_UP_RUNS):
+            inferer.infer(batch)
+    for values in inferer.seconds.values():
+        values.clear()
+
+
+def report_times(inferer, count, wall):
+    """Prints medians of each part, per image, and images per second."""
+    medians = {k: 1e3 * float(np.median(v)) for k, v in inferer.seconds.items() if v}
+    text = ", ".join(f"{part} {value:.1f} ms" for part, value in medians.items())
+    print(f"medians per image: {text}")
+    rate = 1e3 / max(sum(medians.values()), 1e-9)
+    print(f"{rate:.2f} images/s; with reading and writing files {count / wall:.2f} images/s")
+
+
+def run(args):
+    """Predicts as the flags say; returns the exit status."""
+    if bool(args.model_dir) == bool(args.config):
+        raise UserError("Give --model_dir with the exported folder (or --config deploy.yaml).")
+    outputs = parse_outputs(" ".join(args.outputs))
+    info = deploy_yaml.read(args.model_dir or args.config)
+    want_probabilities = "prob" in outputs
+    if want_probabilities and info.output_op == "argmax":
+        raise UserError(
+            f"--outputs prob: {info.folder} was exported with argmax, which keeps no "
+            "probabilities. Export again with --output_op softmax or none."
+        )
+    settings = settings_of(args, info)
+    paths, root = collect_images(args.image_path, exclude=args.save_dir)
+    names = output_names(paths, root)
+    palette = info.palette
+    if palette is None:
+        palette = visualize.default_palette(info.num_classes or 256)
+    tuned = settings.tuned_shape_file
+    if not (tuned and os.path.isfile(tuned)):
+        if args.enable_auto_tune:
+            tune_shapes(info, settings, paths)
+        elif tuned:
+            raise UserError(
+                f"--auto_tuned_shape_file {tuned}: no such file. Add --enable_auto_tune."
+            )
+    inferer = Inferer(info, settings)
+    logger.info("%s on %s: %d images.", info.model_path, settings.device, len(paths))
+    if args.benchmark:
+        warm_up(inferer, paths)
+    failures, start = [], time.perf_counter()
+    with tqdm(total=len(paths), unit="image", disable=None) as bar:
+        for samples, batch in batches(inferer, paths, failures):
+            for sample, output in zip(samples, inferer.infer(batch)):
+                trans_info = sample["trans_info"]
+                labels, scores = inferer.finish(output, trans_info, want_probabilities)
+                write_outputs(
+                    args.save_dir,
+                    names[sample["index"]],
+                    image=sample["original"],
+                    labels=labels,
+                    palette=palette,
+                    probabilities=scores,
+                    outputs=outputs,
+                )
+            bar.update(len(samples))
+    if info.class_names and len(failures) < len(paths):
+        legend = visualize.legend(palette, info.class_names)
+        visualize.save_image(os.path.join(args.save_dir, "legend.png"), legend)
+    status = report_failures(failures, len(paths), args.save_dir)
+    if args.benchmark:
+        report_times(inferer, len(paths) - len(failures), time.perf_counter() - start)
+    return status
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    args = parse_args(argv)
+    setup_console(logging.DEBUG if args.debug else logging.INFO)
+    if not args.print_detail:
+        # Paddle's own warnings, which no user can act upon.
+        os.environ.setdefault("GLOG_minloglevel", "2")
+    try:
+        return run(args)
+    except UserError as e:
+        if args.debug:
+            logger.exception("The error below came from here:")
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

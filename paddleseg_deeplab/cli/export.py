@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports a trained model for Paddle Inference or ONNX Runtime, and checks the export."""
+
+import sys
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.cli.inference import dataset_facts
+from paddleseg_deeplab.utils.deploy_yaml import FORMATS, OUTPUT_OPS
+from paddleseg_deeplab.utils.errors import UserError
+
+_DESCRIPTION = """Exports a trained model for deployment.
+
+  python export.py --config configs/deeplabv3p_resnet50_os8.yml \\
+      --model_path output/best_model --save_dir output/inference_model
+  python deploy/python/infer.py --model_dir output/inference_model --image_path photos
+
+--save_dir gets the network, its parameters and deploy.yaml, which holds all that infer.py has to
+know. Before that the written network is run and compared with the trained one on a real image; the
+exit status is 1 and nothing is kept where logits differ by more than 0.001 or the class of more
+than 0.01 % of the pixels.
+"""
+# Transforms after which a prediction has to be resized: logits resized and then compared give
+# smoother borders than resized labels.
+_RESIZING = ("Resize", "ResizeByLong", "ResizeByShort", "LimitLong", "ScalePadding")
+
+
+def add_arguments(parser):
+    common.add_config_arguments(parser)
+    parser.add_argument(
+        "--model_path",
+        help="trained weights: model.pdparams or its folder (default: the network as the config "
+        "starts it)",
+    )
+    parser.add_argument(
+        "--save_dir", default="output/inference_model", help="default: output/inference_model"
+    )
+    parser.add_argument(
+        "--input_shape",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="N C H W, -1 where free, such as 1 3 1024 1024 (default: all but C free)",
+    )
+    parser.add_argument(
+        "--output_op",
+        choices=OUTPUT_OPS,
+        help="last operator: classes, probabilities or logits (default: argmax, or none where the "
+        "preprocessing resizes images, so that infer.py can resize logits back)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="pir: model.json; legacy: model.pdmodel, also for TensorRT; onnx: model.onnx; auto: "
+        "pir or legacy, whichever is best on --target with this Paddle (default)",
+    )
+    parser.add_argument(
+        "--target", choices=("cpu", "gpu"), help="what auto chooses for (default: the device here)"
+    )
+    parser.add_argument(
+        "--image_path", help="image to compare on (default: the validation set's first)"
+    )
+
+
+def _nchw_unless_asked(config, args, form):
+    """Sets NCHW: weights are the same, and only PIR carries an NHWC network (see core.export)."""
+    parts = (config.model_cfg, config.model_cfg.get("backbone") or {})
+    if not any(part.get("data_format") == "NHWC" for part in parts):
+        return
+    if args.data_format == "NHWC":
+        if form != "pir":
+            raise UserError(
+                f"--data_format NHWC: the format {form} takes NCHW networks only. Leave the flag "
+                "out (the weights serve both), or use --format pir."
+            )
+        return
+    config.set_data_format("NCHW")
+
+
+def _compose(builder, config):
+    """(Compose, its dicts for deploy.yaml): ``export.transforms``, or else the validation set's."""
+    from paddleseg_deeplab.cvlibs import manager
+    from paddleseg_deeplab.transforms import Compose
+
+    val = config.val_dataset_cfg
+    dataset_class = manager.DATASETS[val["type"]] if val else None
+    backbone = config.model_cfg.get("backbone") or {}
+    channels = backbone.get("in_channels", getattr(dataset_class, "IMG_CHANNELS", 3))
+    channels = val.get("img_channels", channels)
+    dicts = config.export_cfg.get("transforms", val.get("transforms", []))
+    to_rgb = val.get("to_rgb", True)
+    compose = Compose(builder.export_transforms, to_rgb=to_rgb, img_channels=channels)
+    return compose, dicts
+
+
+def _sample(args, compose, dataset):
+    """A preprocessed image, float32 [C, h, w], and whether it was resized on the way."""
+    from paddleseg_deeplab.transforms.pipeline import preprocess
+    from paddleseg_deeplab.utils.logger import logger
+
+    if args.image_path:
+        chw, trans_info, _ = preprocess(args.image_path, compose)
+    elif dataset is not None:
+        # The set reads, the export's own transforms work: they may differ from the validation's.
+        theirs, dataset.transforms = dataset.transforms, compose
+        try:
+            item = dataset[0]
+        finally:
+            dataset.transforms = theirs
+        chw, trans_info = item["img"], item.get("trans_info", [])
+    else:
+        logger.warning("No --image_path and no validation set: comparing on a made-up picture.")
+        chw, trans_info, _ = preprocess(_made_up_picture(compose.img_channels), compose)
+    return chw, any(step[0] == "resize" for step in trans_info)
+
+
+def _made_up_picture(channels):
+    """Soft blobs and some noise, uint8 [360, 480, channels]."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(0, 255, (6, 8, channels)).astype(np.float32)
+    picture = cv2.resize(coarse, (480, 360), interpolation=cv2.INTER_CUBIC)
+    picture = picture.reshape(360, 480, channels) + rng.normal(0, 8, (360, 480, channels))
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def _choose_output_op(args, dicts, resized):
+    from paddleseg_deeplab.utils.logger import logger
+
+    if args.output_op:
+        return args.output_op
+    resized = resized or any(d.get("type") in _RESIZING for d in dicts)
+    chosen = "none" if resized else "argmax"
+    reason = "resizes" if resized else "does not resize"
+    logger.info("Output %s, since the preprocessing %s images (--output_op).", chosen, reason)
+    return chosen
+
+
+def _warn_of_fixed_size(shape, sample):
+    from paddleseg_deeplab.utils.logger import logger
+
+    fixed = [(want, have) for want, have in zip(shape[2:], sample.shape[1:]) if want and want > 0]
+    if any(want != have for want, have in fixed):
+        logger.warning(
+            "--input_shape fixes the size %s, but preprocessing gave %s for the image compared on; "
+            "infer.py refuses such images. Put a Resize or Padding into export.transforms.",
+            "x".join(map(str, shape[2:])),
+            "x".join(map(str, sample.shape[1:])),
+        )
+
+
+def run(args):
+    """Exports as the flags say; 0, or 1 where the export differs from the trained network."""
+    device = common.select_device(args.device or ("cpu" if args.target == "cpu" else None))
+    target = args.target or ("cpu" if device == "cpu" else "gpu")
+
+    from paddleseg_deeplab.core.export import (
+        ExportMismatch,
+        check_input_shape,
+        export,
+        resolve_format,
+    )
+    from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.utils.checkpoint import load_entire_model
+    from paddleseg_deeplab.utils.logger import logger
+
+    form = resolve_format(args.format, target)
+    config = common.read_config(args, pretrained=not args.model_path)
+    _nchw_unless_asked(config, args, form)
+    builder = SegBuilder(config)
+    model = builder.model
+    if args.model_path:
+        load_entire_model(model, args.model_path)
+    else:
+        logger.warning("No --model_path: the exported weights are those that training starts from.")
+    compose, dicts = _compose(builder, config)
+    dataset, names, palette = dataset_facts(builder)
+    sample, resized = _sample(args, compose, dataset)
+    shape = check_input_shape(args.input_shape, sample.shape[0])
+    _warn_of_fixed_size(shape, sample)
+    try:
+        export(
+            model,
+            args.save_dir,
+            sample=sample,
+            input_shape=shape,
+            output_op=_choose_output_op(args, dicts, resized),
+            format=form,
+            transforms=dicts,
+            to_rgb=compose.to_rgb,
+            class_names=names,
+            palette=palette,
+            device="cpu" if target == "cpu" or form == "onnx" else device,
+        )
+    except ExportMismatch as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="export.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

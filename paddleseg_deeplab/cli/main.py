@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The console command ``paddleseg-deeplab <verb>``; the root scripts call the same functions."""
+
+import importlib
+import sys
+
+# A verb is a module of this package with `main(argv)` and a docstring whose first line says why.
+VERBS = ("train", "val", "predict", "export", "quickstart")
+
+
+def main(argv=None):
+    """Runs one verb and returns its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in VERBS:
+        return importlib.import_module(f"paddleseg_deeplab.cli.{argv[0]}").main(argv[1:])
+    lines = ["usage: paddleseg-deeplab <verb> [flags]", ""]
+    for verb in VERBS:
+        module = importlib.import_module(f"paddleseg_deeplab.cli.{verb}")
+        lines.append(f"  {verb:<12}{module.__doc__.splitlines()[0]}")
+    lines += ["", "paddleseg-deeplab <verb> --help lists a verb's flags."]
+    if argv and argv[0] in ("-h", "--help"):
+        print("\n".join(lines))
+        return 0
+    if argv:
+        lines.insert(0, f"error: unknown verb {argv[0]!r}.")
+    print("\n".join(lines), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the whole job on embedded scenes: train, evaluate, export, deploy, and pictures of it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.utils.errors import UserError
+
+_DESCRIPTION = """The whole job in a few minutes, with no data and no download.
+
+Trains configs/quickstart.yml, evaluates it on scenes it never saw, exports it, runs
+deploy/python/infer.py on the export, and writes pictures of image, truth and prediction.
+"""
+_PICTURES = 8
+
+
+def add_arguments(parser):
+    parser.add_argument("--config", default="configs/quickstart.yml")
+    parser.add_argument("--save_dir", default="output/quickstart")
+    parser.add_argument("--infer", default="deploy/python/infer.py", help="deployment script")
+    parser.add_argument(
+        "--least_miou", type=float, default=0.85, help="below it the exit status is 1"
+    )
+    common.add_device_argument(parser)
+
+
+def _verb(name, *flags):
+    """Runs a command of this package in a process of its own, as a user would."""
+    command = [sys.executable, "-m", "paddleseg_deeplab.cli.main", name, *map(str, flags)]
+    _run(command, f"paddleseg-deeplab {name}")
+
+
+def _run(command, title):
+    print(f"\n== {title}", flush=True)
+    status = subprocess.run(command, check=False).returncode
+    if status:
+        raise UserError(f"{title} ended with status {status}; its own message is above.")
+
+
+def _write_scenes(config_path, folder):
+    """Writes validation scenes as image files; returns (names, masks, class names, palette)."""
+    from paddleseg_deeplab.cvlibs import Config, SegBuilder
+    from paddleseg_deeplab.utils.visualize import save_image
+
+    dataset = SegBuilder(Config(config_path)).val_dataset
+    names, masks = [], []
+    for i in range(min(_PICTURES, len(dataset))):
+        name = f"scene_{i}"
+        save_image(str(folder / f"{name}.png"), dataset.load_image(i).astype("uint8"))
+        names.append(name)
+        masks.append(dataset.load_label(i))
+    return names, masks, dataset
+
+
+def _write_pictures(scenes, results, folder, names, masks, dataset):
+    from paddleseg_deeplab.transforms.pipeline import read_image, read_label
+    from paddleseg_deeplab.utils.visualize import save_image, side_by_side
+
+    for name, mask in zip(names, masks):
+        image = read_image(str(scenes / f"{name}.png")).astype("uint8")
+        predicted = read_label(str(results / "pseudo_color_prediction" / f"{name}.png"))
+        picture = side_by_side(image, mask, predicted, dataset.palette, dataset.class_names)
+        save_image(str(folder / f"{name}.png"), picture)
+
+
+def run(args):
+    """0 when every step worked and the mIoU is reached."""
+    common.require_paddle()
+    out = Path(args.save_dir)
+    device = ["--device", args.device] if args.device else []
+    model = out / "best_model"
+    for path in (args.config, args.infer):
+        if not Path(path).is_file():
+            raise UserError(f"There is no {path}: run this in the repository's folder.")
+    _verb(
+        *("train", "--config", args.config, "--save_dir", out, "--overwrite", "--do_eval"),
+        *("--use_vdl", "--save_interval", 100, "--log_iters", 20, *device),
+    )
+    _verb(
+        *("val", "--config", args.config, "--model_path", model),
+        *("--save_dir", out / "evaluation", *device),
+    )
+    _verb(
+        *("export", "--config", args.config, "--model_path", model),
+        *("--save_dir", out / "inference_model", *device),
+    )
+    scenes, results, pictures = out / "scenes", out / "predictions", out / "pictures"
+    names, masks, dataset = _write_scenes(args.config, scenes)
+    _run(
+        [
+            *(sys.executable, args.infer, "--model_dir", str(out / "inference_model")),
+            *("--image_path", str(scenes), "--save_dir", str(results), "--benchmark", *device),
+        ],
+        args.infer,
+    )
+    _write_pictures(scenes, results, pictures, names, masks, dataset)
+    with open(out / "evaluation" / "metrics.json", encoding="utf-8") as f:
+        miou = json.load(f)["miou"]
+    print(f"\nmIoU on scenes it never trained on: {miou:.4f} (wanted: {args.least_miou})")
+    for what, path in (
+        ("image, truth and prediction side by side", pictures),
+        ("trained model", model / "model.pdparams"),
+        ("evaluation report", out / "evaluation"),
+        ("exported model", out / "inference_model"),
+        ("predictions of infer.py", results),
+        ("log and resolved config", out / "train.log"),
+        (f"curves: visualdl --logdir {out}", out),
+    ):
+        print(f"  {what}: {path}")
+    return 0 if miou >= args.least_miou else 1
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="quickstart")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

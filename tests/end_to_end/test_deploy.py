@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""export.py, predict.py and deploy/python/infer.py together: the same images, the same masks."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+import yaml
+
+from paddleseg_deeplab.cli import export, predict
+from paddleseg_deeplab.core.forward import infer_logits
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.utils import visualize
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "deploy" / "python" / "infer.py"
+NORMALIZE = {"type": "Normalize"}
+RESIZE = {"type": "Resize", "target_size": [96, 64]}
+PADDING = {"type": "Padding", "target_size": [128, 96]}
+
+
+@pytest.fixture(scope="module")
+def infer():
+    spec = importlib.util.spec_from_file_location("deploy_infer", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A config, and weights that tell classes apart: (path, path)."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = {
+        "batch_size": 2,
+        "val_dataset": {
+            "type": "Shapes",
+            "mode": "val",
+            "num_classes": 4,
+            "image_size": [96, 64],
+            "num_samples": 4,
+            "transforms": [NORMALIZE],
+        },
+        "model": {
+            "type": "DeepLabV3P",
+            "backbone": {"type": "ResNet18_vd", "output_stride": 16},
+            "num_classes": 4,
+        },
+    }
+    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    paddle.seed(3)
+    builder = SegBuilder(Config(str(folder / "config.yml")))
+    model, dataset = builder.model, builder.val_dataset
+    batch = paddle.to_tensor(np.stack([dataset[i]["img"] for i in range(4)]))
+    model.train()
+    for _ in range(2):
+        infer_logits(model, batch)
+    model.eval()
+    classifier = model.head.decoder.conv
+    logits = infer_logits(model, batch)
+    classifier.weight.set_value(classifier.weight * (10 / float(logits.std())))
+    # Without the classes' means every class is found somewhere.
+    classifier.bias.set_value(-infer_logits(model, batch).mean((0, 2, 3)))
+    paddle.save(model.state_dict(), str(folder / "model.pdparams"))
+    return str(folder / "config.yml"), str(folder / "model.pdparams")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Scenes of three sizes, two with one stem, one in a folder of its own."""
+    folder = tmp_path_factory.mktemp("images")
+    sizes = {"a.png": (64, 96), "a.bmp": (80, 72), "sub/a.png": (64, 96), "b.png": (64, 96)}
+    for seed, (name, (h, w)) in enumerate(sizes.items()):
+        coarse = np.random.default_rng(seed).uniform(0, 255, (8, 12, 3)).astype(np.float32)
+        picture = np.clip(cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC), 0, 255)
+        visualize.save_image(folder / name, picture.astype(np.uint8))
+    return folder
+
+
+def with_transforms(*transforms):
+    return ["--opts", f"val_dataset.transforms={list(transforms)}"]
+
+
+def run_export(trained, folder, *flags):
+    config, weights = trained
+    arguments = ["--config", config, "--model_path", weights, "--save_dir", str(folder)]
+    return export.main([*arguments, "--device", "cpu", *flags])
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The usual export: legacy, argmax."""
+    folder = tmp_path_factory.mktemp("usual") / "o"
+    assert run_export(trained, folder, "--format", "legacy") == 0
+    return folder
+
+
+def masks_of(folder):
+    folder = folder / "raw_prediction"
+    files = sorted(p for p in folder.rglob("*.png"))
+    return {
+        p.relative_to(folder).as_posix(): cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in files
+    }
+
+
+def assert_equal_masks(ours, theirs):
+    assert set(ours) == set(theirs)
+    assert set(ours) == {"a_png.png", "a_bmp.png", "sub/a.png", "b.png"}
+    for name, mask in ours.items():
+        assert mask.shape == theirs[name].shape
+        assert len(np.unique(mask)) > 1, "one class alone proves nothing"
+        # Two runtimes may round a tie differently: 0.01 % of the pixels, of so few pixels one.
+        assert (mask != theirs[name]).sum() <= 1, name
+
+
+@pytest.mark.parametrize(
+    ("transforms", "form", "output_op"),
+    [
+        ([NORMALIZE], "legacy", "argmax"),
+        ([PADDING, NORMALIZE], "legacy", "argmax"),
+        ([RESIZE, NORMALIZE], "legacy", "none"),
+        ([RESIZE, NORMALIZE], "onnx", "none"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "+".join(t["type"] for t in v),
+)
+def test_masks_equal_those_of_predict(
+    transforms, form, output_op, trained, images, infer, exported, tmp_path
+):
+    if form == "onnx":
+        pytest.importorskip("paddle2onnx", reason="the extra onnx is not installed")
+    opts = with_transforms(*transforms)
+    folder = exported
+    if transforms != [NORMALIZE]:
+        folder = tmp_path / "model"
+        assert run_export(trained, folder, "--format", form, *opts) == 0
+    # The default operator: scores where the result has to be resized.
+    assert yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]["output_op"] == output_op
+    both = ["--image_path", str(images), "--outputs", "raw", "--device", "cpu"]
+    arguments = ["--model_dir", str(folder), "--save_dir", str(tmp_path / "infer")]
+    assert infer([*arguments, *both, "--batch_size", "2"]) == 0
+    config, weights = trained
+    arguments = ["--config", config, "--model_path", weights, "--save_dir", str(tmp_path / "pred")]
+    assert predict.main([*arguments, *both, *opts]) == 0
+    assert_equal_masks(masks_of(tmp_path / "infer"), masks_of(tmp_path / "pred"))
+
+
+def test_probabilities_and_a_fixed_batch(trained, images, infer, tmp_path):
+    flags = ["--format", "legacy", "--output_op", "softmax", "--input_shape", "2", "3", "64", "96"]
+    assert run_export(trained, tmp_path / "model", *flags) == 0
+    status = infer(
+        [
+            *("--model_dir", str(tmp_path / "model"), "--image_path", str(images)),
+            *("--save_dir", str(tmp_path / "o"), "--outputs", "prob", "raw", "--device", "cpu"),
+            *("--batch_size", "4"),
+        ]
+    )
+    # a.bmp has another size; the other three are done, the last batch filled up.
+    assert status == 2
+    assert sorted(masks_of(tmp_path / "o")) == ["a_png.png", "b.png", "sub/a.png"]
+    for name, mask in masks_of(tmp_path / "o").items():
+        prob = np.load((tmp_path / "o" / "probability" / name).with_suffix(".npy"))
+        assert prob.dtype == np.float32
+        np.testing.assert_allclose(prob.sum(0), 1, atol=1e-5)
+        np.testing.assert_array_equal(prob.argmax(0), mask)
+
+
+def test_benchmark_prints_its_figures(exported, images, infer, tmp_path, capsys):
+    arguments = ["--model_dir", str(exported), "--save_dir", str(tmp_path), "--device", "cpu"]
+    assert infer([*arguments, "--image_path", str(images / "b.png"), "--benchmark"]) == 0
+    out = capsys.readouterr().out
+    for word in ("preprocess", "inference", "postprocess", "images/s"):
+        assert word in out
+    assert (tmp_path / "added_prediction" / "b.png").is_file()
+    assert (tmp_path / "pseudo_color_prediction" / "b.png").is_file()
+
+
+def test_a_broken_image_does_not_stop_the_rest(exported, images, infer, tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "good.png").write_bytes((images / "b.png").read_bytes())
+    config = str(exported / "deploy.yaml")  # PaddleSeg's way to name the folder
+    status = infer(
+        [
+            *("--config", config, "--image_path", str(tmp_path / "in"), "--device", "cpu"),
+            *("--save_dir", str(tmp_path / "o"), "--outputs", "raw"),
+        ]
+    )
+    assert status == 2
+    assert list(masks_of(tmp_path / "o")) == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--device", "gpu:99"], "--device"),
+        (["--device", "cpu", "--outputs", "prob"], "argmax"),
+        (["--device", "cpu", "--outputs", "mask"], "overlay, palette, raw, prob"),
+        (["--device", "cpu", "--use_trt"], "GPU"),
+        (["--device", "cpu", "--precision", "fp16"], "--device gpu"),
+        (["--device", "cpu", "--batch_size", "0"], "--batch_size"),
+        (["--device", "cpu", "--enable_auto_tune", "True"], "--use_trt"),
+        (["--config", "also.yaml"], "--model_dir"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(flags, text, exported, images, infer, tmp_path, capsys):
+    arguments = ["--model_dir", str(exported), "--image_path", str(images)]
+    assert infer([*arguments, "--save_dir", str(tmp_path / "o"), *flags]) == 2
+    err = capsys.readouterr().err.strip()
+    assert text in err.splitlines()[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be read"),
+        ("[1, 2", "YAML"),
+        ("a: 1", "Deploy"),
+        ("Deploy: {model: model.pdmodel, params: model.pdiparams}", "not beside it"),
+        ("Deploy: {model: model.bin}", "model.bin"),
+        ("Deploy: {model: model.json, output_op: sigmoid}", "sigmoid"),
+    ],
+)
+def test_a_folder_that_is_no_export(content, text, images, infer, tmp_path, capsys):
+    if content:
+        (tmp_path / "deploy.yaml").write_text(content)
+    assert infer(["--model_dir", str(tmp_path), "--image_path", str(images)]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_folder_of_paddleseg_is_read(exported, images, infer, tmp_path):
+    for file in exported.iterdir():
+        if file.suffix != ".yaml":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    deploy = yaml.safe_load((exported / "deploy.yaml").read_text())["Deploy"]
+    # What PaddleSeg writes: this section alone.
+    (tmp_path / "deploy.yaml").write_text(yaml.safe_dump({"Deploy": deploy}))
+    arguments = ["--model_dir", str(tmp_path), "--image_path", str(images), "--device", "cpu"]
+    assert infer([*arguments, "--save_dir", str(tmp_path / "o")]) == 0
+
+
+def test_the_script_explains_itself_without_paddle():
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['paddle'] = None  # any import of it fails\n"
+        "sys.argv = ['infer.py', '--help']\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--image_path" in done.stdout
+
+
+def test_export_says_what_is_wrong(trained, tmp_path, capsys):
+    assert run_export(trained, tmp_path / "o", "--input_shape", "64", "64") == 2
+    assert "four numbers" in capsys.readouterr().err
+    assert run_export(trained, tmp_path / "o", "--data_format", "NHWC", "--format", "legacy") == 2
+    assert "NHWC" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_export_status_1_where_it_differs(trained, tmp_path, monkeypatch):
+    from paddleseg_deeplab.core import export_check
+
+    monkeypatch.setattr(export_check, "MAX_LOGIT_DIFFERENCE", -1.0)
+    assert run_export(trained, tmp_path / "o", "--format", "legacy") == 1
+    assert not (tmp_path / "o").exists()

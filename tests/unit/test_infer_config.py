@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What flags put into Paddle Inference's Config, recorded by a stand-in: no GPU is needed."""
+
+import numpy as np
+import pytest
+
+from paddleseg_deeplab.utils import predictors
+from paddleseg_deeplab.utils.deploy_yaml import DeployInfo
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.predictors import (
+    InferenceSettings,
+    PaddlePredictor,
+    check_settings,
+    choose_device,
+    make_config,
+    trt_shapes,
+)
+
+FREE = [None, 3, None, None]
+
+
+class FakeConfig:
+    """Records calls; has the methods of Paddle 3.3, less the ones named in ``lacks``."""
+
+    lacks = ()
+
+    def __init__(self, model, params):
+        self.calls = {"Config": ((model, params), {})}
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name in self.lacks:
+            raise AttributeError(name)
+
+        def record(*args, **kwargs):
+            self.calls[name] = (args, kwargs)
+
+        return record
+
+
+class FakeHandle:
+    def __init__(self, owner):
+        self.owner = owner
+
+    def reshape(self, shape):
+        self.owner.shape = tuple(shape)
+
+    def copy_from_cpu(self, batch):
+        self.owner.batch = batch
+
+    def copy_to_cpu(self):
+        return self.owner.batch
+
+
+class FakePredictor:
+    """Gives its input back; stops where oneDNN is on and ``breaks_with_onednn``."""
+
+    breaks_with_onednn = False
+
+    def __init__(self, config):
+        self.config = config
+
+    def get_input_names(self):
+        return ["x"]
+
+    get_output_names = get_input_names
+
+    def get_input_handle(self, name):
+        return FakeHandle(self)
+
+    get_output_handle = get_input_handle
+
+    def run(self):
+        if self.breaks_with_onednn and "enable_onednn" in self.config.calls:
+            raise NotImplementedError("ArrayAttribute<DoubleAttribute>")
+
+
+class FakeInference:
+    """Stands for the module paddle.inference."""
+
+    class PrecisionType:
+        Float32, Half, Int8 = "Float32", "Half", "Int8"
+
+    def __init__(self, breaks_with_onednn=False, lacks=()):
+        self.Config = type("Config", (FakeConfig,), {"lacks": lacks})
+        self.predictor = type("P", (FakePredictor,), {"breaks_with_onednn": breaks_with_onednn})
+        self.made = []
+
+    def create_predictor(self, config):
+        self.made.append(config)
+        return self.predictor(config)
+
+
+def calls_of(form="legacy", shape=None, onednn=True, lacks=(), **settings):
+    info = DeployInfo(form, shape or FREE, folder="f")
+    settings = InferenceSettings(**settings)
+    check_settings(settings, info)
+    return make_config(info, settings, FakeInference(lacks=lacks), mkldnn=onednn).calls
+
+
+def test_cpu_with_onednn():
+    calls = calls_of(cpu_threads=3)
+    assert calls["Config"][0][0].endswith("model.pdmodel")
+    assert calls["Config"][0][1].endswith("model.pdiparams")
+    assert calls["set_cpu_math_library_num_threads"] == ((3,), {})
+    assert {"disable_gpu", "enable_onednn", "enable_memory_optim", "disable_glog_info"} <= set(
+        calls
+    )
+    assert not {"disable_onednn", "enable_use_gpu", "enable_tensorrt_engine"} & set(calls)
+
+
+def test_cpu_without_onednn_says_so():
+    # Paddle 3.3 has it on by default.
+    assert "disable_onednn" in calls_of(onednn=False)
+    assert "enable_onednn" not in calls_of(onednn=False)
+
+
+def test_names_of_older_paddles():
+    new = ("enable_onednn", "disable_onednn", "set_onednn_cache_capacity")
+    assert calls_of(lacks=new)["set_mkldnn_cache_capacity"] == ((10,), {})
+    assert "enable_mkldnn" in calls_of(lacks=new)
+    assert "disable_mkldnn" in calls_of(lacks=new, onednn=False)
+    calls_of(lacks=(*new, "disable_mkldnn"), onednn=False)  # Paddle 2: off by default
+
+
+def test_all_threads_by_default(monkeypatch):
+    monkeypatch.setenv("FLAGS_paddle_num_threads", "7")
+    assert calls_of()["set_cpu_math_library_num_threads"] == ((7,), {})
+
+
+def test_pir_has_no_memory_optim():
+    assert "enable_memory_optim" not in calls_of("pir")
+
+
+def test_print_detail():
+    assert "disable_glog_info" not in calls_of(print_detail=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("gpu", "fp32", (100, 0)),
+        ("gpu:2", "fp32", (100, 2)),
+        ("gpu:1", "fp16", (100, 1, "Half")),
+    ],
+)
+def test_gpu(device, precision, expected):
+    calls = calls_of("pir", device=device, precision=precision)
+    assert calls["enable_use_gpu"] == (expected, {})
+    assert not {"disable_gpu", "enable_onednn", "enable_tensorrt_engine"} & set(calls)
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "calibrates"),
+    [("fp32", "Float32", False), ("fp16", "Half", False), ("int8", "Int8", True)],
+)
+def test_tensorrt(precision, kind, calibrates):
+    calls = calls_of(
+        device="gpu", use_trt=True, precision=precision, batch_size=4, min_subgraph_size=9
+    )
+    assert calls["enable_use_gpu"] == ((100, 0), {})
+    assert calls["enable_tensorrt_engine"] == (
+        (),
+        {
+            "workspace_size": 1 << 30,
+            "max_batch_size": 4,
+            "min_subgraph_size": 9,
+            "precision_mode": kind,
+            "use_static": False,
+            "use_calib_mode": calibrates,
+        },
+    )
+    # min, max, opt: Paddle's order
+    assert calls["set_trt_dynamic_shape_info"] == (
+        ({"x": [1, 3, 100, 100]}, {"x": [4, 3, 2000, 3000]}, {"x": [4, 3, 512, 1024]}),
+        {},
+    )
+
+
+def test_tensorrt_with_given_shapes():
+    given = {
+        "trt_min_shape": [1, 3, 64, 64],
+        "trt_opt_shape": [2, 3, 256, 512],
+        "trt_max_shape": [2, 3, 512, 1024],
+    }
+    calls = calls_of(device="gpu", use_trt=True, **given)
+    low, high, best = (shape["x"] for shape in calls["set_trt_dynamic_shape_info"][0])
+    assert [low, best, high] == list(given.values())
+
+
+def test_tensorrt_of_a_fixed_network_needs_no_shapes():
+    calls = calls_of(shape=[1, 3, 64, 64], device="gpu", use_trt=True)
+    assert "set_trt_dynamic_shape_info" not in calls
+
+
+def test_fixed_sides_win():
+    info = DeployInfo("legacy", [None, 4, 96, None])
+    low, best, high = trt_shapes(info, InferenceSettings(batch_size=2))
+    assert (low, best, high) == ([1, 4, 96, 100], [2, 4, 96, 1024], [2, 4, 96, 3000])
+
+
+def test_tensorrt_learns_shapes():
+    first = calls_of(device="gpu", use_trt=True, tuned_shape_file="t", collect_shapes=True)
+    assert first["collect_shape_range_info"] == (("t",), {})
+    assert "enable_tensorrt_engine" not in first
+    then = calls_of(device="gpu", use_trt=True, tuned_shape_file="t")
+    assert then["enable_tuned_tensorrt_dynamic_shape"] == (("t", True), {})
+    assert "enable_tensorrt_engine" in then
+    assert "set_trt_dynamic_shape_info" not in then
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "text"),
+    [
+        ("legacy", {"use_trt": True}, "needs a GPU"),
+        ("legacy", {"precision": "fp16"}, "--device gpu"),
+        ("legacy", {"precision": "int8"}, "--device gpu"),
+        ("legacy", {"precision": "int4"}, "fp32, fp16, int8"),
+        ("legacy", {"device": "gpu", "precision": "int8"}, "--use_trt"),
+        ("legacy", {"device": "gpu", "mkldnn": True}, "--enable_mkldnn"),
+        ("pir", {"device": "gpu", "use_trt": True}, "--format legacy"),
+        ("onnx", {"device": "gpu", "use_trt": True}, "--format legacy"),
+        ("onnx", {"device": "gpu", "precision": "fp16"}, "--format legacy"),
+        ("legacy", {"device": "gpu", "use_trt": True, "trt_max_shape": [1, 3, 8, 8]}, "grow"),
+    ],
+)
+def test_what_cannot_work_is_refused(form, settings, text):
+    with pytest.raises(UserError, match=text):
+        calls_of(form, **settings)
+
+
+def run(mkldnn, breaks):
+    inference = FakeInference(breaks_with_onednn=breaks)
+    info = DeployInfo("pir", FREE, folder="f")
+    predictor = PaddlePredictor(info, InferenceSettings(mkldnn=mkldnn), inference)
+    batch = np.ones((1, 3, 2, 2), np.float32)
+    np.testing.assert_array_equal(predictor.run(batch), batch)
+    return predictor, inference
+
+
+@pytest.mark.parametrize(
+    ("mkldnn", "breaks", "in_use", "configs"),
+    [
+        (None, False, True, 1),
+        (None, True, False, 2),  # found out at the first run, and gone on without
+        (False, True, False, 1),
+        (True, False, True, 1),
+    ],
+)
+def test_onednn_is_used_where_it_works(mkldnn, breaks, in_use, configs):
+    predictor, inference = run(mkldnn, breaks)
+    assert predictor.mkldnn is in_use
+    assert len(inference.made) == configs
+
+
+def test_onednn_that_was_asked_for_is_not_dropped():
+    with pytest.raises(UserError, match="cannot run it with oneDNN"):
+        run(mkldnn=True, breaks=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "expected"),
+    [
+        (None, 0, "cpu"),
+        (None, 2, "gpu:0"),
+        ("cpu", 2, "cpu"),
+        ("gpu", 1, "gpu"),
+        ("gpu:1", 2, "gpu:1"),
+    ],
+)
+def test_choose_device(name, gpus, expected, monkeypatch):
+    monkeypatch.setattr(predictors, "_paddle_gpus", lambda: gpus)
+    assert choose_device(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("gpu", 0), ("gpu:1", 1), ("gpu:x", 1), ("cpu:0", 1), ("tpu", 1)]
+)
+def test_a_device_that_is_not_there_is_an_error(name, gpus, monkeypatch):
+    monkeypatch.setattr(predictors, "_paddle_gpus", lambda: gpus)
+    with pytest.raises(UserError, match="--device"):
+        choose_device(name)
