@@ -62,8 +62,15 @@ def _write_pictures(scenes, results, folder, names, masks, dataset):
     for name, mask in zip(names, masks):
         image = read_image(str(scenes / f"{name}.png")).astype("uint8")
         predicted = read_label(str(results / "pseudo_color_prediction" / f"{name}.png"))
-        picture = side_by_side(image, mask, predicted, dataset.palette, dataset.class_names)
+        shown = [_magnified(array) for array in (image, mask, predicted)]
+        picture = side_by_side(*shown, dataset.palette, dataset.class_names)
         save_image(str(folder / f"{name}.png"), picture)
+
+
+def _magnified(array, least=256):
+    """Repeats pixels until the shorter side has ``least``; the scenes are small."""
+    factor = -(-least // min(array.shape[:2]))
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def run(args):
@@ -77,7 +84,7 @@ def run(args):
             raise UserError(f"There is no {path}: run this in the repository's folder.")
     _verb(
         *("train", "--config", args.config, "--save_dir", out, "--overwrite", "--do_eval"),
-        *("--use_vdl", "--save_interval", 100, "--log_iters", 20, *device),
+        *("--use_vdl", "--save_interval", 250, "--log_iters", 50, *device),
     )
     _verb(
         *("val", "--config", args.config, "--model_path", model),
@@ -98,7 +105,7 @@ def run(args):
     )
     _write_pictures(scenes, results, pictures, names, masks, dataset)
     with open(out / "evaluation" / "metrics.json", encoding="utf-8") as f:
-        miou = json.load(f)["miou"]
+        miou = json.load(f)["mIoU"]
     print(f"\nmIoU on scenes it never trained on: {miou:.4f} (wanted: {args.least_miou})")
     for what, path in (
         ("image, truth and prediction side by side", pictures),

@@ -54,6 +54,8 @@ class Shapes(BaseDataset):
         difficulty (float): 0 flat colours without light, blur and noise; 0.5 the usual look;
             1 the strongest textures, shadows, blur and noise. Masks do not depend on it.
         objects (tuple[int, int]): Fewest and most shapes on a square scene.
+        sizes (tuple[float, float]): Least and greatest radius of a shape in units of the shorter
+            side, above 0 and below 0.5.
 
     Raises:
         UserError: a setting outside its range.
@@ -72,6 +74,7 @@ class Shapes(BaseDataset):
         *,
         difficulty=0.5,
         objects=(4, 9),
+        sizes=(0.065, 0.19),
     ):
         most = len(_PALETTE)
         if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= most:
@@ -94,6 +97,8 @@ class Shapes(BaseDataset):
             )
         if not _is_pair(objects, 1) or objects[0] > objects[1]:
             raise UserError(f"Shapes: objects must be (fewest, most) from 1 on, not {objects!r}.")
+        if not _is_range(sizes):
+            raise UserError(f"Shapes: sizes must be (least, greatest) in 0 to 0.5, not {sizes!r}.")
         if not isinstance(difficulty, numbers.Real) or not 0 <= difficulty <= 1:
             raise UserError(f"Shapes: difficulty must be 0 to 1, not {difficulty!r}.")
         count = _SAMPLES[self.mode] if num_samples is None else num_samples
@@ -101,6 +106,7 @@ class Shapes(BaseDataset):
             raise UserError(f"Shapes: num_samples must be at least 1, not {num_samples!r}.")
         self.image_size = tuple(int(side) for side in image_size)
         self.objects = tuple(int(number) for number in objects)
+        self.sizes = tuple(float(size) for size in sizes)
         self.difficulty = float(difficulty)
         # Names, not files: what logs and tables call the scenes.
         self.file_list = [[f"shapes_{self.mode}_{i:06d}.png", None] for i in range(count)]
@@ -113,7 +119,8 @@ class Shapes(BaseDataset):
         width, height = self.image_size
         unit = min(width, height)
         rng = self._rng(index, _GEOMETRY)
-        return plan_scene(rng, (height / unit, width / unit), self.num_classes - 1, self.objects)
+        aspect = (height / unit, width / unit)
+        return plan_scene(rng, aspect, self.num_classes - 1, self.objects, self.sizes)
 
     def load_image(self, index):
         """The untransformed image of a scene: float32 [H, W, C], 0..255 in whole steps, RGB."""
@@ -138,4 +145,13 @@ def _is_pair(value, low):
         isinstance(value, (list, tuple))
         and len(value) == 2
         and all(isinstance(v, numbers.Integral) and v >= low for v in value)
+    )
+
+
+def _is_range(value):
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and all(isinstance(v, numbers.Real) for v in value)
+        and 0 < value[0] <= value[1] < 0.5
     )

@@ -45,7 +45,7 @@ class Placed:
     detail: float
 
 
-def plan_scene(rng, aspect, kinds, objects=(4, 9)):
+def plan_scene(rng, aspect, kinds, objects=(4, 9), sizes=(0.065, 0.19)):
     """Chooses the shapes of one scene, in painting order (later ones lie on top).
 
     Args:
@@ -54,6 +54,8 @@ def plan_scene(rng, aspect, kinds, objects=(4, 9)):
         kinds (int): The first `kinds` entries of SHAPES are used, all equally likely.
         objects (tuple[int, int]): Fewest and most shapes on a square image; elongated images
             get proportionally more.
+        sizes (tuple[float, float]): Least and greatest nominal radius, in units of the shorter
+            side.
 
     Returns:
         list[Placed]: Shapes overlap, but never so far that the lower one cannot be told.
@@ -64,7 +66,7 @@ def plan_scene(rng, aspect, kinds, objects=(4, 9)):
     for _ in range(max(count, 1)):
         kind = int(rng.integers(kinds))
         # Log-uniform, so that small and large shapes get the same share of scenes.
-        size = 0.065 * (0.19 / 0.065) ** rng.random()
+        size = sizes[0] * (sizes[1] / sizes[0]) ** rng.random()
         radius = size * SHAPES[kind][1]
         angle = rng.uniform(0, 2 * np.pi)
         stretch = 1.35 ** rng.uniform(-1, 1)
