@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 
 # First, so that the CPU environment is prepared before Paddle is imported.
 import paddleseg_deeplab  # noqa: F401  isort: skip
@@ -25,6 +26,7 @@ from paddleseg_deeplab.utils import deploy_yaml, visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger, setup_console
 from paddleseg_deeplab.utils.prediction_files import (
+    check_save_dir,
     collect_images,
     output_names,
     parse_outputs,
@@ -252,9 +254,10 @@ def tune_shapes(info, settings, paths):
 
 def warm_up(inferer, paths):
     """First runs, which build kernels, so that they are not measured."""
-    for _, batch in batches(inferer, paths[: inferer.batch_size], []):
+    for _, batch in batches(inferer, paths, []):  # the first that can be read
         for _ in range(_WARM_UP_RUNS):
             inferer.infer(batch)
+        break
     for values in inferer.seconds.values():
         values.clear()
 
@@ -273,6 +276,7 @@ def run(args):
     if bool(args.model_dir) == bool(args.config):
         raise UserError("Give --model_dir with the exported folder (or --config deploy.yaml).")
     outputs = parse_outputs(" ".join(args.outputs))
+    check_save_dir(args.save_dir)
     info = deploy_yaml.read(args.model_dir or args.config)
     want_probabilities = "prob" in outputs
     if want_probabilities and info.output_op == "argmax":
@@ -330,6 +334,7 @@ def main(argv=None):
     if not args.print_detail:
         # Paddle's own warnings, which no user can act upon.
         os.environ.setdefault("GLOG_minloglevel", "2")
+        warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
     try:
         return run(args)
     except UserError as e:

@@ -2,20 +2,14 @@
 """What the commands share: flags, the device, and how an error reaches the person."""
 
 import argparse
-import importlib.util
 import logging
 import os
 import sys
 import warnings
 
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, require_paddle
 from paddleseg_deeplab.utils.logger import logger, setup_console
 
-_PADDLE_MISSING = (
-    "PaddlePaddle is not installed: for a CPU run pip install 'paddleseg-deeplab[cpu]', for a GPU "
-    "run pip install paddlepaddle-gpu with the index address that the installation guide "
-    "https://www.paddlepaddle.org.cn/en/install/quick gives."
-)
 # What Paddle says on every run and nobody can act upon.
 _PADDLE_NOISE = ("No ccache found", "When training, we now always track global mean and variance")
 
@@ -25,12 +19,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"error: {message}. {self.prog} --help lists the flags.\n")
-
-
-def require_paddle():
-    """Raises a `UserError` with both install commands where Paddle is missing."""
-    if importlib.util.find_spec("paddle") is None:
-        raise UserError(_PADDLE_MISSING)
 
 
 def add_config_arguments(parser):

@@ -153,6 +153,9 @@ def _warn_of_fixed_size(shape, sample):
 
 def run(args):
     """Exports as the flags say; 0, or 1 where the export differs from the trained network."""
+    from paddleseg_deeplab.utils.prediction_files import check_save_dir
+
+    check_save_dir(args.save_dir)
     device = common.select_device(args.device or ("cpu" if args.target == "cpu" else None))
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 

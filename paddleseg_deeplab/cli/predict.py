@@ -70,9 +70,14 @@ def _preprocessing(builder, dataset):
 
 def run(args):
     """Predicts as the flags say; 0 when every image is done."""
-    from paddleseg_deeplab.utils.prediction_files import collect_images, parse_outputs
+    from paddleseg_deeplab.utils.prediction_files import (
+        check_save_dir,
+        collect_images,
+        parse_outputs,
+    )
 
     outputs = parse_outputs(" ".join(args.outputs))
+    check_save_dir(args.save_dir)
     # Several paths: what a shell makes of a glob pattern without quotes.
     given = args.image_path[0] if len(args.image_path) == 1 else args.image_path
     images, root = collect_images(given, exclude=args.save_dir)

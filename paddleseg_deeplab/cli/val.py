@@ -5,6 +5,7 @@ import sys
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
+from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Evaluates a trained model on the config's validation set.
 
@@ -29,6 +30,11 @@ def add_arguments(parser):
 
 def run(args):
     """Evaluates as the flags say; 0 when done."""
+    if args.worst < 0:
+        raise UserError(f"--worst should be at least 0, not {args.worst}.")
+    from paddleseg_deeplab.utils.prediction_files import check_save_dir
+
+    check_save_dir(args.save_dir)
     device = common.select_device(args.device)
     config = common.read_config(args, pretrained=args.model_path is None)
     settings = inference_settings(config, args, "aug_eval")

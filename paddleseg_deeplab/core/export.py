@@ -18,6 +18,7 @@ from paddleseg_deeplab.utils import deploy_yaml
 from paddleseg_deeplab.utils.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.prediction_files import check_save_dir
 from paddleseg_deeplab.utils.predictors import import_extra
 
 __all__ = ["ExportMismatch", "export", "resolve_format"]
@@ -250,8 +251,7 @@ def export(
             "it with NCHW and load them, or use --format pir."
         )
     save_dir = os.path.abspath(save_dir)
-    if os.path.isfile(save_dir):
-        raise UserError(f"--save_dir {save_dir}: is a file; name a folder.")
+    check_save_dir(save_dir)
     os.makedirs(os.path.dirname(save_dir), exist_ok=True)
     info = DeployInfo(
         format=form,

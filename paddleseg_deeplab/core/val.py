@@ -190,9 +190,22 @@ def evaluate(
     known = sorted((r for r in records if r["miou"] == r["miou"]), key=lambda r: r["miou"])
     seconds = time.perf_counter() - start
     result = EvaluationResult(confusion, names, records, known[:worst], loss.mean, seconds)
-    if print_detail and rank == 0:
-        log_result(result)
+    if rank == 0:
+        _warn_of_one_class(confusion, names)
+        if print_detail:
+            log_result(result)
     return result
+
+
+def _warn_of_one_class(confusion, names):
+    """Masks of 0 and 255 are the usual reason: 255 is void, and mIoU then looks perfect."""
+    present = np.flatnonzero(confusion.label_area)
+    if len(present) == 1 and confusion.num_classes > 1:
+        logger.warning(
+            "The labels hold no class but %s (and void, %d). Where masks hold 0 and 255, set "
+            "label_map: {0: 0, 255: 1} on both datasets.",
+            *(names[present[0]], confusion.ignore_index),
+        )
 
 
 def _predict(model, samples, images, aug_eval, settings, loss):

@@ -203,6 +203,25 @@ def parse_outputs(text):
     return tuple(dict.fromkeys(words))
 
 
+def check_save_dir(path, flag="--save_dir"):
+    """Fails before the work, not after it, where results cannot be written; makes nothing.
+
+    Args:
+        path (str): The folder, which need not exist.
+        flag (str): What gave it, for the message.
+
+    Raises:
+        UserError: It or a folder above it is a file, or nothing may be written there.
+    """
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UserError(f"{flag} {path}: {there} is a file; give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: {there} cannot be written; give another folder.")
+
+
 def write_outputs(
     save_dir,
     name,

@@ -4,12 +4,12 @@
 Paddle and ONNX Runtime are imported where they are needed: an ONNX folder runs without Paddle.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
 
+from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -18,12 +18,6 @@ _GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
 _TRT_WORKSPACE = 1 << 30
 # PaddleSeg's defaults for a network of free size: [channels] is put in between.
 _TRT_SIZES = {"min": (100, 100), "opt": (512, 1024), "max": (2000, 3000)}
-
-
-def default_threads():
-    """Threads for the CPU: what `utils.cpu` put into the environment, or what the user has set."""
-    text = os.environ.get("FLAGS_paddle_num_threads", "")  # noqa: SIM112 (Paddle's spelling)
-    return int(text) if text.isdigit() and int(text) else os.cpu_count() or 1
 
 
 @dataclass
@@ -135,7 +129,7 @@ def _call(config, names, *args):
 
 def _set_cpu(config, settings, mkldnn):
     config.disable_gpu()
-    config.set_cpu_math_library_num_threads(settings.cpu_threads or default_threads())
+    config.set_cpu_math_library_num_threads(settings.cpu_threads or thread_count())
     if mkldnn:
         # Kernels are built for each input size and kept for the last ten.
         _call(config, ("set_onednn_cache_capacity", "set_mkldnn_cache_capacity"), 10)
@@ -199,8 +193,7 @@ class PaddlePredictor:
         inference (module, optional): ``paddle.inference`` by default.
 
     Attributes:
-        mkldnn (bool): Whether oneDNN is in use; may change at the first `run` where the wish is
-            automatic.
+        mkldnn (bool): Whether oneDNN is in use; may change at a `run` where the wish is automatic.
     """
 
     def __init__(self, info, settings, inference=None):
@@ -209,11 +202,10 @@ class PaddlePredictor:
             import paddle.inference as inference
         self._info, self._settings, self._inference = info, settings, inference
         self.mkldnn = settings.device == "cpu" and settings.mkldnn is not False
-        self._proven = not self.mkldnn
-        self._predictor = self._create()
+        self._predictor = self._create(self.mkldnn)
 
-    def _create(self):
-        config = make_config(self._info, self._settings, self._inference, mkldnn=self.mkldnn)
+    def _create(self, mkldnn):
+        config = make_config(self._info, self._settings, self._inference, mkldnn=mkldnn)
         return self._inference.create_predictor(config)
 
     def run(self, batch):
@@ -223,14 +215,12 @@ class PaddlePredictor:
             UserError: oneDNN was asked for and Paddle cannot run this network with it.
         """
         try:
-            output = self._run(batch)
+            return self._run(batch)
         except Exception as e:
-            if self._proven:
+            # At any run, not only the first: kernels are built anew for each input size.
+            if not self.mkldnn:
                 raise
-            self._without_mkldnn(e)
-            output = self._run(batch)
-        self._proven = True
-        return output
+            return self._run_without_mkldnn(batch, e)
 
     def _run(self, batch):
         handle = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
@@ -241,22 +231,31 @@ class PaddlePredictor:
         name = self._predictor.get_output_names()[0]
         return self._predictor.get_output_handle(name).copy_to_cpu()
 
-    def _without_mkldnn(self, error):
-        """Paddle 3.3.0 and 3.3.1 cannot run a PIR model's bilinear resize in oneDNN: do without."""
+    def _run_without_mkldnn(self, batch, error):
+        """Paddle 3.3.0 and 3.3.1 cannot run a PIR model's bilinear resize in oneDNN: do without.
+
+        From then on, and only if that helps: else it was not oneDNN, and ``error`` is raised.
+        """
         reason = " ".join(str(error).split())[:200]
         if self._settings.mkldnn:
             raise UserError(
                 f"{self._info.model_path}: the installed Paddle cannot run it with oneDNN "
                 f"({reason}). Drop --enable_mkldnn True, or export with --format legacy."
             ) from error
+        with_mkldnn, self._predictor = self._predictor, self._create(False)
+        try:
+            output = self._run(batch)
+        except Exception:
+            self._predictor = with_mkldnn
+            raise error from None
         logger.warning(
             "oneDNN cannot run %s here, so it runs without and slower; --format legacy may be "
             "faster on a CPU.",
             self._info.model,
         )
         logger.debug("oneDNN said: %s", reason)
-        self.mkldnn, self._proven = False, True
-        self._predictor = self._create()
+        self.mkldnn = False
+        return output
 
 
 class OnnxPredictor:
@@ -285,7 +284,7 @@ class OnnxPredictor:
                     "onnxruntime-gpu, or use --device cpu."
                 )
         session = onnxruntime.SessionOptions()
-        session.intra_op_num_threads = settings.cpu_threads or default_threads()
+        session.intra_op_num_threads = settings.cpu_threads or thread_count()
         session.log_severity_level = 2 if settings.print_detail else 3
         self._session = onnxruntime.InferenceSession(
             info.model_path, session, providers=[(provider, options)]

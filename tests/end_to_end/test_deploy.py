@@ -118,6 +118,21 @@ def assert_equal_masks(ours, theirs):
         assert (mask != theirs[name]).sum() <= 1, name
 
 
+def without_paddle(arguments):
+    """The script in a process where any import of Paddle fails; returns its exit status."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['paddle'] = None\n"
+        f"sys.argv = ['infer.py', *{arguments!r}]\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    print(done.stdout, done.stderr)  # shown where the test fails
+    return done.returncode
+
+
 @pytest.mark.parametrize(
     ("transforms", "form", "output_op"),
     [
@@ -141,8 +156,9 @@ def test_masks_equal_those_of_predict(
     # The default operator: scores where the result has to be resized.
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]["output_op"] == output_op
     both = ["--image_path", str(images), "--outputs", "raw", "--device", "cpu"]
-    arguments = ["--model_dir", str(folder), "--save_dir", str(tmp_path / "infer")]
-    assert infer([*arguments, *both, "--batch_size", "2"]) == 0
+    arguments = ["--model_dir", str(folder), "--save_dir", str(tmp_path / "infer"), *both]
+    run = without_paddle if form == "onnx" else infer
+    assert run([*arguments, "--batch_size", "2"]) == 0
     config, weights = trained
     arguments = ["--config", config, "--model_path", weights, "--save_dir", str(tmp_path / "pred")]
     assert predict.main([*arguments, *both, *opts]) == 0
@@ -169,9 +185,19 @@ def test_probabilities_and_a_fixed_batch(trained, images, infer, tmp_path):
         np.testing.assert_array_equal(prob.argmax(0), mask)
 
 
-def test_benchmark_prints_its_figures(exported, images, infer, tmp_path, capsys):
+def test_benchmark_prints_its_figures(exported, images, infer, tmp_path, capsys, monkeypatch):
+    runs = []
+    inferer = infer.__globals__["Inferer"]
+    monkeypatch.setattr(
+        inferer, "infer", lambda self, x, call=inferer.infer: runs.append(x.shape) or call(self, x)
+    )
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"not a picture")
+    (tmp_path / "in" / "b.png").write_bytes((images / "b.png").read_bytes())
     arguments = ["--model_dir", str(exported), "--save_dir", str(tmp_path), "--device", "cpu"]
-    assert infer([*arguments, "--image_path", str(images / "b.png"), "--benchmark"]) == 0
+    assert infer([*arguments, "--image_path", str(tmp_path / "in"), "--benchmark"]) == 2
+    # Warm-up runs on the first image that can be read, and the one that counts.
+    assert runs == [(1, 3, 64, 96)] * (infer.__globals__["_WARM_UP_RUNS"] + 1)
     out = capsys.readouterr().out
     for word in ("preprocess", "inference", "postprocess", "images/s"):
         assert word in out
@@ -205,6 +231,7 @@ def test_a_broken_image_does_not_stop_the_rest(exported, images, infer, tmp_path
         (["--device", "cpu", "--batch_size", "0"], "--batch_size"),
         (["--device", "cpu", "--enable_auto_tune", "True"], "--use_trt"),
         (["--config", "also.yaml"], "--model_dir"),
+        (["--device", "cpu", "--save_dir", __file__], "is a file"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(flags, text, exported, images, infer, tmp_path, capsys):
@@ -245,18 +272,9 @@ def test_a_folder_of_paddleseg_is_read(exported, images, infer, tmp_path):
     assert infer([*arguments, "--save_dir", str(tmp_path / "o")]) == 0
 
 
-def test_the_script_explains_itself_without_paddle():
-    code = (
-        "import runpy, sys\n"
-        "sys.modules['paddle'] = None  # any import of it fails\n"
-        "sys.argv = ['infer.py', '--help']\n"
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "--image_path" in done.stdout
+def test_the_script_explains_itself_without_paddle(capsys):
+    assert without_paddle(["--help"]) == 0
+    assert "--image_path" in capsys.readouterr().out
 
 
 def test_export_says_what_is_wrong(trained, tmp_path, capsys):

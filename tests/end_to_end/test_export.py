@@ -9,12 +9,12 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import export_check
+from paddleseg_deeplab.core import export_check, export_probe
 from paddleseg_deeplab.core.export import ExportMismatch, export, resolve_format
 from paddleseg_deeplab.core.export_check import compare_outputs, sample_batches
 from paddleseg_deeplab.core.forward import infer_logits
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
-from paddleseg_deeplab.utils import deploy_yaml
+from paddleseg_deeplab.utils import deploy_yaml, predictors
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.predictors import InferenceSettings, PaddlePredictor, open_predictor
 
@@ -263,6 +263,23 @@ def test_auto_follows_what_this_paddle_can(tiny, tmp_path):
         best = "legacy"
     assert resolve_format("auto", "cpu") == best
     assert resolve_format("auto", "gpu") == "pir"
+
+
+@pytest.mark.parametrize("wrong", [lambda out: out + 1e-3, lambda out: out * np.nan])
+def test_the_probe_compares_two_sizes(wrong, monkeypatch):
+    class SecondSizeWrong:
+        def __init__(self, info, settings):
+            assert settings.mkldnn is True, "a predictor that may do without proves nothing"
+            self.inner = PaddlePredictor(info, InferenceSettings(mkldnn=False))
+            self.shapes = []
+
+        def run(self, batch):
+            self.shapes.append(batch.shape)
+            output = self.inner.run(batch)
+            return output if batch.shape == self.shapes[0] else wrong(output)
+
+    monkeypatch.setattr(predictors, "PaddlePredictor", SecondSizeWrong)
+    assert not export_probe.probe() <= export_probe._MAX_DIFFERENCE
 
 
 # The faults below are worked around. When one of these is reported as XPASS with the newest Paddle

@@ -180,7 +180,10 @@ def test_what_is_left_in_save_dir(config, tmp_path):
         assert f"iter: {i}/6, loss: " in log
     words = [
         "CrossEntropyLoss: ",
+        "LovaszSoftmaxLoss: ",
         "lr: 0.05,",
+        "batch_cost: ",
+        "step_cost: ",
         "reader_cost: ",
         "ips: ",
         "memory: ",
@@ -195,6 +198,15 @@ def test_what_is_left_in_save_dir(config, tmp_path):
     assert run(out / "config.yml", tmp_path / "again") == 0
     assert_same(out / "iter_6", tmp_path / "again" / "iter_6", "model.pdparams")
     assert (tmp_path / "again" / "config.yml").read_text() == (out / "config.yml").read_text()
+
+
+def test_a_terminal_gets_a_progress_bar(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run(config, tmp_path / "out", "--iters", 2) == 0
+    shown = capsys.readouterr().err
+    assert "2/2" in shown.split("\r")[-1]
+    assert "loss=" in shown
+    assert "\r" not in (tmp_path / "out" / "train.log").read_text(encoding="utf-8")
 
 
 def test_flags_win_over_the_config_and_are_kept(config, tmp_path):

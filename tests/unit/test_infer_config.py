@@ -52,12 +52,13 @@ class FakeHandle:
 
 
 class FakePredictor:
-    """Gives its input back; stops where oneDNN is on and ``breaks_with_onednn``."""
+    """Gives its input back; its run number ``breaks_at`` (and later ones) with oneDNN fails."""
 
-    breaks_with_onednn = False
+    breaks_at = None
 
     def __init__(self, config):
         self.config = config
+        self.runs = 0
 
     def get_input_names(self):
         return ["x"]
@@ -70,7 +71,11 @@ class FakePredictor:
     get_output_handle = get_input_handle
 
     def run(self):
-        if self.breaks_with_onednn and "enable_onednn" in self.config.calls:
+        self.runs += 1
+        if self.batch.max() > 9:
+            raise RuntimeError("out of memory")
+        with_onednn = "enable_onednn" in self.config.calls
+        if self.breaks_at and self.runs >= self.breaks_at and with_onednn:
             raise NotImplementedError("ArrayAttribute<DoubleAttribute>")
 
 
@@ -80,9 +85,9 @@ class FakeInference:
     class PrecisionType:
         Float32, Half, Int8 = "Float32", "Half", "Int8"
 
-    def __init__(self, breaks_with_onednn=False, lacks=()):
+    def __init__(self, breaks_at=None, lacks=()):
         self.Config = type("Config", (FakeConfig,), {"lacks": lacks})
-        self.predictor = type("P", (FakePredictor,), {"breaks_with_onednn": breaks_with_onednn})
+        self.predictor = type("P", (FakePredictor,), {"breaks_at": breaks_at})
         self.made = []
 
     def create_predictor(self, config):
@@ -228,33 +233,71 @@ def test_what_cannot_work_is_refused(form, settings, text):
         calls_of(form, **settings)
 
 
-def run(mkldnn, breaks):
-    inference = FakeInference(breaks_with_onednn=breaks)
+def fake_predictor(mkldnn, breaks_at):
+    inference = FakeInference(breaks_at=breaks_at)
     info = DeployInfo("pir", FREE, folder="f")
-    predictor = PaddlePredictor(info, InferenceSettings(mkldnn=mkldnn), inference)
-    batch = np.ones((1, 3, 2, 2), np.float32)
-    np.testing.assert_array_equal(predictor.run(batch), batch)
-    return predictor, inference
+    return PaddlePredictor(info, InferenceSettings(mkldnn=mkldnn), inference), inference
+
+
+BATCH = np.ones((1, 3, 2, 2), np.float32)
 
 
 @pytest.mark.parametrize(
-    ("mkldnn", "breaks", "in_use", "configs"),
+    ("mkldnn", "breaks_at", "in_use", "configs"),
     [
-        (None, False, True, 1),
-        (None, True, False, 2),  # found out at the first run, and gone on without
-        (False, True, False, 1),
-        (True, False, True, 1),
+        (None, None, True, 1),
+        (None, 1, False, 2),  # found out at the first run, and gone on without
+        (None, 2, False, 2),  # or at a later one, of another size say
+        (False, 1, False, 1),
+        (True, None, True, 1),
     ],
 )
-def test_onednn_is_used_where_it_works(mkldnn, breaks, in_use, configs):
-    predictor, inference = run(mkldnn, breaks)
+def test_onednn_is_used_where_it_works(mkldnn, breaks_at, in_use, configs):
+    predictor, inference = fake_predictor(mkldnn, breaks_at)
+    for i in range(3):
+        np.testing.assert_array_equal(predictor.run(BATCH + i), BATCH + i)
     assert predictor.mkldnn is in_use
     assert len(inference.made) == configs
 
 
-def test_onednn_that_was_asked_for_is_not_dropped():
+@pytest.mark.parametrize("breaks_at", [1, 2])
+def test_onednn_that_was_asked_for_is_not_dropped(breaks_at):
+    predictor, _ = fake_predictor(True, breaks_at)
     with pytest.raises(UserError, match="cannot run it with oneDNN"):
-        run(mkldnn=True, breaks=True)
+        [predictor.run(BATCH) for _ in range(breaks_at)]
+
+
+def test_other_failures_are_not_blamed_on_onednn(caplog):
+    predictor, _ = fake_predictor(None, None)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predictor.run(BATCH * 10)
+    assert predictor.mkldnn
+    assert not caplog.records
+    np.testing.assert_array_equal(predictor.run(BATCH), BATCH)
+
+
+def test_every_call_exists_in_paddle_inference():
+    """The stand-in takes any name; the real Config has these and their keyword parameters."""
+    from paddle import inference
+
+    real = inference.Config
+    recorded = [
+        calls_of(),
+        calls_of(device="gpu", use_trt=True, precision="int8"),
+        calls_of(device="gpu", use_trt=True, tuned_shape_file="t", collect_shapes=True),
+        calls_of(device="gpu", use_trt=True, tuned_shape_file="t"),
+        calls_of("pir", device="gpu", precision="fp16"),
+        calls_of("pir", onednn=False, lacks=("enable_onednn", "disable_onednn")),
+    ]
+    new = {"enable_onednn", "disable_onednn", "set_onednn_cache_capacity"}  # from Paddle 3.3 on
+    for calls in recorded:
+        for name, (_, named) in calls.items():
+            if name == "Config" or (name in new and not hasattr(real, name)):
+                continue
+            assert hasattr(real, name), name
+            for parameter in named:
+                assert f"{parameter}:" in getattr(real, name).__doc__, (name, parameter)
+    assert {"Float32", "Half", "Int8"} <= set(dir(inference.PrecisionType))
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,17 @@ def test_sizes_that_differ_are_named():
             quiet(Brightest(), data, **settings)
 
 
+def test_masks_of_0_and_255_are_noticed(caplog):
+    data = Scenes()
+    quiet(Brightest(), data)
+    assert not caplog.records
+    data.labels = [np.where(label == 0, 0, 255) for label in data.labels]
+    quiet(Brightest(), data)
+    [record] = caplog.records
+    assert "no class but red" in record.getMessage()
+    assert "label_map: {0: 0, 255: 1}" in record.getMessage()
+
+
 def test_mixed_precision_on_a_cpu_is_an_error():
     if paddle.get_device() != "cpu":
         pytest.skip("for CPUs")
