@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """DeepLab for PaddlePaddle. Import this package before Paddle: see utils/cpu.py for the reason."""
 
+import importlib
+
 from paddleseg_deeplab.utils.cpu import prepare_environment
 
 __version__ = "0.1.0"
 
+_PARTS = ("core", "cvlibs", "datasets", "models", "optimizers", "transforms", "utils")
+
 prepare_environment()
+
+
+def __getattr__(name):
+    # As with PaddleSeg, one import is enough to write paddleseg_deeplab.models.DeepLabV3P.
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

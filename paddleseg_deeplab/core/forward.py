@@ -70,12 +70,12 @@ def _label_on_grid(label, height, width):
     return label.index_select(rows, axis=1).index_select(cols, axis=2)
 
 
-def _layout_of(loss, default):
-    """The layout that a loss wants; of a `MixedLoss`, the one of its parts."""
+def _layout_of(loss):
+    """The layout that a loss wants, NCHW where it says nothing; of a `MixedLoss`, its parts'."""
     if hasattr(loss, "data_format"):
         return loss.data_format
     parts = getattr(loss, "losses", None)
-    return _layout_of(parts[0], default) if parts else default
+    return _layout_of(parts[0]) if parts else "NCHW"
 
 
 def compute_losses(logits_list, label, losses, data_format="NCHW"):
@@ -101,7 +101,7 @@ def compute_losses(logits_list, label, losses, data_format="NCHW"):
         )
     parts = {}
     for i, (logits, loss, coef) in enumerate(zip(logits_list, types, coefs)):
-        native = _layout_of(loss, data_format)
+        native = _layout_of(loss)
         if native != data_format:
             order = (0, 3, 1, 2) if native == "NCHW" else (0, 2, 3, 1)
             logits = logits.transpose(order)

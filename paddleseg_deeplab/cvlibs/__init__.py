@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config, registries and builder. Paddle is imported when `SegBuilder` is first asked for."""
 
+import importlib
+
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.cvlibs.config import Config
 
@@ -12,4 +14,6 @@ def __getattr__(name):
         from paddleseg_deeplab.cvlibs.builder import SegBuilder
 
         return SegBuilder
+    if name == "param_init":
+        return importlib.import_module(f"{__name__}.param_init")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

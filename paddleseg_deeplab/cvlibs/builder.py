@@ -28,6 +28,8 @@ _REGISTRY_OF = {
     "val_dataset": manager.DATASETS,
 }
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# What components assume that are not told.
+_USUAL = {"in_channels": 3, "ignore_index": 255}
 _COUNTED_SAMPLES = 500  # training images that class weights are counted on
 
 
@@ -130,12 +132,33 @@ class SegBuilder:
             for name in ("ignore_index", "num_classes"):
                 self._agree(place, part, manager.LOSSES, name, name, name.upper())
 
+        for i, item in enumerate(self.config.dic.get("loss", {}).get("types", [])):
+            self._share_layout([part for _, part in _plain_losses([item])], f"loss.types.{i}")
+
+    def _share_layout(self, losses, place):
+        """Gives losses of one output the model's data_format, unless one of them takes none.
+
+        They then get NCHW logits, see `core.forward.compute_losses`.
+        """
+        layout = self.config.model_cfg.get("data_format", "NCHW")
+        if layout == "NCHW":  # their default
+            return
+        classes = [self._look_up(place, loss, manager.LOSSES) for loss in losses]
+        if all("data_format" in inspect.signature(c).parameters for c in classes):
+            for loss in losses:
+                loss.setdefault("data_format", layout)
+
     def _agree(self, place, cfg, registry, key, dataset_key, class_attribute):
         fact = self._dataset_fact(dataset_key, class_attribute)
         # A component without such a parameter (a loss of one's own, say) does not get it.
-        component = self._look_up(place, cfg, registry)
-        if fact is None or key not in inspect.signature(component).parameters:
+        parameters = inspect.signature(self._look_up(place, cfg, registry)).parameters
+        if fact is None:
             return
+        if key not in parameters and key not in cfg:
+            # Behind **kwargs may be anything: it gets what it could not guess (in PaddleSeg, all).
+            takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+            if not takes_any or fact == _USUAL.get(key):
+                return
         if cfg.get(key, fact) != fact:
             self.config.fail(
                 f"{place}.{key}", f"is {cfg[key]}, but the dataset's {dataset_key} is {fact}."

@@ -32,6 +32,7 @@ _TOP_LEVEL = {
 }
 _POSITIVE = ("batch_size", "iters", "accumulation_steps")
 _TYPED_SECTIONS = ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler")
+_OLD_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}  # PaddleSeg's older files
 _SECTION_KEYS = {
     "loss": ("types", "coef"),
     "ema": ("decay",),
@@ -216,6 +217,9 @@ class Config:
             if not isinstance(dic.get("lr_scheduler"), dict):
                 raise UserError(f"{path}: --learning_rate needs an lr_scheduler section.")
             dic["lr_scheduler"]["learning_rate"] = learning_rate
+        optimizer = dic.get("optimizer")
+        if isinstance(optimizer, dict) and isinstance(optimizer.get("type"), str):
+            optimizer["type"] = _OLD_OPTIMIZERS.get(optimizer["type"], optimizer["type"])
         self.dic = dic
         self._check()
         root = dic.pop("dataset_root", None)
@@ -320,14 +324,10 @@ class Config:
         return self._section("ema")
 
     def set_data_format(self, data_format):
-        """Sets "NCHW" or "NHWC" on the model, its backbone and every loss."""
+        """Sets "NCHW" or "NHWC" on the model and its backbone; the losses follow (`SegBuilder`)."""
         model = self.dic.get("model", {})
-        losses = list(self.dic.get("loss", {}).get("types", []))
-        for loss in losses:
-            losses.extend(loss.get("losses", []))
-        for part in (model, model.get("backbone"), *losses):
-            # A MixedLoss takes no layout of its own: its parts do.
-            if isinstance(part, dict) and "losses" not in part:
+        for part in (model, model.get("backbone")):
+            if isinstance(part, dict):
                 part["data_format"] = data_format
 
     def drop_pretrained(self):

@@ -34,8 +34,9 @@ class ComponentManager:
     def __getitem__(self, name):
         """Returns the component; KeyError names the known ones and the nearest."""
         if name not in self._components_dict:
-            near = difflib.get_close_matches(str(name), self._components_dict, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            names = {known.lower(): known for known in self._components_dict}
+            near = difflib.get_close_matches(str(name).lower(), names, n=1)
+            hint = f" Did you mean {names[near[0]]!r}?" if near else ""
             known = ", ".join(sorted(self._components_dict))
             raise KeyError(f"{name!r} is not among the registered {self._name}: {known}.{hint}")
         return self._components_dict[name]

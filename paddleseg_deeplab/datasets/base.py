@@ -46,6 +46,15 @@ class BaseDataset:
     """
 
     takes_epoch = True
+    # PaddleSeg's own datasets set mode, transforms, num_classes and file_list in a constructor
+    # that does not call their parent's; so here is the rest.
+    ignore_index = VOID
+    img_channels = 3
+    seed = 0
+    edge = False
+    to_rgb = True
+    label_map = None
+    _table = None
 
     def _set_up(
         self,
@@ -159,6 +168,8 @@ class BaseDataset:
 
     def _to_classes(self, label, path):
         """Turns the values of a label file into classes, 255 void: uint8 [H, W]."""
+        if self._table is None:
+            self._use_label_map(None)
         known = (label >= 0) & (label < len(self._table)) if label.dtype != np.uint8 else None
         if known is None or known.all():
             classes = self._table[label]
@@ -169,6 +180,8 @@ class BaseDataset:
             known &= self._table[np.where(known, label, 0)] >= 0
         values = np.unique(label[~known]).tolist()
         some = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+        if str(path).lower().endswith((".jpg", ".jpeg")):
+            some += " (JPEG changes values: write masks as PNG)"
         if self.label_map is None:
             raise UserError(
                 f"The label {path} holds values that are no class: {some}. Classes are 0 to "

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dataset of one's own files: a list file names images and labels."""
 
+import contextlib
 import os
+
+import numpy as np
 
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets.base import VOID, BaseDataset
+from paddleseg_deeplab.transforms.pipeline import read_label
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
 
 _SHOWN = 5  # how many faults a message names
+_LOOKED_AT = 4  # masks of a set that are looked at when it is opened
 
 
 def read_list_file(path, root, separator=" ", *, labels="required"):
@@ -162,6 +168,23 @@ class Dataset(BaseDataset):
             separator,
             labels="optional" if self.mode == "test" else "required",
         )
+        if self.label_map is None:
+            self._warn_of_masks_of_void()
+
+    def _warn_of_masks_of_void(self):
+        """0/255 masks without a label_map are no error, but train on nothing: 255 is void."""
+        step = max(1, len(self.file_list) // _LOOKED_AT)
+        paths = [path for _, path in self.file_list[::step][:_LOOKED_AT] if path is not None]
+        values = set()
+        for path in paths:
+            with contextlib.suppress(UserError):  # it is told when the sample is read
+                values.update(np.unique(read_label(path)).tolist())
+        if self.ignore_index in values and values <= {0, self.ignore_index}:
+            logger.warning(
+                "Dataset: %d masks that were looked at, such as %s, hold no class but 0: %d is "
+                "void. If it stands for class 1, set label_map: {0: 0, %d: 1}.",
+                *(len(paths), paths[0], self.ignore_index, self.ignore_index),
+            )
 
     def _find(self, key, path):
         for candidate in (path, os.path.join(self.dataset_root, path)):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models, backbones and losses under PaddleSeg's names; importing this registers them all."""
 
+import paddleseg_deeplab.utils.needs_paddle  # noqa: F401  isort: skip
 from paddleseg_deeplab.models.backbones import (
     ResNet18_vd,
     ResNet34_vd,

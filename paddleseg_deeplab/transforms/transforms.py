@@ -118,13 +118,31 @@ class Compose:
         if own_rng:
             out["rng"] = np.random.default_rng()
         for transform in self.transforms:
-            out = transform(out)
+            out = self._apply(transform, out)
             if not isinstance(out, dict):
                 raise TypeError(
                     f"Compose: {transform!r} returned {type(out)}; a transform returns the sample."
                 )
         if own_rng:
             out = {key: value for key, value in out.items() if key != "rng"}
+        return self._finish(out)
+
+    def _apply(self, transform, data):
+        try:
+            return transform(data)
+        except UserError:
+            raise
+        except ValueError as error:
+            # Our own say what does not fit, such as three means for four channels.
+            if not type(transform).__module__.startswith("paddleseg_deeplab."):
+                raise
+            path = f" Image: {data['im_path']}." if "im_path" in data else ""
+            name = type(transform).__name__
+            raise UserError(f"{name}: {str(error).rstrip('.')}.{path}") from error
+
+    @staticmethod
+    def _finish(out):
+        """Puts img to float32 [C, H, W]."""
         img = out["img"]
         planes = img[None] if img.ndim == 2 else img.transpose(2, 0, 1)
         out["img"] = np.ascontiguousarray(planes, dtype=np.float32)

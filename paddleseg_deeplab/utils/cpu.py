@@ -39,7 +39,9 @@ def wanted_environment(cores, cpuinfo, environment):
     Returns:
         dict[str, str]: name to value.
     """
-    threads = environment.get("OMP_NUM_THREADS", str(cores))
+    # OpenMP allows a list, one number for each level of nesting; Paddle takes a number only.
+    threads = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    threads = threads if threads.isdigit() and int(threads) > 0 else str(cores)
     # Which one counts depends on the machine: with Paddle 3.3.1 an AMD processor followed
     # FLAGS_paddle_num_threads, an Intel processor MKL_NUM_THREADS only. OMP_NUM_THREADS would do on
     # both, but Paddle prints two lines of warnings at each import when it is above 1.
@@ -62,12 +64,18 @@ def prepare_environment():
     wanted = wanted_environment(_usable_cores(), _cpuinfo(), os.environ)
     for name, value in wanted.items():
         if name in os.environ:
-            _report.append(f"{name}={os.environ[name]} (yours)")
+            _report.append(f"{name}={os.environ[name]} (set before)")
         else:
             os.environ[name] = value
             _report.append(f"{name}={value} (set here)")
     if late:
         _report.append("but Paddle was imported first, so they may have no effect")
+
+
+def thread_count():
+    """Threads that this process's own parallel work may use: what Paddle was told to use."""
+    threads = os.environ.get("FLAGS_paddle_num_threads", "")  # noqa: SIM112 (Paddle's spelling)
+    return int(threads) if threads.isdigit() and int(threads) > 0 else _usable_cores()
 
 
 def environment_report():

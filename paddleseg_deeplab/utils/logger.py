@@ -9,6 +9,8 @@ from tqdm import tqdm
 _FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 
 logger = logging.getLogger("paddleseg_deeplab")
+# As in PaddleSeg, whose logger is a module: `from paddleseg_deeplab.utils import logger`.
+debug, info, warning, error = logger.debug, logger.info, logger.warning, logger.error
 
 
 class _ConsoleHandler(logging.StreamHandler):

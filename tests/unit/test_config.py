@@ -107,9 +107,11 @@ def test_data_format_and_pretrained(good):
     assert model["data_format"] == model["backbone"]["data_format"] == "NHWC"
     assert model["pretrained"] is None
     assert model["backbone"]["pretrained"] is None
-    mixed = config.loss_cfg["types"][0]
-    assert [part["data_format"] for part in mixed["losses"]] == ["NHWC", "NHWC"]
-    assert "data_format" not in mixed
+
+
+@pytest.mark.parametrize(("old", "new"), [("sgd", "SGD"), ("adam", "Adam"), ("AdamW", "AdamW")])
+def test_lower_case_optimizers_of_older_files(good, old, new):
+    assert Config(good, opts=[f"optimizer.type={old}"]).optimizer_cfg["type"] == new
 
 
 def test_text_reads_back_as_the_same_config(good, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paddleseg_deeplab.utils.cpu import wanted_environment
+from paddleseg_deeplab.utils.cpu import thread_count, wanted_environment
 
 ROOT = Path(__file__).parents[2]
 THREADS = {"MKL_NUM_THREADS": "2", "FLAGS_paddle_num_threads": "2"}
@@ -27,9 +27,22 @@ def test_wanted_environment(cpuinfo, extra):
     assert wanted_environment(2, cpuinfo, {}) == {**THREADS, **extra}
 
 
-def test_a_thread_count_for_openmp_serves_the_others():
-    wanted = wanted_environment(2, "", {"OMP_NUM_THREADS": "5"})
-    assert wanted == {"MKL_NUM_THREADS": "5", "FLAGS_paddle_num_threads": "5"}
+@pytest.mark.parametrize(
+    ("openmp", "threads"),
+    [("5", "5"), ("4,2", "4"), (" 3 ", "3"), ("", "2"), ("0", "2"), ("all", "2")],
+)
+def test_a_thread_count_for_openmp_serves_the_others(openmp, threads):
+    wanted = wanted_environment(2, "", {"OMP_NUM_THREADS": openmp})
+    assert wanted == {"MKL_NUM_THREADS": threads, "FLAGS_paddle_num_threads": threads}
+
+
+def test_thread_count_is_paddle_s(monkeypatch):
+    # Paddle itself sets OMP_NUM_THREADS to 1 when it is imported: that is not the answer.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FLAGS_paddle_num_threads", "3")
+    assert thread_count() == 3
+    monkeypatch.setenv("FLAGS_paddle_num_threads", "many")
+    assert thread_count() == len(os.sched_getaffinity(0))
 
 
 def _import_in_child(environment):
@@ -63,4 +76,4 @@ def test_import_sets_the_threads_before_paddle_and_says_so():
 def test_what_the_user_set_is_respected():
     environment, report, _ = _import_in_child({"MKL_NUM_THREADS": "7"})
     assert environment["MKL_NUM_THREADS"] == "7"
-    assert "MKL_NUM_THREADS=7 (yours)" in report
+    assert "MKL_NUM_THREADS=7 (set before)" in report

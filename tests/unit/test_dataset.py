@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One's own data: list files, label values, channels, and messages that name the file."""
 
+import logging
 import os
 
 import cv2
@@ -163,6 +164,53 @@ def test_values_that_are_no_class_are_reported(root):
     assert cv2.imwrite(str(root / "b_label.png"), wide)
     with pytest.raises(UserError, match="3, 65535"):
         data[1]
+
+
+def test_masks_of_0_and_255_without_a_label_map_are_warned_of(root, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("paddleseg_deeplab"), "propagate", True)
+    for name in ("a", "b"):
+        assert cv2.imwrite(str(root / f"{name}_label.png"), (LABEL == 1) * np.uint8(255))
+    make(root, label_map={0: 0, 255: 1})
+    assert not caplog.messages
+    make(root, num_classes=2)
+    (told,) = caplog.messages
+    for part in ("a_label.png", "no class but 0", "label_map: {0: 0, 255: 1}"):
+        assert part in told
+    caplog.clear()
+    assert cv2.imwrite(str(root / "b_label.png"), LABEL)
+    make(root)
+    assert not caplog.messages
+
+
+def test_jpeg_masks_are_named_as_the_cause(root):
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[3:9, 4:11] = 255
+    assert cv2.imwrite(str(root / "m.jpg"), pixels)
+    assert cv2.imwrite(str(root / "i.png"), pixels)
+    (root / "list.txt").write_text("i.png m.jpg\n")
+    with pytest.raises(UserError, match="JPEG changes values"):
+        make(root, label_map={0: 0, 255: 1})[0]
+
+
+def test_a_subclass_with_paddleseg_s_constructor(root):
+    """There a dataset sets its attributes by itself and does not call its parent's constructor."""
+
+    class Own(Dataset):
+        NUM_CLASSES = 3
+
+        def __init__(self, transforms, dataset_root=None, mode="train", edge=False):
+            self.transforms = T.Compose(transforms)
+            self.mode = mode
+            self.num_classes = self.NUM_CLASSES
+            self.file_list = [[str(root / "a.png"), str(root / "a_label.png")]]
+
+    sample = Own([T.Normalize()], str(root))[0, 1]
+    assert sample["img"].shape == (3, 3, 4)
+    assert np.array_equal(sample["label"], LABEL)
+    assert class_pixel_counts(Own([])).tolist() == [4, 4, 4]
+    assert cv2.imwrite(str(root / "a_label.png"), LABEL + 9)
+    with pytest.raises(UserError, match="no class: 9, 10, 11"):
+        Own([], mode="val")[0]
 
 
 def test_negative_and_huge_values_are_reported(root):

@@ -23,7 +23,7 @@ ALLOWED = [
     ("models/layers/", ("models.layers",)),
     ("models/losses/", ("models.losses", "cvlibs.manager", "utils")),
     ("models/backbones/", ("models.backbones", "models.layers", "cvlibs.manager", "utils")),
-    ("models/__init__.py", ("models",)),
+    ("models/__init__.py", ("models", "utils.needs_paddle")),
     # A model file never imports a backbone.
     ("models/", ("models.layers", "models.segmenter", "cvlibs.manager", "utils")),
     ("optimizers/", ("optimizers", "cvlibs.manager", "utils")),
@@ -38,6 +38,7 @@ PADDLE_FREE = [
     *("__init__.py", "utils/cpu.py", "utils/errors.py", "utils/logger.py", "utils/download.py"),
     *("utils/metrics.py", "utils/visualize.py", "utils/prediction_files.py"),
     *("cvlibs/__init__.py", "cvlibs/manager.py", "cvlibs/config.py"),
+    *("core/__init__.py", "core/feed.py", "utils/__init__.py"),
     *("transforms/", "datasets/", "postprocess/", "cli/"),
 ]
 

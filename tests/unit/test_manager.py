@@ -38,6 +38,8 @@ def test_a_miss_lists_the_known_names_and_the_nearest():
     registry, _ = _registry()
     with pytest.raises(KeyError, match=r"'Circel'.*shapes: Circle\..*Did you mean 'Circle'"):
         registry["Circel"]
+    with pytest.raises(KeyError, match="Did you mean 'Circle'"):
+        registry["CIRCLE"]
 
 
 def test_a_duplicate_is_refused():

@@ -238,6 +238,16 @@ def test_compose_errors(tmp_path):
         run({"img": RGB, "label": path})
     with pytest.raises(TypeError, match="returned"):
         T.Compose([lambda data: None])({"img": RGB})
+    path = save(tmp_path / "a.png", RGB)
+    with pytest.raises(UserError, match=r"Normalize: mean has 4 values.*a\.png"):
+        T.Compose([T.Normalize([0.5] * 4, [0.5] * 4)])({"img": path})
+
+    def broken(data):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as caught:  # someone else's keeps its traceback
+        T.Compose([broken])({"img": RGB})
+    assert not isinstance(caught.value, UserError)
 
 
 # ------------------------------------------------------------------------------------ there & back

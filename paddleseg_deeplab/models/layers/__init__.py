@@ -4,6 +4,7 @@
 from paddleseg_deeplab.models.layers.aspp import DEFAULT_ASPP_RATIOS, ASPPModule
 from paddleseg_deeplab.models.layers.conv import (
     Activation,
+    Add,
     ConvBN,
     ConvBNReLU,
     ReLU,
@@ -16,6 +17,7 @@ __all__ = [
     "DEFAULT_ASPP_RATIOS",
     "ASPPModule",
     "Activation",
+    "Add",
     "ConvBN",
     "ConvBNReLU",
     "ReLU",

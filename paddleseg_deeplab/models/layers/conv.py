@@ -54,6 +54,13 @@ class Activation(nn.Layer):
         return x if self.act_func is None else self.act_func(x)
 
 
+class Add(nn.Layer):
+    """Sum of two tensors as a layer, which PaddleSeg's backbones use."""
+
+    def forward(self, x, y, name=None):
+        return paddle.add(x, y, name)
+
+
 class ReLU(nn.Layer):
     """ReLU that overwrites its input, the fresh output of a sum or a batch norm.
 

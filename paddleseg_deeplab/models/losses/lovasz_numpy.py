@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lovasz-Softmax and its gradient in NumPy, for the CPU."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from paddleseg_deeplab.utils.cpu import thread_count
+
 # Pixels handled at once: the block's C rows stay in the processor's cache between passes.
 _BLOCK = 8192
+_MOST_THREADS = 16  # beyond that the memory is the limit
 
 
 def lovasz_softmax_numpy(logits, label, valid, classes, grad):
@@ -42,7 +44,8 @@ def lovasz_softmax_numpy(logits, label, valid, classes, grad):
     def of_class(k):
         return lovasz_class(rows[k], members[k], void, slopes[k])
 
-    with ThreadPoolExecutor(_threads()) as pool:  # NumPy releases the interpreter lock
+    # NumPy releases the interpreter's lock.
+    with ThreadPoolExecutor(min(thread_count(), _MOST_THREADS)) as pool:
         list(pool.map(lambda at: _softmax(logits, probs, *at), blocks))
         total = sum(pool.map(of_class, classes))
         scale = np.float32(1.0 / len(classes))
@@ -137,11 +140,3 @@ def _chain(probs, slope, scale, grad, image, part):
     np.subtract(s, mean, out=out)
     np.multiply(out, p, out=out)
     np.multiply(out, scale, out=out)
-
-
-def _threads():
-    """Threads allowed to this process: OMP_NUM_THREADS, which utils.cpu sets to the cores."""
-    try:
-        return max(1, min(int(os.environ.get("OMP_NUM_THREADS", "1").split(",")[0]), 16))
-    except ValueError:
-        return 1
