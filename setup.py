@@ -19,7 +19,8 @@ _BASE = [
     "tqdm>=4.60",
     "visualdl>=2.5.3",
 ]
-_ONNX = ["paddle2onnx>=2.0", "onnx>=1.14", "onnxruntime>=1.16"]
+# paddle2onnx 2.x has no wheel for Python 3.13 (seen with 2.1.0); the ONNX tests are skipped there.
+_ONNX = ['paddle2onnx>=2.0; python_version < "3.13"', "onnx>=1.14", "onnxruntime>=1.16"]
 _CPU = ["paddlepaddle>=3.0"]
 
 setup(

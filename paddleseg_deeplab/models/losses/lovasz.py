@@ -59,8 +59,10 @@ def _mean_of_images(part, logits, label, valid, classes):
 def _value_and_grad_numpy(logits, label, valid, classes):
     grad = paddle.empty(logits.shape, dtype="float32")
     view = as_numpy(grad)
+    if not view.flags.writeable:  # NumPy before 2.1 takes foreign memory to read only
+        view = np.empty(view.shape, "float32")
     loss = lovasz_softmax_numpy(as_numpy(logits), as_numpy(label), as_numpy(valid), classes, view)
-    if not np.shares_memory(view, as_numpy(grad)):  # the view was a copy: see as_numpy
+    if not np.shares_memory(view, as_numpy(grad)):  # the view was a copy, see as_numpy
         grad = paddle.to_tensor(view)
     return paddle.to_tensor(loss, dtype="float32"), grad
 
