@@ -13,7 +13,7 @@ from paddle import nn
 from paddleseg_deeplab import __version__
 from paddleseg_deeplab.core.export_check import ExportMismatch, compare_export
 from paddleseg_deeplab.core.export_probe import best_cpu_format
-from paddleseg_deeplab.core.forward import run_model
+from paddleseg_deeplab.core.forward import evaluation_mode, run_model
 from paddleseg_deeplab.utils import deploy_yaml
 from paddleseg_deeplab.utils.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
 from paddleseg_deeplab.utils.errors import UserError
@@ -75,18 +75,6 @@ def _argmax(logits):
         attrs = {"axis": 1, "keepdims": False, "flatten": False, "dtype": _INT32}
         helper.append_op(type="arg_max", inputs={"X": logits}, outputs={"Out": out}, attrs=attrs)
         return out
-
-
-@contextlib.contextmanager
-def _eval_mode(model):
-    """Eval mode, and afterwards every sub layer's own mode again (batch norm may be frozen)."""
-    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
-    model.eval()
-    try:
-        yield
-    finally:
-        for layer, training in modes:
-            layer.training = training
 
 
 def resolve_format(form="auto", target="cpu"):
@@ -268,7 +256,7 @@ def export(
     temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
     try:
         info.folder = temporary
-        with _eval_mode(model), paddle.no_grad():
+        with evaluation_mode(model), paddle.no_grad():
             wrapper = ExportedModel(model, output_op)
             wrapper.eval()
             if form == "onnx":

@@ -35,6 +35,18 @@ def precision_context(precision="fp32", amp_level="O1"):
     )
 
 
+@contextlib.contextmanager
+def evaluation_mode(model):
+    """Eval mode inside; afterwards each layer has the mode it had, frozen ones included."""
+    layers = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in layers:
+            layer.training = training
+
+
 def run_model(model, images):
     """Runs the model on a batch that comes in the outside layout.
 

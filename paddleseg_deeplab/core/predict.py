@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
-from paddleseg_deeplab.core.forward import precision_context
-from paddleseg_deeplab.core.val import evaluation_mode
+from paddleseg_deeplab.core.forward import evaluation_mode, precision_context
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils import prediction_files, visualize
 from paddleseg_deeplab.utils.checkpoint import load_entire_model

@@ -9,11 +9,12 @@ import numpy as np
 import paddle
 
 from paddleseg_deeplab.core import state
+from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.loader import sample_names, training_batches
 from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
 from paddleseg_deeplab.core.preview import prediction_picture
 from paddleseg_deeplab.core.step import NonFiniteLoss, TrainStep
-from paddleseg_deeplab.core.val import evaluate, evaluation_mode
+from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.core.vdl import VisualDLWriter
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.errors import UserError

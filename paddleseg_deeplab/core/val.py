@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a model on a dataset."""
 
-import contextlib
 import time
 
 import cv2
@@ -11,7 +10,12 @@ from tqdm import tqdm
 
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
-from paddleseg_deeplab.core.forward import compute_losses, infer_logits, precision_context
+from paddleseg_deeplab.core.forward import (
+    compute_losses,
+    evaluation_mode,
+    infer_logits,
+    precision_context,
+)
 from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.errors import UserError
@@ -19,18 +23,6 @@ from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
 
 __all__ = ["EvaluationResult", "evaluate", "write_report"]
-
-
-@contextlib.contextmanager
-def evaluation_mode(model):
-    """Eval mode inside; afterwards each layer has the mode it had, frozen ones included."""
-    layers = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
-    model.eval()
-    try:
-        yield
-    finally:
-        for layer, training in layers:
-            layer.training = training
 
 
 def label_like_input(label, trans_info, size, void=255):

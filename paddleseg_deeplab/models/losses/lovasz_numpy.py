@@ -127,9 +127,10 @@ def _pixels_by_class(label, valid, num_classes):
 
 def _softmax(logits, probs, image, part):
     z = logits[image, :, part]
-    e = np.subtract(z, z.max(axis=0), dtype="float32")
-    np.exp(e, out=e)
-    np.divide(e, e.sum(axis=0), out=probs[:, image, part])
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the training loop names
+        e = np.subtract(z, z.max(axis=0), dtype="float32")
+        np.exp(e, out=e)
+        np.divide(e, e.sum(axis=0), out=probs[:, image, part])
 
 
 def _chain(probs, slope, scale, grad, image, part):
