@@ -6,7 +6,9 @@ from paddle import nn
 from paddleseg_deeplab.models.layers import (
     DEFAULT_ASPP_RATIOS,
     channel_axis,
+    freeze_batch_norm,
     resize,
+    set_batch_norm,
     spatial_size,
 )
 from paddleseg_deeplab.utils.checkpoint import load_entire_model
@@ -27,12 +29,28 @@ class Segmenter(nn.Layer):
         logits_size (str): Size of the logits in training: "input", or "stride" for the logits'
             own grid (then labels have to be resized to it by nearest). Inference always gives
             the input's size.
+        freeze_bn (bool): Every batch norm uses its running statistics in training too and keeps
+            them, and its weight and bias are not trained (V3 paper, section 4.1, second phase).
+        bn_momentum, bn_epsilon (float): Of every batch norm, see `layers.set_batch_norm`; None
+            leaves what the backbone and the head have.
 
     Raises:
-        ValueError: an unknown logits_size.
+        ValueError: an unknown logits_size, or a number out of range.
     """
 
-    def __init__(self, num_classes, backbone, head, align_corners, data_format, logits_size):
+    def __init__(
+        self,
+        num_classes,
+        backbone,
+        head,
+        align_corners,
+        data_format,
+        logits_size,
+        *,
+        freeze_bn=False,
+        bn_momentum=None,
+        bn_epsilon=None,
+    ):
         super().__init__()
         if logits_size not in _LOGITS_SIZES:
             raise ValueError(f"logits_size is {logits_size!r}; give one of {list(_LOGITS_SIZES)}.")
@@ -42,6 +60,16 @@ class Segmenter(nn.Layer):
         self.align_corners = align_corners
         self.data_format = data_format
         self.logits_size = logits_size
+        self.freeze_bn = bool(freeze_bn)
+        set_batch_norm(self, bn_momentum, bn_epsilon)
+        if self.freeze_bn:
+            freeze_batch_norm(self)
+
+    def train(self):
+        """Training mode, in which frozen batch norms stay as they are in evaluation."""
+        super().train()
+        if self.freeze_bn:
+            freeze_batch_norm(self)
 
     def load(self, pretrained, pretrained_skip):
         """Loads weights for the whole model from a path or URL; None leaves it as it is."""
@@ -58,11 +86,42 @@ class Segmenter(nn.Layer):
             list[Tensor]: float [N, num_classes, H, W], unbounded, the main output first;
                 [N, H, W, num_classes] for "NHWC".
         """
-        logits = self.head(self.backbone(x))
+        return self.finish(self.head(self.backbone(x)), x)
+
+    def finish(self, logits, x):
+        """Brings logits to the input's size, unless they train on their own grid.
+
+        Args:
+            logits (list[Tensor]): In the model's layout.
+            x (Tensor): The model's input.
+
+        Returns:
+            list[Tensor]: What `forward` returns.
+        """
         if self.training and self.logits_size == "stride":
             return logits
         size = spatial_size(x, self.data_format)
         return [resize(y, size, self.align_corners, self.data_format) for y in logits]
+
+
+class ClassifierHead(nn.Layer):
+    """One 1x1 classifier on one feature.
+
+    Args:
+        num_classes (int): Channels of the logits.
+        index (int): Which of the backbone's features is read.
+        in_channels (int): Its channels.
+        data_format (str): "NCHW" or "NHWC".
+    """
+
+    def __init__(self, num_classes, index, in_channels, data_format="NCHW"):
+        super().__init__()
+        self.index = index
+        self.cls = nn.Conv2D(in_channels, num_classes, 1, data_format=data_format)
+
+    def forward(self, feat_list):
+        """Features to [logits], at the size of the feature that is read."""
+        return [self.cls(feat_list[self.index])]
 
 
 def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
@@ -150,7 +209,8 @@ def choose_aspp_ratios(aspp_ratios, backbone, index):
         if stride in DEFAULT_ASPP_RATIOS and stride != other and list(aspp_ratios) == list(rates):
             logger.warning(
                 "aspp_ratios %s are the published rates for output stride %d, but this backbone's "
-                "is %d (published: %s); used as given.",
+                "is %d (published: %s); used as given. Leave aspp_ratios out (--opts "
+                "model.aspp_ratios=null) and they follow the stride.",
                 tuple(aspp_ratios),
                 other,
                 stride,

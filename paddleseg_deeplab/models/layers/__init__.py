@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Building blocks shared by backbones and heads. Nothing here knows a model, a config or a file."""
 
-from paddleseg_deeplab.models.layers.aspp import DEFAULT_ASPP_RATIOS, ASPPModule
+from paddleseg_deeplab.models.layers.aspp import (
+    DEFAULT_ASPP_RATIOS,
+    HEAD_BIASES,
+    ASPPModule,
+    check_aspp_ratios,
+    check_head_bias,
+)
 from paddleseg_deeplab.models.layers.conv import (
     Activation,
     Add,
@@ -9,21 +15,42 @@ from paddleseg_deeplab.models.layers.conv import (
     ConvBNReLU,
     ReLU,
     SeparableConvBNReLU,
-    SyncBatchNorm,
 )
-from paddleseg_deeplab.models.layers.resize import channel_axis, resize, spatial_size
+from paddleseg_deeplab.models.layers.norm import (
+    SyncBatchNorm,
+    batch_norms,
+    freeze_batch_norm,
+    set_batch_norm,
+)
+from paddleseg_deeplab.models.layers.resize import (
+    channel_axis,
+    resize,
+    resize_by,
+    scale_fraction,
+    spatial_size,
+)
+from paddleseg_deeplab.models.layers.upsample import BilinearDeconv
 
 __all__ = [
     "DEFAULT_ASPP_RATIOS",
+    "HEAD_BIASES",
     "ASPPModule",
     "Activation",
     "Add",
+    "BilinearDeconv",
     "ConvBN",
     "ConvBNReLU",
     "ReLU",
     "SeparableConvBNReLU",
     "SyncBatchNorm",
+    "batch_norms",
     "channel_axis",
+    "check_aspp_ratios",
+    "check_head_bias",
+    "freeze_batch_norm",
     "resize",
+    "resize_by",
+    "scale_fraction",
+    "set_batch_norm",
     "spatial_size",
 ]

@@ -11,6 +11,14 @@ from paddleseg_deeplab.models.layers.resize import channel_axis, resize, spatial
 # Rates by output stride: the paper's for 16, in proportion for the others (it doubles them at 8).
 DEFAULT_ASPP_RATIOS = {8: (1, 12, 24, 36), 16: (1, 6, 12, 18), 32: (1, 3, 6, 9)}
 
+# Which convolutions of a head have a bias, by what the implementations do. Those that are not
+# named here and stand before batch norm have none; image pooling's never has one.
+HEAD_BIASES = {
+    "all": ("branches", "projection", "decoder", "classifier"),  # PaddleSeg
+    "projection": ("projection",),  # an implementation of V3+ on Xception
+    "classifier": ("classifier",),  # torchvision, kazuto1011, TensorFlow's DeepLab
+}
+
 
 class _PooledConvBNReLU(ConvBNReLU):
     """`ConvBNReLU` for a 1x1 map, which in a batch of one has a single value per channel.
@@ -54,9 +62,11 @@ class ASPPModule(nn.Layer):
         data_format (str): "NCHW" or "NHWC".
         dropout (float): Share of the output's values that training drops. The default is
             PaddleSeg's.
+        bias (str): One of `HEAD_BIASES`.
 
     Raises:
-        ValueError: aspp_ratios is empty or holds something other than positive integers.
+        ValueError: aspp_ratios is empty or holds something other than positive integers, or an
+            unknown bias.
     """
 
     def __init__(
@@ -70,15 +80,19 @@ class ASPPModule(nn.Layer):
         data_format="NCHW",
         *,
         dropout=0.1,
+        bias="all",
     ):
         super().__init__()
         check_aspp_ratios(aspp_ratios)
+        with_bias = check_head_bias(bias)
         self._axis = channel_axis(data_format)
         self.align_corners = align_corners
         self.data_format = data_format
         self.image_pooling = image_pooling
+        kwargs = {"bias_attr": None if "branches" in with_bias else False}
+        kwargs["data_format"] = data_format
         self.aspp_blocks = nn.LayerList(
-            [_branch(r, in_channels, out_channels, use_sep_conv, data_format) for r in aspp_ratios]
+            [_branch(r, in_channels, out_channels, use_sep_conv, kwargs) for r in aspp_ratios]
         )
         branches = len(self.aspp_blocks)
         if image_pooling:
@@ -91,7 +105,11 @@ class ASPPModule(nn.Layer):
             )
             branches += 1
         self.conv_bn_relu = ConvBNReLU(
-            out_channels * branches, out_channels, 1, data_format=data_format
+            out_channels * branches,
+            out_channels,
+            1,
+            bias_attr=None if "projection" in with_bias else False,
+            data_format=data_format,
         )
         self.dropout = nn.Dropout(p=dropout)
 
@@ -106,18 +124,26 @@ class ASPPModule(nn.Layer):
         return self.dropout(self.conv_bn_relu(x))
 
 
-def check_aspp_ratios(aspp_ratios):
-    """Raises ValueError unless aspp_ratios is a non-empty sequence of positive integers."""
-    is_list = isinstance(aspp_ratios, (list, tuple)) and len(aspp_ratios) > 0
-    if not is_list or not all(type(r) is int and r >= 1 for r in aspp_ratios):
-        raise ValueError(
-            f"aspp_ratios is {aspp_ratios!r}; give positive integers, such as (1, 6, 12, 18)."
-        )
+def check_aspp_ratios(rates, name="aspp_ratios"):
+    """Raises ValueError unless rates is a non-empty sequence of positive integers."""
+    is_list = isinstance(rates, (list, tuple)) and len(rates) > 0
+    if not is_list or not all(type(r) is int and r >= 1 for r in rates):
+        raise ValueError(f"{name} is {rates!r}; give positive integers, such as (1, 6, 12, 18).")
 
 
-def _branch(rate, in_channels, out_channels, use_sep_conv, data_format):
+def check_head_bias(bias):
+    """The parts that have a bias, see `HEAD_BIASES`; ValueError for an unknown name."""
+    if bias not in HEAD_BIASES:
+        raise ValueError(f"head_bias is {bias!r}; give one of {list(HEAD_BIASES)}.")
+    return HEAD_BIASES[bias]
+
+
+def _branch(rate, in_channels, out_channels, use_sep_conv, kwargs):
     if rate == 1:
-        return ConvBNReLU(in_channels, out_channels, 1, data_format=data_format)
-    conv = SeparableConvBNReLU if use_sep_conv else ConvBNReLU
+        return ConvBNReLU(in_channels, out_channels, 1, **kwargs)
     # Padding equals the rate, so that every branch keeps the map's size.
-    return conv(in_channels, out_channels, 3, padding=rate, dilation=rate, data_format=data_format)
+    kwargs = {"padding": rate, "dilation": rate, **kwargs}
+    if use_sep_conv:
+        bias = kwargs["bias_attr"]
+        return SeparableConvBNReLU(in_channels, out_channels, 3, pointwise_bias=bias, **kwargs)
+    return ConvBNReLU(in_channels, out_channels, 3, **kwargs)

@@ -10,6 +10,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from paddleseg_deeplab.models.layers.norm import SyncBatchNorm
+
 _ACTIVATIONS = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -19,21 +21,6 @@ _ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
-
-
-def SyncBatchNorm(*args, **kwargs):
-    """Batch norm over all ranks where that is possible and needed, else over this rank's images.
-
-    Takes the arguments of ``nn.BatchNorm2D``. Momentum is Paddle's, the share of the old value
-    that is kept; its defaults, 0.9 and epsilon 1e-5, are PaddleSeg's.
-
-    Returns:
-        nn.Layer: ``nn.SyncBatchNorm`` on a GPU when several ranks train; otherwise
-            ``nn.BatchNorm2D`` (Paddle has no CPU kernel for the other). The state_dict is the same.
-    """
-    if paddle.get_device().startswith("gpu") and paddle.distributed.get_world_size() > 1:
-        return nn.SyncBatchNorm(*args, **kwargs)
-    return nn.BatchNorm2D(*args, **kwargs)
 
 
 class Activation(nn.Layer):

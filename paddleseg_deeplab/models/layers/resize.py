@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bilinear resize and the two questions about a tensor that depend on its data format."""
 
+from fractions import Fraction
+
+import paddle
 import paddle.nn.functional as F
 
 DATA_FORMATS = ("NCHW", "NHWC")
+_LARGEST_DENOMINATOR = 100
 
 
 def channel_axis(data_format):
@@ -39,3 +43,66 @@ def resize(x, size, align_corners=False, data_format="NCHW"):
     return F.interpolate(
         x, size, mode="bilinear", align_corners=align_corners, data_format=data_format
     )
+
+
+def resize_by(x, scale, align_corners=False, data_format="NCHW"):
+    """Bilinear resize by a factor, with torch's meaning of ``scale_factor``.
+
+    The result has floor(size * scale) pixels. Its pixel i lies at (i + 0.5) / scale - 0.5 of the
+    input, also where the size was rounded down; with align_corners the corners' centres coincide,
+    whatever was rounded.
+
+    Paddle's ``interpolate(scale_factor=...)`` means the same, but paddle2onnx 2.1.0 ends the
+    process on it with Paddle 3.3.1 ("MUST be ir::FloatAttribute"). Here the edge is repeated up
+    to a size that the scale divides, and the surplus cut off again, for which a resize to a size
+    is enough.
+
+    Args:
+        x (Tensor): float [N, C, H, W], or [N, H, W, C] for "NHWC".
+        scale (float): See `scale_fraction`.
+        align_corners (bool): See `resize`.
+        data_format (str): "NCHW" or "NHWC".
+
+    Returns:
+        Tensor: of x's dtype, format and channels.
+
+    Raises:
+        ValueError: a scale that `scale_fraction` refuses.
+    """
+    ratio = scale_fraction(scale)
+    up, down = ratio.numerator, ratio.denominator
+    height, width = spatial_size(x, data_format)
+    size = [height * up // down, width * up // down]
+    if align_corners:
+        return resize(x, size, True, data_format)
+    edge = down - 1
+    parts = [(height + edge) // down, (width + edge) // down]
+    if edge:
+        x = F.pad(x, [0, edge, 0, edge], mode="replicate", data_format=data_format)
+        x = _corner(x, [n * down for n in parts], data_format)
+    x = resize(x, [n * up for n in parts], False, data_format)
+    return _corner(x, size, data_format)
+
+
+@paddle.jit.not_to_static  # plain numbers, which tracing need not look into
+def scale_fraction(scale):
+    """A scale as a ``fractions.Fraction``.
+
+    Raises:
+        ValueError: not a number above 0, or no fraction of a denominator up to 100.
+    """
+    if isinstance(scale, (int, float)) and not isinstance(scale, bool) and 0 < scale < 1e6:
+        ratio = Fraction(scale).limit_denominator(_LARGEST_DENOMINATOR)
+        if ratio and abs(ratio - Fraction(scale)) < 1e-9:
+            return ratio
+    raise ValueError(
+        f"The scale is {scale!r}; give a number above 0 that is a fraction of a denominator up to "
+        f"{_LARGEST_DENOMINATOR}, such as 0.75 or 1 / 3."
+    )
+
+
+def _corner(x, size, data_format):
+    """x's upper left part of (height, width)."""
+    if data_format == "NCHW":
+        return x[:, :, : size[0], : size[1]]
+    return x[:, : size[0], : size[1], :]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch norm: which kind, its numbers, and how it is frozen."""
+
+import paddle
+from paddle import nn
+
+_KINDS = (nn.BatchNorm2D, nn.SyncBatchNorm)
+
+
+def SyncBatchNorm(*args, **kwargs):
+    """Batch norm over all ranks where that is possible and needed, else over this rank's images.
+
+    Takes the arguments of ``nn.BatchNorm2D``. Momentum is Paddle's, the share of the old value
+    that is kept; its defaults, 0.9 and epsilon 1e-5, are PaddleSeg's.
+
+    Returns:
+        nn.Layer: ``nn.SyncBatchNorm`` on a GPU when several ranks train; otherwise
+            ``nn.BatchNorm2D`` (Paddle has no CPU kernel for the other). The state_dict is the same.
+    """
+    if paddle.get_device().startswith("gpu") and paddle.distributed.get_world_size() > 1:
+        return nn.SyncBatchNorm(*args, **kwargs)
+    return nn.BatchNorm2D(*args, **kwargs)
+
+
+def batch_norms(layer):
+    """Iterates over the batch norms in a layer, the layer itself included."""
+    return (part for part in layer.sublayers(include_self=True) if isinstance(part, _KINDS))
+
+
+def set_batch_norm(layer, momentum=None, epsilon=None):
+    """Sets the numbers of every batch norm in a layer; None leaves what each of them has.
+
+    Args:
+        layer (nn.Layer): Network or part of one.
+        momentum (float): Share of the old running value that is kept, in [0, 1). Paddle's default
+            is 0.9; the papers' 0.9997 is for pretrained weights, since it needs thousands of
+            iterations to forget the initial statistics.
+        epsilon (float): Added to the variance, above 0. Paddle's default is 1e-5.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    if momentum is not None and not (_is_number(momentum) and 0 <= momentum < 1):
+        raise ValueError(
+            f"bn_momentum is {momentum!r}; give the share of the old value that is kept, from 0 "
+            "to below 1, such as 0.9 (torch counts the other way round: its 0.1)."
+        )
+    if epsilon is not None and not (_is_number(epsilon) and epsilon > 0):
+        raise ValueError(f"bn_epsilon is {epsilon!r}; give a number above 0, such as 1.0e-5.")
+    for norm in batch_norms(layer):
+        if momentum is not None:
+            norm._momentum = float(momentum)
+        if epsilon is not None:
+            norm._epsilon = float(epsilon)
+
+
+def freeze_batch_norm(layer):
+    """Puts every batch norm in a layer into evaluation mode and stops its weight and bias.
+
+    ``layer.train()`` undoes the mode, not the stop; `Segmenter` repeats the call there.
+    """
+    for norm in batch_norms(layer):
+        norm.eval()
+        for parameter in (norm.weight, norm.bias):
+            if parameter is not None:
+                parameter.stop_gradient = True
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
