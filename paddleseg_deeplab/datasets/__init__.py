@@ -15,6 +15,7 @@ from paddleseg_deeplab.datasets.catalog import (
     CocoStuff,
     OpticDiscSeg,
     PascalContext,
+    PascalContext59,
     PascalVOC,
 )
 from paddleseg_deeplab.datasets.dataset import Dataset, read_list_file
@@ -30,6 +31,7 @@ __all__ = [
     "Dataset",
     "OpticDiscSeg",
     "PascalContext",
+    "PascalContext59",
     "PascalVOC",
     "Shapes",
     "class_pixel_counts",

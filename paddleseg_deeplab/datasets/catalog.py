@@ -44,6 +44,7 @@ class CatalogDataset(BaseDataset):
         mode (str): One of the row's modes; those that begin with "train" are for training.
         edge (bool): Must be False (PaddleSeg's edge labels serve other networks).
         seed (int): Seed of the random transforms.
+        to_rgb (bool): False keeps OpenCV's BGR order, which Caffe's weights want.
 
     Raises:
         UserError: the folder or files are missing (the text says where to get them), or a
@@ -61,7 +62,16 @@ class CatalogDataset(BaseDataset):
             cls.NUM_CLASSES = len(cls.CLASS_NAMES)
             cls.PALETTE = cls.ROW.palette or voc_palette(cls.NUM_CLASSES)
 
-    def __init__(self, transforms=(), dataset_root=None, mode="train", edge=False, *, seed=0):
+    def __init__(
+        self,
+        transforms=(),
+        dataset_root=None,
+        mode="train",
+        edge=False,
+        *,
+        seed=0,
+        to_rgb=True,
+    ):
         row, name = self.ROW, type(self).__name__
         self._set_up(
             mode=mode,
@@ -75,6 +85,7 @@ class CatalogDataset(BaseDataset):
             palette=row.palette,
             label_map=row.label_map,
             seed=seed,
+            to_rgb=to_rgb,
         )
         self.dataset_root = check_root(name, self._find_root(dataset_root), row.hint)
         try:
@@ -222,6 +233,21 @@ class PascalContext(CatalogDataset):
         "Get VOC2010 from http://host.robots.ox.ac.uk/pascal/VOC/voc2010 and convert the "
         "annotations of https://www.cs.stanford.edu/~roozbeh/pascal-context; below dataset_root "
         "must lie JPEGImages, Context/*.png and ImageSets/Segmentation/<mode>_context.txt.",
+    )
+
+
+@manager.DATASETS.add_component
+class PascalContext59(CatalogDataset):
+    """PASCAL-Context without its background, which is void here: 59 classes.
+
+    Files, modes and colours are those of PascalContext. (PaddleSeg has no such dataset.)
+    """
+
+    ROW = dataclasses.replace(
+        PascalContext.ROW,
+        class_names=class_names.PASCAL_CONTEXT[1:],
+        label_map={0: VOID, **{k + 1: k for k in range(59)}},
+        palette=tuple(map(tuple, voc_palette(60)[1:].tolist())),
     )
 
 

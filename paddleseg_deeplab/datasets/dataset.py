@@ -2,6 +2,7 @@
 """The dataset of one's own files: a list file names images and labels."""
 
 import contextlib
+import contextvars
 import os
 
 import numpy as np
@@ -14,6 +15,32 @@ from paddleseg_deeplab.utils.logger import logger
 
 _SHOWN = 5  # how many faults a message names
 _LOOKED_AT = 4  # masks of a set that are looked at when it is opened
+_collected = contextvars.ContextVar("collected", default=None)
+
+
+@contextlib.contextmanager
+def collecting_faults():
+    """Within it, faulty lines and missing files do not stop a dataset from being opened.
+
+    Yields:
+        list: (kind, place, detail) of each fault found: "bad_line" with file:line, "unpaired" with
+        the file. Missing files stay in `file_list`: `missing_files` finds them.
+    """
+    faults = []
+    token = _collected.set(faults)
+    try:
+        yield faults
+    finally:
+        _collected.reset(token)
+
+
+def note_faults(faults):
+    """Keeps faults (kind, place, detail) if they are being collected; whether they are."""
+    collected = _collected.get()
+    if collected is None:
+        return False
+    collected += faults
+    return True
 
 
 def read_list_file(path, root, separator=" ", *, labels="required"):
@@ -50,6 +77,8 @@ def read_list_file(path, root, separator=" ", *, labels="required"):
         items = line.split() if separator == " " else line.split(separator)
         items = [item.strip() for item in items]
         if len(items) > 2 or not all(items) or (len(items) == 1 and labels == "required"):
+            if note_faults([("bad_line", f"{path}:{number}", repr(line))]):
+                continue
             raise UserError(
                 f"{path}:{number}: a line must be an image, {separator!r} and a label, not "
                 f"{line!r}. If the paths hold blanks, use another separator and set it "
@@ -57,26 +86,32 @@ def read_list_file(path, root, separator=" ", *, labels="required"):
             )
         items += [None] * (2 - len(items))
         pairs.append([item and os.path.normpath(os.path.join(root, item)) for item in items])
-    if not pairs:
+    if not pairs and not note_faults([("bad_line", str(path), "names no files")]):
         raise UserError(f"The list file {path} names no files.")
     check_files_exist(pairs, path)
     return pairs
 
 
-def check_files_exist(pairs, source):
-    """UserError, with the first few and the count, if files of `pairs` are not there.
+def missing_files(pairs):
+    """The files of `pairs` that are not there, each once, in order.
 
     Folders are listed once each: asking for every file by itself takes minutes on a network
     drive.
     """
-    folders, missing = {}, []
+    folders, missing = {}, {}
     for path in (path for pair in pairs for path in pair if path is not None):
         folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         # The second question is for file systems that fold letter case or accents.
         if name not in folders[folder] and not os.path.isfile(path):
-            missing.append(path)
+            missing[path] = None
+    return list(missing)
+
+
+def check_files_exist(pairs, source):
+    """UserError, with the first few and the count, if files of `pairs` are not there."""
+    missing = [] if note_faults([]) else missing_files(pairs)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise UserError(f"{len(missing)} of the files that {source} names are missing: {shown}.")
@@ -168,7 +203,7 @@ class Dataset(BaseDataset):
             separator,
             labels="optional" if self.mode == "test" else "required",
         )
-        if self.label_map is None:
+        if self.label_map is None and not note_faults([]):
             self._warn_of_masks_of_void()
 
     def _warn_of_masks_of_void(self):

@@ -10,7 +10,7 @@ A layout raises FileNotFoundError where its folders or lists are not there at al
 import os
 from dataclasses import dataclass
 
-from paddleseg_deeplab.datasets.dataset import check_files_exist, read_list_file
+from paddleseg_deeplab.datasets.dataset import check_files_exist, note_faults, read_list_file
 from paddleseg_deeplab.utils.errors import UserError
 
 _SHOWN = 5
@@ -39,11 +39,11 @@ def pair_by_name(images, labels, what):
     """
     for one, other, kind in ((images, labels, "a label"), (labels, images, "an image")):
         alone = sorted(one.keys() - other.keys())
-        if alone:
+        if alone and not note_faults([("unpaired", one[n], f"lacks {kind}") for n in alone]):
             shown = ", ".join(one[name] for name in alone[:_SHOWN])
             more = ", ..." if len(alone) > _SHOWN else ""
             raise UserError(f"{what}: {len(alone)} of {len(one)} files lack {kind}: {shown}{more}.")
-    return [[images[name], labels[name]] for name in sorted(images)]
+    return [[images[name], labels[name]] for name in sorted(images) if name in labels]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ NAMES = [
     "PascalVOC",
     "ADE20K",
     "PascalContext",
+    "PascalContext59",
     "CocoStuff",
     "CamVid",
     "OpticDiscSeg",
@@ -62,6 +63,7 @@ def test_classes_and_colours_fit():
         "PascalVOC": 21,
         "ADE20K": 150,
         "PascalContext": 60,
+        "PascalContext59": 59,
         "CocoStuff": 171,
         "CamVid": 11,
         "OpticDiscSeg": 2,
@@ -189,6 +191,10 @@ def test_pascal_context(tmp_path):
         put(tmp_path, f"Context/{name}.png", value)
     put(tmp_path, f"{SETS}/train_context.txt", "2008_000002\n2008_000003\n")
     assert labels(D.PascalContext([], str(tmp_path))) == [0, 59]
+    assert labels(D.PascalContext59([], str(tmp_path))) == [255, 58]
+    one, other = (kind([], str(tmp_path)) for kind in (D.PascalContext, D.PascalContext59))
+    assert one.class_names[1:] == other.class_names
+    np.testing.assert_array_equal(one.palette[1:], other.palette)
     # PaddleSeg's converter numbers the kept classes by their sorted ids, which are alphabetical.
     names = D.PascalContext.ROW.class_names
     assert names[0] == "background"
