@@ -19,8 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from paddleseg_deeplab import transforms
+from paddleseg_deeplab.core import refine
 from paddleseg_deeplab.core.feed import equal_size_batches
 from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.postprocess.settings import (
+    add_crf_arguments,
+    crf_settings,
+    make_crf,
+    parse_bool,
+)
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils import deploy_yaml, visualize
 from paddleseg_deeplab.utils.errors import UserError
@@ -52,14 +59,6 @@ _WARM_UP_RUNS = 3
 _TUNING_IMAGES = 10
 
 
-def parse_bool(text):
-    """True or False from a flag's value; `argparse`'s own bool takes "False" for true."""
-    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
-    if value is None:
-        raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
-    return value
-
-
 def parse_args(argv=None):
     """The flags; PaddleSeg's names where they exist."""
     parser = argparse.ArgumentParser(
@@ -88,6 +87,8 @@ def parse_args(argv=None):
     add("--benchmark", default=False, **boolean, help="print times at the end")
     add("--print_detail", default=False, **boolean, help="show Paddle Inference's log")
     add("--debug", action="store_true", help="show tracebacks and debug lines")
+    add_crf_arguments(parser, "deploy.yaml")
+    add("--num_workers", type=int, default=0, help="threads that run the CRF (default: 0)")
     cpu = parser.add_argument_group("on a CPU").add_argument
     cpu("--cpu_threads", type=int, help="default: all that this process may use")
     cpu("--enable_mkldnn", **boolean, help="oneDNN (default: on where Paddle can)")
@@ -112,6 +113,8 @@ def settings_of(args, info):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} should be at least 1, not {value}.")
+    if args.num_workers < 0:
+        raise UserError(f"--num_workers should be at least 0, not {args.num_workers}.")
     if args.enable_auto_tune and not args.use_trt:
         raise UserError("--enable_auto_tune learns shapes for TensorRT: add --use_trt True.")
     settings = InferenceSettings(
@@ -181,7 +184,7 @@ class Inferer:
         self.predictor = open_predictor(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
-        self.seconds = {"preprocess": [], "inference": [], "postprocess": []}
+        self.seconds = {"preprocess": [], "inference": [], "postprocess": [], "CRF": []}
 
     def _timed(self, part, count, function, *args):
         start = time.perf_counter()
@@ -220,6 +223,10 @@ class Inferer:
         settings = (trans_info, self.info.output_op, want_probabilities)
         return self._timed("postprocess", 1, postprocess, output, *settings)
 
+    def crf_image(self, sample):
+        """A sample's image, uint8 [H, W, C]."""
+        return refine.crf_image(sample["original"], self.info.to_rgb)
+
 
 def read_all(inferer, paths, failures):
     """Yields samples (dicts); an image that cannot be used goes to ``failures`` with the reason."""
@@ -230,12 +237,20 @@ def read_all(inferer, paths, failures):
         except Exception as e:
             failures.append((path, str(e) or type(e).__name__))
             continue
-        yield {"index": index, "img": chw, "trans_info": trans_info, "original": original}
+        sample = {"index": index, "im_path": path, "img": chw, "trans_info": trans_info}
+        yield {**sample, "original": original}
 
 
 def batches(inferer, paths, failures):
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
     return equal_size_batches(read_all(inferer, paths, failures), inferer.batch_size)
+
+
+def results(inferer, paths, failures, want_probabilities):
+    """Yields (sample, labels, probabilities or None) of each image that can be used."""
+    for samples, batch in batches(inferer, paths, failures):
+        for sample, output in zip(samples, inferer.infer(batch)):
+            yield (sample, *inferer.finish(output, sample["trans_info"], want_probabilities))
 
 
 def tune_shapes(info, settings, paths):
@@ -278,11 +293,13 @@ def run(args):
     outputs = parse_outputs(" ".join(args.outputs))
     check_save_dir(args.save_dir)
     info = deploy_yaml.read(args.model_dir or args.config)
-    want_probabilities = "prob" in outputs
+    crf = crf_settings(info.crf, args, f"{info.folder}/{deploy_yaml.FILE_NAME}: crf")
+    want_probabilities = "prob" in outputs or crf is not None
     if want_probabilities and info.output_op == "argmax":
         raise UserError(
-            f"--outputs prob: {info.folder} was exported with argmax, which keeps no "
-            "probabilities. Export again with --output_op softmax or none."
+            f"{'--outputs prob' if crf is None else 'The dense CRF'}: {info.folder} was exported "
+            "with argmax, which keeps no probabilities. Export again with --output_op none or "
+            "softmax."
         )
     settings = settings_of(args, info)
     paths, root = collect_images(args.image_path, exclude=args.save_dir)
@@ -303,21 +320,24 @@ def run(args):
     if args.benchmark:
         warm_up(inferer, paths)
     failures, start = [], time.perf_counter()
+    found = results(inferer, paths, failures, want_probabilities)
+    if crf is not None:
+        times = inferer.seconds["CRF"]
+        found = refine.refined(
+            make_crf(crf), found, inferer.crf_image, args.num_workers, seconds=times
+        )
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
-        for samples, batch in batches(inferer, paths, failures):
-            for sample, output in zip(samples, inferer.infer(batch)):
-                trans_info = sample["trans_info"]
-                labels, scores = inferer.finish(output, trans_info, want_probabilities)
-                write_outputs(
-                    args.save_dir,
-                    names[sample["index"]],
-                    image=sample["original"],
-                    labels=labels,
-                    palette=palette,
-                    probabilities=scores,
-                    outputs=outputs,
-                )
-            bar.update(len(samples))
+        for sample, labels, scores in found:
+            write_outputs(
+                args.save_dir,
+                names[sample["index"]],
+                image=sample["original"],
+                labels=labels,
+                palette=palette,
+                probabilities=scores,
+                outputs=outputs,
+            )
+            bar.update(1)
     if info.class_names and len(failures) < len(paths):
         legend = visualize.legend(palette, info.class_names)
         visualize.save_image(os.path.join(args.save_dir, "legend.png"), legend)

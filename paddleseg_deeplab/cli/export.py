@@ -45,7 +45,8 @@ def add_arguments(parser):
         "--output_op",
         choices=OUTPUT_OPS,
         help="last operator: classes, probabilities or logits (default: argmax, or none where the "
-        "preprocessing resizes images, so that infer.py can resize logits back)",
+        "preprocessing resizes images, so that infer.py can resize logits back, or where "
+        "test_config has a crf, which works on probabilities)",
     )
     parser.add_argument(
         "--format",
@@ -126,11 +127,14 @@ def _made_up_picture(channels):
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _choose_output_op(args, dicts, resized):
+def _choose_output_op(args, dicts, resized, crf):
     from paddleseg_deeplab.utils.logger import logger
 
     if args.output_op:
         return args.output_op
+    if crf is not None:
+        logger.info("Output none, for the dense CRF of test_config.crf (--output_op).")
+        return "none"
     resized = resized or any(d.get("type") in _RESIZING for d in dicts)
     chosen = "none" if resized else "argmax"
     reason = "resizes" if resized else "does not resize"
@@ -161,6 +165,7 @@ def run(args):
 
     from paddleseg_deeplab.core.export import (
         ExportMismatch,
+        check_crf,
         check_input_shape,
         export,
         resolve_format,
@@ -172,6 +177,7 @@ def run(args):
     form = resolve_format(args.format, target)
     config = common.read_config(args, pretrained=not args.model_path)
     _nchw_unless_asked(config, args, form)
+    crf = check_crf(config.test_config.get("crf"), args.output_op)
     builder = SegBuilder(config)
     model = builder.model
     if args.model_path:
@@ -189,13 +195,14 @@ def run(args):
             args.save_dir,
             sample=sample,
             input_shape=shape,
-            output_op=_choose_output_op(args, dicts, resized),
+            output_op=_choose_output_op(args, dicts, resized, crf),
             format=form,
             transforms=dicts,
             to_rgb=compose.to_rgb,
             class_names=names,
             palette=palette,
             device="cpu" if target == "cpu" or form == "onnx" else device,
+            crf=crf,
         )
     except ExportMismatch as error:
         logger.error("%s", error)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags and settings that val and predict share."""
 
+from paddleseg_deeplab.postprocess.settings import add_crf_arguments, crf_settings
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -8,12 +9,13 @@ _AUG_KEYS = ("scales", "flip_horizontal", "flip_vertical")
 _WINDOW_KEYS = ("crop_size", "stride")
 
 
-def add_inference_arguments(parser, aug_flag):
-    """Adds the flags of scales, flips, sliding window, batches and precision.
+def add_inference_arguments(parser, aug_flag, crf=True):
+    """Adds the flags of scales, flips, sliding window, batches, precision and the CRF.
 
     Args:
         parser (argparse.ArgumentParser): Takes them.
         aug_flag (str): "aug_eval" or "aug_pred", as PaddleSeg names the switch.
+        crf (bool): Also those of the CRF. Default True.
     """
     run = parser.add_argument_group("the run")
     run.add_argument(
@@ -42,6 +44,8 @@ def add_inference_arguments(parser, aug_flag):
     window.add_argument(
         "--stride", nargs=2, type=int, metavar=("W", "H"), help="its steps, such as 341 341"
     )
+    if crf:
+        add_crf_arguments(parser, "the config's test_config.crf")
 
 
 def inference_settings(config, args, aug_flag):
@@ -62,6 +66,11 @@ def inference_settings(config, args, aug_flag):
         if getattr(args, name) < least:
             raise UserError(f"--{name} should be at least {least}, not {getattr(args, name)}.")
     settings = config.test_config
+    crf = settings.pop("crf", None)
+    if hasattr(args, "crf"):
+        crf = crf_settings(crf, args, f"{config.path}: test_config.crf")
+        if crf is not None:
+            settings["crf"] = crf
     # As in PaddleSeg test_config's switch is the evaluation's: prediction asks with its own flag.
     switched_on = bool(settings.pop("aug_eval", False)) and aug_flag == "aug_eval"
     if getattr(args, aug_flag):

@@ -14,6 +14,7 @@ from paddleseg_deeplab import __version__
 from paddleseg_deeplab.core.export_check import ExportMismatch, compare_export
 from paddleseg_deeplab.core.export_probe import best_cpu_format
 from paddleseg_deeplab.core.forward import evaluation_mode, run_model
+from paddleseg_deeplab.postprocess.settings import complete_settings
 from paddleseg_deeplab.utils import deploy_yaml
 from paddleseg_deeplab.utils.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
 from paddleseg_deeplab.utils.errors import UserError
@@ -150,18 +151,27 @@ def _save_paddle(model, folder, form, input_shape):
 
 def _save_onnx(model, folder, input_shape):
     paddle2onnx = import_extra("paddle2onnx")
+    onnx = import_extra("onnx")
     import_extra("onnxruntime")
-    # From the legacy format, since its conversion keeps the link between the sizes of input and
-    # output; from PIR it also works (paddle2onnx 2.1.0), with four sizes that look unrelated.
-    with tempfile.TemporaryDirectory() as temporary:
-        _save_paddle(model, temporary, "legacy", input_shape)
-        files = [os.path.join(temporary, name) for name in MODEL_FILES["legacy"]]
-        target = os.path.join(folder, MODEL_FILES["onnx"][0])
-        # paddle2onnx prints its progress.
-        with open(os.devnull, "w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink):
-            paddle2onnx.export(*files, target, opset_version=_ONNX_OPSET)
-    if not os.path.isfile(target):
-        raise RuntimeError("paddle2onnx wrote no file and gave no reason.")
+    target = os.path.join(folder, MODEL_FILES["onnx"][0])
+    # From the legacy format first, since its conversion keeps the link between the sizes of input
+    # and output; from PIR they are four sizes that look unrelated. A batch norm that runs more
+    # than once (DeepLabV2's scales) is lost in the former, not in the latter (paddle2onnx 2.1.0).
+    for form in ("legacy", "pir") if _has_pir() else ("legacy",):
+        with tempfile.TemporaryDirectory() as temporary:
+            _save_paddle(model, temporary, form, input_shape)
+            files = [os.path.join(temporary, name) for name in MODEL_FILES[form]]
+            # paddle2onnx prints its progress.
+            with open(os.devnull, "w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink):
+                paddle2onnx.export(*files, target, opset_version=_ONNX_OPSET)
+        if not os.path.isfile(target):
+            raise RuntimeError("paddle2onnx wrote no file and gave no reason.")
+        try:
+            onnx.checker.check_model(target)
+            return
+        except onnx.checker.ValidationError as error:
+            fault = error
+    raise RuntimeError(f"paddle2onnx wrote an invalid file: {fault}")
 
 
 def check_input_shape(input_shape, channels):
@@ -183,6 +193,22 @@ def check_input_shape(input_shape, channels):
     return shape
 
 
+def check_crf(crf, output_op):
+    """All parameters of the CRF, or None for none; a `UserError` where "argmax" leaves it nothing.
+
+    Args:
+        crf: Settings as `postprocess.settings.make_crf` takes them, less a CRF itself.
+        output_op (str | None): What is exported; None: not known yet.
+    """
+    crf = complete_settings(crf)
+    if crf is not None and output_op == "argmax":
+        raise UserError(
+            "--output_op argmax keeps no probabilities, which the dense CRF (test_config.crf) "
+            "needs: use none or softmax, or --opts test_config.crf=False."
+        )
+    return crf
+
+
 def export(
     model,
     save_dir,
@@ -197,6 +223,7 @@ def export(
     class_names=(),
     palette=None,
     device="cpu",
+    crf=None,
 ):
     """Exports ``model``, checks the export against it, and only then puts it in its place.
 
@@ -218,6 +245,8 @@ def export(
         class_names (Sequence[str]), palette (np.ndarray, uint8 [num_classes, 3] RGB): For
             deploy.yaml.
         device (str): Where the exported network is tried: "cpu", "gpu" or "gpu:N".
+        crf (optional): Settings of the dense CRF for deploy.yaml (True, False or a dict, as
+            `postprocess.settings.make_crf` takes them); not with "argmax".
 
     Returns:
         DeployInfo: What was written; ``checks`` holds the measured differences.
@@ -228,6 +257,7 @@ def export(
     """
     if output_op not in OUTPUT_OPS:
         raise UserError(f"--output_op {output_op}: use one of {', '.join(OUTPUT_OPS)}.")
+    crf = check_crf(crf, output_op)
     if getattr(sample, "ndim", 0) != 3:
         raise ValueError(f"sample should be [C, H, W], not {getattr(sample, 'shape', sample)}.")
     form = resolve_format(format, target)
@@ -252,6 +282,7 @@ def export(
         class_names=list(class_names),
         palette=palette,
         versions={"paddleseg_deeplab": __version__, "paddle": paddle.__version__},
+        crf=crf,
     )
     temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
     try:

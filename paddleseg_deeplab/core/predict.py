@@ -7,9 +7,12 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core import infer, refine
+from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
-from paddleseg_deeplab.core.forward import evaluation_mode, precision_context
+from paddleseg_deeplab.core.forward import evaluation_mode
+from paddleseg_deeplab.core.val import predictions
+from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils import prediction_files, visualize
 from paddleseg_deeplab.utils.checkpoint import load_entire_model
@@ -44,8 +47,9 @@ def _shown(original, transforms):
     return rgb[..., ::-1] if three and not getattr(transforms, "to_rgb", True) else rgb
 
 
-def _reader(transforms, failed):
+def _reader(transforms, failed, for_crf):
     """A function that reads one (index, path) into a sample, or notes the failure."""
+    to_rgb = getattr(transforms, "to_rgb", True)
 
     def read(item):
         index, path = item
@@ -61,6 +65,7 @@ def _reader(transforms, failed):
             "img": img,
             "trans_info": trans_info,
             "original": _shown(original, transforms),
+            "crf_image": refine.crf_image(original, to_rgb) if for_crf else None,
         }
 
     return read
@@ -110,6 +115,7 @@ def predict(
     precision="fp32",
     amp_level="O1",
     progress=True,
+    crf=None,
 ):
     """Predicts images and writes the results at the images' original sizes.
 
@@ -119,6 +125,9 @@ def predict(
     (PaddleSeg keeps the image's format). A legend of the classes is written beside them.
 
     An image that cannot be read does not stop the others: it is reported at the end.
+
+    Where Paddle runs on several ranks, every rank must call it: each predicts its share of the
+    images, and all get the result of the whole list.
 
     Args:
         model (nn.Layer): Its layers have their modes back afterwards.
@@ -137,9 +146,10 @@ def predict(
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
         batch_size (int): Images of equal size that go through the network together.
-        num_workers (int): Threads that read ahead.
+        num_workers (int): Threads that read ahead; with a CRF as many again run it.
         precision, amp_level (str): As for `core.val.evaluate`.
         progress (bool): Show a progress bar on a terminal.
+        crf (optional): As for `core.val.evaluate`; "prob" then is what the CRF gives.
 
     Returns:
         PredictionResult: Files written, and the images that could not be read with the reason.
@@ -159,47 +169,60 @@ def predict(
         settings.update(scales=scales)
         settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)
     written, failed = {}, []
-    samples = read_ahead(_reader(transforms, failed), enumerate(image_list), num_workers)
-    hide = None if progress else True  # None: shown on a terminal only
-    bar = tqdm(total=len(image_list), desc="predict", unit="image", disable=hide)
-    with bar, evaluation_mode(model), paddle.no_grad():
-        for group, images in equal_size_batches(_readable(samples, bar), batch_size):
-            with precision_context(precision, amp_level):
-                results = _predict(model, images, group, aug_pred, settings, "prob" in outputs)
-            for sample, labels, probabilities in zip(group, *results):
-                written[sample["im_path"]] = prediction_files.write_outputs(
-                    save_dir,
-                    names[sample["index"]],
-                    image=sample["original"],
-                    labels=labels,
-                    palette=palette,
-                    probabilities=probabilities,
-                    outputs=outputs,
-                )
-            bar.update(len(group))
-    if class_names is not None and written:
-        picture = visualize.legend(palette, class_names)
-        visualize.save_image(f"{save_dir}/legend.png", picture)
+    crf = make_crf(crf)
+    reader = _reader(transforms, failed, crf is not None)
+    ranks = join()
+    own = list(enumerate(image_list))[ranks.rank :: ranks.size]
+    samples = read_ahead(reader, own, num_workers)
+    hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
+    bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
+    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad():
+        results = predictions(
+            model,
+            equal_size_batches(_readable(samples, bar), batch_size),
+            aug_pred,
+            settings,
+            precision=(precision, amp_level),
+            probabilities=crf is not None or "prob" in outputs,
+        )
+        if crf is not None:
+            results = refine.refined(crf, results, lambda s: s["crf_image"], num_workers)
+        for sample, labels, probabilities in results:
+            written[sample["im_path"]] = prediction_files.write_outputs(
+                save_dir,
+                names[sample["index"]],
+                image=sample["original"],
+                labels=labels,
+                palette=palette,
+                probabilities=probabilities,
+                outputs=outputs,
+            )
+            bar.update(1)
+    parts = ranks.gather((written, failed))
+    written = {path: files for part in parts for path, files in part[0].items()}
+    failed = [item for part in parts for item in part[1]]
+    with ranks.guard():
+        if ranks.is_main and class_names is not None and written:
+            picture = visualize.legend(palette, class_names)
+            visualize.save_image(f"{save_dir}/legend.png", picture)
     order = {path: i for i, path in enumerate(image_list)}
+    written = dict(sorted(written.items(), key=lambda item: order[item[0]]))
     failed.sort(key=lambda item: order[item[0]])
     return PredictionResult(written, failed)
 
 
-def _predict(model, images, samples, aug_pred, settings, want_probabilities):
-    """Labels and, where wanted, probabilities of a batch, at the original sizes."""
-    infos = [sample["trans_info"] for sample in samples]
-    run = infer.aug_inference if aug_pred else infer.inference
-    images = paddle.to_tensor(images)
-    labels, scores = run(model, images, infos, return_scores=want_probabilities, **settings)
-    if scores is None:
-        return labels, [None] * len(labels)
-    # Averaged scores are probabilities already; those of one pass are logits.
-    return labels, scores if aug_pred else [pipeline.softmax(s, axis=0) for s in scores]
-
-
 def report(result, total, save_dir):
-    """Logs what was done; raises a `UserError` that counts the images that were not."""
-    prediction_files.report_failures(result.failed, total, save_dir)
+    """Logs what was done; raises a `UserError` that counts the images that were not.
+
+    On several ranks all call it, and the first one speaks.
+    """
+    with join().guard():
+        _report(result, total, save_dir)
+
+
+def _report(result, total, save_dir):
+    if join().is_main:
+        prediction_files.report_failures(result.failed, total, save_dir)
     if result.failed:
         path, reason = result.failed[0]
         reason = reason if path in reason else f"{path}: {reason}"

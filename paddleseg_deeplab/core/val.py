@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a model on a dataset."""
 
+import math
 import time
+from functools import partial
 
 import cv2
 import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core import infer, refine
+from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
 from paddleseg_deeplab.core.forward import (
     compute_losses,
@@ -17,7 +20,8 @@ from paddleseg_deeplab.core.forward import (
     precision_context,
 )
 from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
-from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.transforms import functional, pipeline
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
@@ -60,11 +64,13 @@ class _ValidationLoss:
         # In eval mode a network gives its main output only; auxiliary ones have no part here.
         self.losses = losses and {"types": losses["types"][:1], "coef": losses["coef"][:1]}
         self.ignore_index = ignore_index
-        self.sum, self.count = 0.0, 0
+        self.values = []
 
     @property
     def mean(self):
-        return self.sum / self.count if self.count else None
+        # Exactly rounded, so that the order of the images and their shares among ranks change
+        # nothing.
+        return math.fsum(self.values) / len(self.values) if self.values else None
 
     def add(self, logits, samples):
         for i, sample in enumerate(samples):
@@ -75,8 +81,8 @@ class _ValidationLoss:
                 continue  # a label of another size is an error, which `_count` raises
             label = label_like_input(label, steps, size, self.ignore_index)
             label = paddle.to_tensor(label[None].astype(np.int64))
-            self.sum += float(compute_losses([logits[i : i + 1]], label, self.losses)[0])
-            self.count += 1
+            value = compute_losses([logits[i : i + 1]], label, self.losses)[0]
+            self.values.append(float(value))
 
 
 def _label_of(sample):
@@ -119,11 +125,13 @@ def evaluate(
     losses=None,
     worst=10,
     progress=True,
+    crf=None,
 ):
     """Evaluates a model at the labels' original size.
 
     Where Paddle runs on several ranks, every rank must call it: each takes its share of the images
-    (none twice) and all get the result of the whole set.
+    (none twice) and all get the result of the whole set. With a batch size of 1 it is exactly that
+    of one process; larger batches are other groups of images there.
 
     Args:
         model (nn.Layer): Its layers have their modes back afterwards.
@@ -136,7 +144,8 @@ def evaluate(
         stride, crop_size (Sequence[int], optional): Of the window, (width, height).
         precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU only.
         amp_level (str): "O1" or "O2".
-        num_workers (int): Threads that read and transform images ahead (PaddleSeg: processes).
+        num_workers (int): Threads that read and transform images ahead (PaddleSeg: processes);
+            with a CRF as many again run it.
         print_detail (bool): Log the figures and the table of classes.
         batch_size (int): Images of equal size that go through the network together; the figures
             do not depend on it, beyond the last digits of float32.
@@ -144,6 +153,9 @@ def evaluate(
             loss: the first (main) one, on the network's input grid, mean over images.
         worst (int): How many of the worst images to list.
         progress (bool): Show a progress bar on a terminal.
+        crf (optional): A `DenseCRF`, or its settings as `postprocess.settings.make_crf` takes
+            them. It refines the mean class probabilities at the image's own size, for which the
+            dataset needs ``load_image(index)`` or samples with ``im_path``.
 
     Returns:
         EvaluationResult: Unpacks into mIoU, accuracy, class IoU, class precision, kappa.
@@ -153,6 +165,7 @@ def evaluate(
             or a label's value is out of range; the file is named.
     """
     losses = _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size)
+    crf = make_crf(crf)
     start = time.perf_counter()
     settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     if aug_eval:
@@ -164,25 +177,33 @@ def evaluate(
     confusion = ConfusionMatrix(eval_dataset.num_classes, ignore_index)
     loss = _ValidationLoss(losses, ignore_index)
     records = []
-    rank, ranks = _rank()
-    indices = range(rank, len(eval_dataset), ranks)
+    ranks = join()
+    indices = range(ranks.rank, len(eval_dataset), ranks.size)
     samples = read_ahead(lambda i: dict(eval_dataset[i], index=i), indices, num_workers)
-    hide = None if progress and rank == 0 else True  # None: shown on a terminal only
+    hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(indices), desc="evaluate", unit="image", disable=hide, leave=False)
-    with bar, evaluation_mode(model), paddle.no_grad():
-        for group, images in equal_size_batches(samples, batch_size):
-            with precision_context(precision, amp_level):
-                labels = _predict(model, group, images, aug_eval, settings, loss)
-            for sample, predicted in zip(group, labels):
-                records.append(_count(confusion, sample, predicted))
-            bar.update(len(group))
-    if ranks > 1:
-        records = _gather(confusion, records, loss)
+    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad():
+        results = predictions(
+            model,
+            equal_size_batches(samples, batch_size),
+            aug_eval,
+            settings,
+            loss=loss,
+            precision=(precision, amp_level),
+            probabilities=crf is not None,
+        )
+        if crf is not None:
+            image_of = partial(refine.image_of_sample, eval_dataset)
+            results = refine.refined(crf, results, image_of, num_workers)
+        for sample, predicted, _ in results:
+            records.append(count_image(confusion, sample, predicted))
+            bar.update(1)
+    records = _gather(ranks, confusion, records, loss)
     records.sort(key=lambda record: record["index"])
     known = sorted((r for r in records if r["miou"] == r["miou"]), key=lambda r: r["miou"])
     seconds = time.perf_counter() - start
     result = EvaluationResult(confusion, names, records, known[:worst], loss.mean, seconds)
-    if rank == 0:
+    if ranks.is_main:
         _warn_of_one_class(confusion, names)
         if print_detail:
             log_result(result)
@@ -200,20 +221,48 @@ def _warn_of_one_class(confusion, names):
         )
 
 
-def _predict(model, samples, images, aug_eval, settings, loss):
-    """Labels of a batch at the original sizes; adds its validation loss where it is wanted."""
+def predictions(
+    model, batches, aug, settings, *, loss=None, precision=("fp32", "O1"), probabilities=False
+):
+    """Runs the network over batches; the caller sets eval mode and turns gradients off.
+
+    Args:
+        model (nn.Layer): In eval mode.
+        batches (Iterable): Of (samples, images float32 [N, C, h, w]).
+        aug (bool): Use `infer.aug_inference`, else `infer.inference`.
+        settings (dict): Keyword arguments of either.
+        loss (optional): Gets logits and samples of each batch where it holds losses.
+        precision (tuple): Arguments of `precision_context`.
+        probabilities (bool): Give them too.
+
+    Yields:
+        tuple: sample; labels, int32 [H, W] at the original size; mean class probabilities,
+        float32 [K, H, W], or None.
+    """
+    for samples, images in batches:
+        with precision_context(*precision):
+            results = _predict(model, samples, images, aug, settings, loss, probabilities)
+        yield from zip(samples, *results)
+
+
+def _predict(model, samples, images, aug, settings, loss, want_probabilities):
+    """Labels and probabilities (or None) of a batch; adds its loss where that is wanted."""
     images = paddle.to_tensor(images)
     infos = [sample.get("trans_info", []) for sample in samples]
-    if aug_eval:
-        return infer.aug_inference(model, images, infos, **settings)[0]
-    if loss.losses is None:
-        return infer.inference(model, images, infos, **settings)[0]
-    logits = infer_logits(model, images)
-    loss.add(logits, samples)
-    return infer.labels_and_scores(logits, infos)[0]
+    if loss is not None and loss.losses is not None:
+        logits = infer_logits(model, images)
+        loss.add(logits, samples)
+        labels, scores = infer.labels_and_scores(logits, infos, want_probabilities)
+    else:
+        run = infer.aug_inference if aug else infer.inference
+        labels, scores = run(model, images, infos, return_scores=want_probabilities, **settings)
+    if scores is None:
+        return labels, [None] * len(labels)
+    # Averaged scores are probabilities already; those of one pass are logits.
+    return labels, scores if aug else [pipeline.softmax(s, axis=0) for s in scores]
 
 
-def _count(confusion, sample, predicted):
+def count_image(confusion, sample, predicted):
     """Adds one image to the matrix; returns its record."""
     name = _name_of(sample)
     label = _label_of(sample)
@@ -236,19 +285,11 @@ def _count(confusion, sample, predicted):
     }
 
 
-def _rank():
-    """(rank, number of ranks); joins the ranks of a launcher where nobody has done so yet."""
-    ranks = paddle.distributed.get_world_size()
-    if ranks > 1 and not paddle.distributed.is_initialized():
-        paddle.distributed.init_parallel_env()
-    return paddle.distributed.get_rank(), ranks
-
-
-def _gather(confusion, records, loss):
-    """Sums all ranks' counts into `confusion` and `loss`; returns all ranks' records."""
-    parts = []
-    own = (confusion.matrix.tolist(), records, loss.sum, loss.count)
-    paddle.distributed.all_gather_object(parts, own)
-    confusion.matrix[:] = np.sum([np.asarray(p[0], dtype=np.int64) for p in parts], axis=0)
-    loss.sum, loss.count = sum(p[2] for p in parts), sum(p[3] for p in parts)
-    return [record for p in parts for record in p[1]]
+def _gather(ranks, confusion, records, loss):
+    """Brings all ranks' counts into `confusion` and `loss`; returns all ranks' records."""
+    if ranks.size == 1:
+        return records
+    parts = ranks.gather((confusion.matrix, records, loss.values))
+    confusion.matrix[:] = np.sum([part[0] for part in parts], axis=0)
+    loss.values = [value for part in parts for value in part[2]]
+    return [record for part in parts for record in part[1]]

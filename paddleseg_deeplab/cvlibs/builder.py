@@ -10,10 +10,11 @@ from functools import cached_property
 # Imported for their registrations.
 from paddleseg_deeplab import datasets, models, optimizers, transforms  # noqa: F401
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.cvlibs.config import Config, nearest
+from paddleseg_deeplab.cvlibs.config import Config
 from paddleseg_deeplab.models.losses.cross_entropy import class_weights_from_counts
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.logger import logger
 
 # Which registry a `type` at this place is looked up in; deeper keys come first.
@@ -68,6 +69,8 @@ class SegBuilder:
             self._check(f"loss.types.{i}", item, manager.LOSSES)
         for i, item in enumerate(config.export_cfg.get("transforms", [])):
             self._check(f"export.transforms.{i}", item, manager.TRANSFORMS)
+        # Made only to be checked: a misspelt key is found now, not at the first evaluation.
+        make_crf(config.test_config.get("crf"), f"{config.path}: test_config.crf")
         self._synchronise()
 
     # -- checking -------------------------------------------------------------------------------

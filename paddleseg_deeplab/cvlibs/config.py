@@ -5,14 +5,13 @@ What a component's own parameters may be is checked by `SegBuilder`, which knows
 """
 
 import copy
-import difflib
 import re
 from ast import literal_eval
 from pathlib import Path
 
 import yaml
 
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, nearest
 
 # Key: (allowed types, what it is). A section is a dict with a `type`, unless named in _PLAIN.
 _TOP_LEVEL = {
@@ -38,7 +37,7 @@ _SECTION_KEYS = {
     "ema": ("decay",),
     "test_config": (
         *("aug_eval", "scales", "flip_horizontal", "flip_vertical"),
-        *("is_slide", "crop_size", "stride"),
+        *("is_slide", "crop_size", "stride", "crf"),
     ),
     "export": ("transforms",),
 }
@@ -79,12 +78,6 @@ def _mapping_without_repeats(loader, node):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
-
-
-def nearest(name, known):
-    """A hint such as ``Did you mean 'iters'?`` or, where nothing is near, the known names."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(map(str, known))}."
 
 
 def read_yaml(path):

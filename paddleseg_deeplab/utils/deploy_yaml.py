@@ -45,6 +45,7 @@ class DeployInfo:
         checks (dict): The differences that the export measured.
         folder (str): Where the files lie.
         model, params (str | None): File names within the folder.
+        crf (dict | None): Parameters of the dense CRF that refines the result; None: no CRF.
     """
 
     format: str
@@ -61,6 +62,7 @@ class DeployInfo:
     folder: str = ""
     model: Optional[str] = None
     params: Optional[str] = None
+    crf: Optional[dict] = None
 
     def __post_init__(self):
         names = (*MODEL_FILES[self.format], None)
@@ -102,6 +104,8 @@ def write(info, path):
             "checks": info.checks,
         },
     }
+    if info.crf is not None:
+        text["DeepLab"]["crf"] = info.crf
     with open(path, "w", encoding="utf-8") as f:
         yaml.dump(text, f, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
@@ -189,4 +193,5 @@ def _info_of(path, deploy, ours):
         folder=os.path.dirname(path),
         model=model,
         params=deploy.get("params"),
+        crf=ours.get("crf"),
     )

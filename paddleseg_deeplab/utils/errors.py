@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exceptions whose text is meant for the person at the keyboard."""
 
+import difflib
+import importlib
 import importlib.util
 
 _PADDLE_MISSING = (
@@ -18,6 +20,14 @@ class UserError(ValueError):
     """
 
 
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the weights are as before that iteration."""
+
+
+class RunStopped(RuntimeError):
+    """Another process of the run failed or is gone; commands print the line and exit with 1."""
+
+
 class MissingPaddle(UserError, ImportError):
     """Paddle is not installed."""
 
@@ -26,3 +36,29 @@ def require_paddle():
     """Raises `MissingPaddle`, with both install commands, where Paddle is missing."""
     if importlib.util.find_spec("paddle") is None:
         raise MissingPaddle(_PADDLE_MISSING)
+
+
+def nearest(name, known):
+    """A hint such as ``Did you mean 'iters'?`` or, where nothing is near, the known names."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(map(str, known))}."
+
+
+def import_extra(name, *, need="The ONNX format", extra="onnx"):
+    """Imports a module that comes with one of the package's extras.
+
+    Args:
+        name (str): The module.
+        need (str): What needs it, as the message's subject.
+        extra (str): The extra to install.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise UserError(
+            f"{need} needs {name.partition('.')[0]} ({e}): "
+            f"pip install 'paddleseg-deeplab[{extra}]'."
+        ) from e

@@ -10,7 +10,7 @@ from typing import Optional
 import numpy as np
 
 from paddleseg_deeplab.utils.cpu import thread_count
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -296,18 +296,6 @@ class OnnxPredictor:
     def run(self, batch):
         """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives."""
         return self._session.run(None, {self._name: np.ascontiguousarray(batch, np.float32)})[0]
-
-
-def import_extra(name):
-    """Imports a module of the extra ``onnx``; a missing one is a `UserError`."""
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as e:
-        raise UserError(
-            f"The ONNX format needs {name} ({e}): pip install 'paddleseg-deeplab[onnx]'."
-        ) from e
 
 
 def open_predictor(info, settings):

@@ -2,6 +2,7 @@
 """export.py, predict.py and deploy/python/infer.py together: the same images, the same masks."""
 
 import importlib.util
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,54 @@ def test_masks_equal_those_of_predict(
     arguments = ["--config", config, "--model_path", weights, "--save_dir", str(tmp_path / "pred")]
     assert predict.main([*arguments, *both, *opts]) == 0
     assert_equal_masks(masks_of(tmp_path / "infer"), masks_of(tmp_path / "pred"))
+
+
+@pytest.mark.parametrize(
+    ("transforms", "op"), [([NORMALIZE], "softmax"), ([RESIZE, NORMALIZE], None)]
+)
+def test_masks_equal_those_of_predict_with_a_crf(transforms, op, trained, images, infer, tmp_path):
+    # Wide in colour: these soft pictures then have edges that the CRF moves.
+    opts = with_transforms(*transforms)
+    opts += ["test_config.crf={'iterations': 3, 'bilateral_xy': 20, 'bilateral_rgb': 25}"]
+    flags = ["--output_op", op] if op else []
+    folder = tmp_path / "model"
+    assert run_export(trained, folder, "--format", "legacy", *flags, *opts) == 0
+    content = yaml.safe_load((folder / "deploy.yaml").read_text())
+    assert content["Deploy"]["output_op"] == (op or "none")
+    assert content["DeepLab"]["crf"]["bilateral_xy"] == 20
+    assert content["DeepLab"]["crf"]["gaussian_weight"] == 3
+    config, weights = trained
+    both = ["--image_path", str(images), "--outputs", "raw", "prob", "--device", "cpu"]
+    results = []
+    cases = {"on": [], "less": ["--crf_params", "iterations=1"], "off": ["--crf", "False"]}
+    for name, more in cases.items() if op else [("on", [])]:
+        out = [tmp_path / f"{name}_{kind}" for kind in ("infer", "pred")]
+        arguments = ["--model_dir", str(folder), "--save_dir", str(out[0])]
+        assert infer([*arguments, *both, *more, "--num_workers", "2"]) == 0
+        arguments = ["--config", config, "--model_path", weights, "--save_dir", str(out[1])]
+        assert predict.main([*arguments, *both, *more, *opts]) == 0
+        masks = [masks_of(o) for o in out]
+        assert_equal_masks(*masks)
+        for mask in masks[0]:
+            probs = [np.load((o / "probability" / mask).with_suffix(".npy")) for o in out]
+            np.testing.assert_array_equal(probs[0].argmax(0), masks[0][mask])
+            # Both runtimes' logits agree to about 1e-5; ten weighted sums may multiply that.
+            np.testing.assert_allclose(*probs, atol=2e-3)
+        results.append(masks[1])
+    for one, two in itertools.combinations(results, 2):
+        assert any((one[k] != two[k]).any() for k in one)
+
+
+def test_a_crf_needs_probabilities(trained, exported, images, infer, tmp_path, capsys):
+    flags = ["--output_op", "argmax", "--opts", "test_config.crf=True"]
+    assert run_export(trained, tmp_path / "o", *flags) == 2
+    assert "test_config.crf" in capsys.readouterr().err
+    arguments = ["--model_dir", str(exported), "--image_path", str(images), "--device", "cpu"]
+    assert infer([*arguments, "--save_dir", str(tmp_path / "o"), "--crf"]) == 2
+    assert "exported with argmax" in capsys.readouterr().err
+    assert infer([*arguments, "--save_dir", str(tmp_path / "o"), "--num_workers", "-1"]) == 2
+    assert "--num_workers" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_probabilities_and_a_fixed_batch(trained, images, infer, tmp_path):

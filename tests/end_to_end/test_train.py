@@ -232,6 +232,19 @@ def test_early_stop(config, tmp_path):
     assert "Early stop" in (out / "train.log").read_text(encoding="utf-8")
 
 
+def test_evaluation_refines_where_the_config_says_so(config, tmp_path, monkeypatch):
+    from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
+
+    seen = []
+    call = DenseCRF.__call__
+    monkeypatch.setattr(
+        DenseCRF, "__call__", lambda self, *a: seen.append(self.iterations) or call(self, *a)
+    )
+    opts = "test_config.crf={'iterations': 2}"
+    assert run(config, tmp_path / "out", "--iters", 1, "--do_eval", "--opts", opts) == 0
+    assert seen == [2, 2]  # the validation set's two images
+
+
 def test_a_finished_run_is_left_alone(config, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(config, out, "--iters", 2) == 0
@@ -280,6 +293,7 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(config, tmp_path, capsys):
         (["--resume_model", "nowhere"], ["nowhere", "model.pdparams"]),
         (["--opts", "model.tpye=X"], ["model.tpye", "data_format"]),
         (["--opts", "batch_size=0"], ["batch_size", "0"]),
+        (["--opts", "test_config.crf={'xy': 5}"], ["test_config.crf.xy", "bilateral_xy"]),
         (["--opts", "train_dataset.transforms=[{'type':'Normalize'}]", "batch_size=two"], ["two"]),
         (["--config", "missing.yml"], ["missing.yml"]),
         (["--save_dir", __file__], ["--save_dir", "is a file"]),

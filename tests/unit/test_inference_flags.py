@@ -13,6 +13,8 @@ NO_FLIPS = {"flip_horizontal": False, "flip_vertical": False}
 
 
 class Config:
+    path = "c.yml"
+
     def __init__(self, **test_config):
         self.test_config = test_config
 

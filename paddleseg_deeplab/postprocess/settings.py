@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dense CRF as a setting: of a config, of flags, of deploy.yaml. No Paddle here."""
+
+import argparse
+import inspect
+from ast import literal_eval
+
+from paddleseg_deeplab.utils.errors import UserError, nearest
+from paddleseg_deeplab.utils.logger import logger
+
+
+def make_crf(settings, place="crf", threads=None):
+    """The CRF that a setting describes.
+
+    Args:
+        settings: None or False: no CRF. True or {}: one with the defaults. A dict: parameters of
+            `DenseCRF`. A CRF (anything callable): itself.
+        place (str): Where the setting stands, for messages.
+        threads (int, optional): Of the new CRF; its own default otherwise.
+
+    Returns:
+        DenseCRF | None: To be called with probabilities, float32 [K, H, W], and the image, uint8
+        [H, W, C].
+
+    Raises:
+        UserError: An unknown parameter or a value that is not allowed; it names the place.
+    """
+    if settings is None or settings is False:
+        return None
+    if callable(settings):
+        return settings
+    from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
+
+    settings = {} if settings is True else settings
+    if not isinstance(settings, dict):
+        raise UserError(f"{place} should be True, False or a section, not {settings!r}.")
+    for key in settings:
+        if key not in DenseCRF.PARAMETERS:
+            raise UserError(
+                f"{place}.{key}: the dense CRF has no such parameter. "
+                f"{nearest(key, DenseCRF.PARAMETERS)}"
+            )
+    try:
+        return DenseCRF(**settings, threads=threads)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def complete_settings(settings):
+    """All parameters as a dict, defaults written out, so that later defaults change nothing.
+
+    Args:
+        settings: As of `make_crf`, less a CRF itself.
+
+    Returns:
+        dict | None: None where there is no CRF; parameters that are None are left out.
+    """
+    if make_crf(settings) is None:
+        return None
+    from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
+
+    parameters = inspect.signature(DenseCRF).parameters
+    out = {name: parameters[name].default for name in DenseCRF.PARAMETERS}
+    out.update({} if settings is True else settings)
+    return {name: value for name, value in out.items() if value is not None}
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+def parse_bool(text):
+    """True or False from a flag's value; `argparse`'s own bool takes "False" for true."""
+    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
+    return value
+
+
+def add_crf_arguments(parser, source):
+    """Adds ``--crf`` and ``--crf_params``.
+
+    Args:
+        parser (argparse.ArgumentParser): Takes them.
+        source (str): What the settings come from where the flags are not given.
+    """
+    group = parser.add_argument_group("dense CRF")
+    group.add_argument(
+        "--crf",
+        type=parse_bool,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help=f"refine the result along the image's edges (default: as {source} says)",
+    )
+    group.add_argument(
+        "--crf_params",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help=f"such as bilateral_xy=50 iterations=5, over those of {source}",
+    )
+
+
+def parse_crf_params(items):
+    """``["bilateral_xy=50", ...]`` as a dict."""
+    out = {}
+    for item in items or ():
+        key, sign, text = item.partition("=")
+        try:
+            if not sign:
+                raise ValueError(item)
+            out[key.strip()] = literal_eval(text.strip())
+        except (ValueError, SyntaxError) as error:
+            raise UserError(
+                f"--crf_params takes KEY=VALUE with numbers, such as bilateral_xy=50, not {item!r}."
+            ) from error
+    return out
+
+
+def crf_settings(configured, args, place):
+    """The setting with the flags over it.
+
+    Args:
+        configured: The setting of the config or of deploy.yaml, as of `make_crf`.
+        args: Parsed flags of `add_crf_arguments`.
+        place (str): Where `configured` stands, for messages.
+
+    Returns:
+        dict | None: Parameters of `DenseCRF`, checked; None for no CRF.
+    """
+    params = parse_crf_params(args.crf_params)
+    off = configured is None or configured is False
+    if args.crf is False or (args.crf is None and off):
+        if params:
+            logger.warning("--crf_params: no effect without --crf.")
+        return None
+    make_crf(configured, place)
+    settings = {**(configured if isinstance(configured, dict) else {}), **params}
+    make_crf(settings, "--crf_params" if params else place)
+    return settings
