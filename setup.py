@@ -16,11 +16,13 @@ _BASE = [
     "opencv-python>=4.6",
     "Pillow>=9.0",  # reads palette PNGs as indices, which OpenCV cannot
     "pyyaml>=6.0",
+    "safetensors>=0.4",
     "tqdm>=4.60",
     "visualdl>=2.5.3",
 ]
 # paddle2onnx 2.x has no wheel for Python 3.13 (seen with 2.1.0); the ONNX tests are skipped there.
 _ONNX = ['paddle2onnx>=2.0; python_version < "3.13"', "onnx>=1.14", "onnxruntime>=1.16"]
+_CRF = ["scipy>=1.9"]  # sparse matrices for the dense CRF
 _CPU = ["paddlepaddle>=3.0"]
 
 setup(
@@ -39,7 +41,8 @@ setup(
         "cpu": _CPU,
         "gpu": ["paddlepaddle-gpu>=3.0"],
         "onnx": _ONNX,
-        "test": [*_ONNX, "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "crf": _CRF,
+        "test": [*_ONNX, *_CRF, "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
     },
     entry_points={"console_scripts": ["paddleseg-deeplab=paddleseg_deeplab.cli.main:main"]},
     classifiers=[

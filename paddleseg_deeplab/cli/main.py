@@ -5,7 +5,17 @@ import importlib
 import sys
 
 # A verb is a module of this package with `main(argv)` and a docstring whose first line says why.
-VERBS = ("train", "val", "predict", "export", "quickstart")
+VERBS = (
+    "train",
+    "val",
+    "predict",
+    "export",
+    "inspect_model",
+    "convert_weights",
+    "search_crf",
+    "check_dataset",
+    "quickstart",
+)
 
 
 def main(argv=None):
@@ -16,7 +26,7 @@ def main(argv=None):
     lines = ["usage: paddleseg-deeplab <verb> [flags]", ""]
     for verb in VERBS:
         module = importlib.import_module(f"paddleseg_deeplab.cli.{verb}")
-        lines.append(f"  {verb:<12}{module.__doc__.splitlines()[0]}")
+        lines.append(f"  {verb:<16}{module.__doc__.splitlines()[0]}")
     lines += ["", "paddleseg-deeplab <verb> --help lists a verb's flags."]
     if argv and argv[0] in ("-h", "--help"):
         print("\n".join(lines))

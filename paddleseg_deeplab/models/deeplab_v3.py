@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """DeepLabV3: "Rethinking Atrous Convolution for Semantic Image Segmentation" (arXiv 1706.05587).
 
-Backbone, atrous spatial pyramid pooling (section 3.3, figure 5), one 1x1 classifier.
+Backbone, atrous spatial pyramid pooling (section 3.3, figure 5) or the cascade of further blocks
+(section 3.2, figure 3), and a classifier; in training perhaps an auxiliary one.
 """
 
 from paddle import nn
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.layers import ASPPModule
-from paddleseg_deeplab.models.segmenter import Segmenter, check_parts, choose_aspp_ratios
+from paddleseg_deeplab.models.layers import ASPPModule, ConvBNReLU, check_head_bias
+from paddleseg_deeplab.models.segmenter import (
+    ClassifierHead,
+    Segmenter,
+    check_parts,
+    choose_aspp_ratios,
+)
+
+_HEADS = ("plain", "conv3x3", "cascade")
 
 
 @manager.MODELS.add_component
@@ -18,7 +26,8 @@ class DeepLabV3(Segmenter):
     Args:
         num_classes (int): Number of classes.
         backbone (nn.Layer): See `paddleseg_deeplab.models.backbones`.
-        backbone_indices (Sequence[int]): One index: which of the backbone's features ASPP reads.
+        backbone_indices (Sequence[int]): One index: which of the backbone's features the head
+            reads. Behind `ResNet` with extra stages it is -1.
         aspp_ratios (Sequence[int] | None): Rates of ASPP; None follows the backbone's output
             stride (PaddleSeg: (1, 6, 12, 18) at every stride), see `choose_aspp_ratios`.
         aspp_out_channels (int): Channels of each ASPP branch and of ASPP's output.
@@ -31,6 +40,16 @@ class DeepLabV3(Segmenter):
         aspp_dropout (float): Dropout at ASPP's output.
         pretrained_skip (Sequence[str]): Names (or patterns with ``*``) of tensors that are not
             taken from ``pretrained``, such as ``"head.cls.*"`` for another number of classes.
+        head (str): "plain": ASPP and a 1x1 classifier (PaddleSeg, kazuto1011); "conv3x3": one more
+            3x3 convolution between them (torchvision); "cascade": the classifier alone, behind a
+            backbone with extra stages (the paper's table 2).
+        head_bias (str): Which convolutions of the head have a bias: "all" but image pooling's, as
+            PaddleSeg's checkpoints hold them; "classifier", that one only, as in torchvision;
+            "projection", ASPP's last one only. The cascade's classifier always has one.
+        aux (bool): In training a second output, from a 3x3 convolution and a classifier on an
+            earlier feature, for a loss of its own (torchvision weights it with 0.5).
+        aux_index (int): Which feature that is.
+        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter`.
 
     Raises:
         ValueError, TypeError: parts and numbers that do not fit; the text says what is allowed.
@@ -51,30 +70,63 @@ class DeepLabV3(Segmenter):
         image_pooling=True,
         aspp_dropout=0.1,
         pretrained_skip=(),
+        head="plain",
+        head_bias="all",
+        aux=False,
+        aux_index=2,
+        freeze_bn=False,
+        bn_momentum=None,
+        bn_epsilon=None,
     ):
         channels = check_parts(
-            num_classes, backbone, backbone_indices, ["ASPP's input"], data_format
+            num_classes, backbone, backbone_indices, ["head's input"], data_format
         )
-        head = DeepLabV3Head(
-            num_classes,
-            backbone_indices,
-            channels,
-            choose_aspp_ratios(aspp_ratios, backbone, backbone_indices[0]),
-            aspp_out_channels,
-            align_corners,
-            data_format=data_format,
-            image_pooling=image_pooling,
-            aspp_dropout=aspp_dropout,
+        if head not in _HEADS:
+            raise ValueError(f"head is {head!r}; give one of {list(_HEADS)}.")
+        check_head_bias(head_bias)
+        if head == "cascade":
+            layer = ClassifierHead(num_classes, backbone_indices[0], channels[0], data_format)
+        else:
+            layer = DeepLabV3Head(
+                num_classes,
+                backbone_indices,
+                channels,
+                choose_aspp_ratios(aspp_ratios, backbone, backbone_indices[0]),
+                aspp_out_channels,
+                align_corners,
+                data_format=data_format,
+                image_pooling=image_pooling,
+                aspp_dropout=aspp_dropout,
+                conv3x3=head == "conv3x3",
+                head_bias=head_bias,
+            )
+        if aux:
+            roles = ["auxiliary head's input"]
+            [width] = check_parts(num_classes, backbone, (aux_index,), roles, data_format)
+            # A part of the head, so that a parameter group named "head" holds it too.
+            layer.aux = AuxiliaryHead(num_classes, aux_index, width, data_format, head_bias)
+        batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
+        super().__init__(
+            num_classes, backbone, layer, align_corners, data_format, logits_size, **batch_norm
         )
-        super().__init__(num_classes, backbone, head, align_corners, data_format, logits_size)
+        self.has_aux = bool(aux)
         self.load(pretrained, pretrained_skip)
+
+    def forward(self, x):
+        """See `Segmenter`; in training the auxiliary logits follow where there are any."""
+        features = self.backbone(x)
+        logits = self.head(features)
+        if self.has_aux and self.training:
+            logits = logits + self.head.aux(features)
+        return self.finish(logits, x)
 
 
 class DeepLabV3Head(nn.Layer):
-    """ASPP of plain convolutions, then the classifier.
+    """ASPP of plain convolutions, perhaps a 3x3 convolution, then the classifier.
 
     Args:
         backbone_channels (Sequence[int]): Channels of the feature that backbone_indices names.
+        conv3x3 (bool): Whether a 3x3 convolution stands before the classifier.
         (the others): See `DeepLabV3`; aspp_ratios may not be None here.
     """
 
@@ -90,8 +142,11 @@ class DeepLabV3Head(nn.Layer):
         data_format="NCHW",
         image_pooling=True,
         aspp_dropout=0.1,
+        conv3x3=False,
+        head_bias="all",
     ):
         super().__init__()
+        with_bias = check_head_bias(head_bias)
         self.backbone_indices = tuple(backbone_indices)
         self.aspp = ASPPModule(
             aspp_ratios,
@@ -102,9 +157,58 @@ class DeepLabV3Head(nn.Layer):
             image_pooling=image_pooling,
             data_format=data_format,
             dropout=aspp_dropout,
+            bias=head_bias,
         )
-        self.cls = nn.Conv2D(aspp_out_channels, num_classes, 1, data_format=data_format)
+        self.conv = None
+        if conv3x3:
+            self.conv = ConvBNReLU(
+                aspp_out_channels,
+                aspp_out_channels,
+                3,
+                bias_attr=None if "decoder" in with_bias else False,
+                data_format=data_format,
+            )
+        self.cls = nn.Conv2D(
+            aspp_out_channels,
+            num_classes,
+            1,
+            bias_attr=None if "classifier" in with_bias else False,
+            data_format=data_format,
+        )
 
     def forward(self, feat_list):
         """Features to [logits], at the size of the feature that ASPP reads."""
-        return [self.cls(self.aspp(feat_list[self.backbone_indices[0]]))]
+        x = self.aspp(feat_list[self.backbone_indices[0]])
+        if self.conv is not None:
+            x = self.conv(x)
+        return [self.cls(x)]
+
+
+class AuxiliaryHead(nn.Layer):
+    """3x3 convolution to a quarter of the channels, dropout, 1x1 classifier (torchvision's FCN).
+
+    Args:
+        num_classes (int): Channels of the logits.
+        index (int): Which of the backbone's features is read.
+        in_channels (int): Its channels.
+        data_format (str): "NCHW" or "NHWC".
+        head_bias (str): See `DeepLabV3`; the 3x3 convolution counts with the head's others.
+    """
+
+    def __init__(self, num_classes, index, in_channels, data_format="NCHW", head_bias="all"):
+        super().__init__()
+        with_bias = check_head_bias(head_bias)
+        self.index = index
+        self.conv = ConvBNReLU(
+            in_channels,
+            in_channels // 4,
+            3,
+            bias_attr=None if "decoder" in with_bias else False,
+            data_format=data_format,
+        )
+        self.dropout = nn.Dropout(0.1)
+        self.cls = nn.Conv2D(in_channels // 4, num_classes, 1, data_format=data_format)
+
+    def forward(self, feat_list):
+        """Features to [logits], at the size of the feature that is read."""
+        return [self.cls(self.dropout(self.conv(feat_list[self.index])))]

@@ -11,15 +11,17 @@ from paddle import nn
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.models.layers import (
     ASPPModule,
+    BilinearDeconv,
     ConvBNReLU,
     SeparableConvBNReLU,
     channel_axis,
+    check_head_bias,
     resize,
     spatial_size,
 )
 from paddleseg_deeplab.models.segmenter import Segmenter, check_parts, choose_aspp_ratios
 
-_DECODER_CHANNELS = 256
+_UPSAMPLINGS = ("bilinear", "deconv")
 
 
 @manager.MODELS.add_component
@@ -47,6 +49,16 @@ class DeepLabV3P(Segmenter):
         aspp_dropout (float): Dropout at ASPP's output.
         decoder_dropout (float): Dropout between the decoder's two 3x3 convolutions.
         classifier_dropout (float): Dropout before the classifier.
+        head_bias (str): Which convolutions of the head have a bias: "all" but image pooling's, as
+            PaddleSeg's checkpoints hold them; "projection", ASPP's last one only, not even the
+            classifier; "classifier", that one only, as in TensorFlow's DeepLab.
+        decoder_channels (int): Channels of the decoder's two 3x3 convolutions (table 2: 256).
+        upsample (str): "bilinear", as published, or "deconv": transposed convolutions that start
+            as bilinear interpolation and are learned, in place of both resizes (of the encoder's
+            output and of the logits), see `layers.BilinearDeconv`. They know no align_corners,
+            which then is image pooling's alone; their weights depend on the output stride, so
+            that a trained model keeps its own.
+        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter`.
         pretrained_skip (Sequence[str]): Names (or patterns with ``*``) of tensors that are not
             taken from ``pretrained``, such as ``"head.decoder.conv.*"`` for another number of
             classes.
@@ -74,6 +86,12 @@ class DeepLabV3P(Segmenter):
         decoder_dropout=0.0,
         classifier_dropout=0.0,
         pretrained_skip=(),
+        head_bias="all",
+        decoder_channels=256,
+        upsample="bilinear",
+        freeze_bn=False,
+        bn_momentum=None,
+        bn_epsilon=None,
     ):
         roles = ["low-level feature", "ASPP's input"]
         channels = check_parts(num_classes, backbone, backbone_indices, roles, data_format)
@@ -91,9 +109,25 @@ class DeepLabV3P(Segmenter):
             aspp_dropout=aspp_dropout,
             decoder_dropout=decoder_dropout,
             classifier_dropout=classifier_dropout,
+            head_bias=head_bias,
+            decoder_channels=decoder_channels,
+            upsample=upsample,
+            backbone_strides=getattr(backbone, "feat_strides", None),
         )
-        super().__init__(num_classes, backbone, head, align_corners, data_format, logits_size)
+        _check_logits_size(upsample, logits_size)
+        batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
+        super().__init__(
+            num_classes, backbone, head, align_corners, data_format, logits_size, **batch_norm
+        )
         self.load(pretrained, pretrained_skip)
+
+    def forward(self, x):
+        """See `Segmenter`; the head knows how its logits reach the input's size."""
+        logits = self.head(self.backbone(x))
+        if self.training and self.logits_size == "stride":
+            return logits
+        size = spatial_size(x, self.data_format)
+        return [self.head.upsample_logits(y, size, self.align_corners) for y in logits]
 
 
 class DeepLabV3PHead(nn.Layer):
@@ -101,7 +135,11 @@ class DeepLabV3PHead(nn.Layer):
 
     Args:
         backbone_channels (Sequence[int]): Channels of the features that backbone_indices names.
+        backbone_strides (Sequence[int] | None): Strides of all features; "deconv" needs them.
         (the others): See `DeepLabV3P`; aspp_ratios may not be None here.
+
+    Raises:
+        ValueError: a setting outside of what `DeepLabV3P` allows.
     """
 
     def __init__(
@@ -120,9 +158,20 @@ class DeepLabV3PHead(nn.Layer):
         aspp_dropout=0.1,
         decoder_dropout=0.0,
         classifier_dropout=0.0,
+        head_bias="all",
+        decoder_channels=256,
+        upsample="bilinear",
+        backbone_strides=None,
     ):
         super().__init__()
+        _check_counts(
+            aspp_out_channels=aspp_out_channels,
+            low_level_channels=low_level_channels,
+            decoder_channels=decoder_channels,
+        )
+        factors = _upsampling_factors(upsample, backbone_strides, backbone_indices)
         self.backbone_indices = tuple(backbone_indices)
+        self.data_format = data_format
         self.aspp = ASPPModule(
             aspp_ratios,
             backbone_channels[1],
@@ -132,6 +181,7 @@ class DeepLabV3PHead(nn.Layer):
             image_pooling=image_pooling,
             data_format=data_format,
             dropout=aspp_dropout,
+            bias=head_bias,
         )
         self.decoder = Decoder(
             num_classes,
@@ -143,12 +193,24 @@ class DeepLabV3PHead(nn.Layer):
             use_sep_conv=use_sep_conv,
             dropout=decoder_dropout,
             classifier_dropout=classifier_dropout,
+            head_bias=head_bias,
+            decoder_channels=decoder_channels,
+            upsample_factor=factors[0],
         )
+        self.logits_deconv = None
+        if upsample == "deconv":
+            self.logits_deconv = BilinearDeconv(num_classes, factors[1], data_format)
 
     def forward(self, feat_list):
         """Features to [logits], at the size of the low-level feature."""
         low, high = (feat_list[i] for i in self.backbone_indices)
         return [self.decoder(self.aspp(high), low)]
+
+    def upsample_logits(self, logits, size, align_corners):
+        """Logits at the low-level feature's size to (height, width) of the image."""
+        if self.logits_deconv is not None:
+            return self.logits_deconv(logits, size)
+        return resize(logits, size, align_corners, self.data_format)
 
 
 class Decoder(nn.Layer):
@@ -164,6 +226,10 @@ class Decoder(nn.Layer):
         use_sep_conv (bool): Separable 3x3 convolutions, or plain ones.
         dropout (float): Between the two 3x3 convolutions.
         classifier_dropout (float): Before the classifier.
+        head_bias (str): See `DeepLabV3P`.
+        decoder_channels (int): Of the two 3x3 convolutions.
+        upsample_factor (int | None): Of the transposed convolution that enlarges the encoder's
+            output; None is the bilinear resize.
     """
 
     def __init__(
@@ -178,26 +244,45 @@ class Decoder(nn.Layer):
         use_sep_conv=True,
         dropout=0.0,
         classifier_dropout=0.0,
+        head_bias="all",
+        decoder_channels=256,
+        upsample_factor=None,
     ):
         super().__init__()
         self.align_corners = align_corners
         self.data_format = data_format
         self._axis = channel_axis(data_format)
-        conv = SeparableConvBNReLU if use_sep_conv else ConvBNReLU
-        kwargs = {"padding": 1, "data_format": data_format}
+        with_bias = check_head_bias(head_bias)
+        bias = {"bias_attr": None if "decoder" in with_bias else False}
+        kwargs = {"data_format": data_format, **bias}
+        self.conv_bn_relu1 = ConvBNReLU(in_channels, low_level_channels, 1, **kwargs)
+        conv, kwargs["padding"] = ConvBNReLU, 1
+        if use_sep_conv:
+            conv, kwargs["pointwise_bias"] = SeparableConvBNReLU, bias["bias_attr"]
         joined = aspp_out_channels + low_level_channels
-        self.conv_bn_relu1 = ConvBNReLU(in_channels, low_level_channels, 1, data_format=data_format)
-        self.conv_bn_relu2 = conv(joined, _DECODER_CHANNELS, 3, **kwargs)
-        self.conv_bn_relu3 = conv(_DECODER_CHANNELS, _DECODER_CHANNELS, 3, **kwargs)
-        self.conv = nn.Conv2D(_DECODER_CHANNELS, num_classes, 1, data_format=data_format)
+        self.conv_bn_relu2 = conv(joined, decoder_channels, 3, **kwargs)
+        self.conv_bn_relu3 = conv(decoder_channels, decoder_channels, 3, **kwargs)
+        self.conv = nn.Conv2D(
+            decoder_channels,
+            num_classes,
+            1,
+            bias_attr=None if "classifier" in with_bias else False,
+            data_format=data_format,
+        )
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.classifier_dropout = nn.Dropout(classifier_dropout) if classifier_dropout else None
+        self.deconv = None
+        if upsample_factor is not None:
+            self.deconv = BilinearDeconv(aspp_out_channels, upsample_factor, data_format)
 
     def forward(self, x, low_level_feat):
         """Encoder output and low-level feature to logits, at the latter's size."""
         low = self.conv_bn_relu1(low_level_feat)  # [N, low_level_channels, H/4, W/4]
         size = spatial_size(low, self.data_format)
-        x = resize(x, size, self.align_corners, self.data_format)
+        if self.deconv is not None:
+            x = self.deconv(x, size)
+        else:
+            x = resize(x, size, self.align_corners, self.data_format)
         x = paddle.concat([x, low], axis=self._axis)  # [N, joined, H/4, W/4]
         x = self.conv_bn_relu2(x)
         if self.dropout is not None:
@@ -206,3 +291,38 @@ class Decoder(nn.Layer):
         if self.classifier_dropout is not None:
             x = self.classifier_dropout(x)
         return self.conv(x)
+
+
+def _check_counts(**counts):
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{name} is {count!r}; give a positive integer.")
+
+
+def _check_logits_size(upsample, logits_size):
+    if upsample == "deconv" and logits_size == "stride":
+        raise ValueError(
+            'logits_size "stride" leaves out the last upsampling in training, so that with '
+            'upsample "deconv" its transposed convolution would never learn; give '
+            'logits_size "input", or upsample "bilinear".'
+        )
+
+
+def _upsampling_factors(upsample, strides, indices):
+    """Factors of the encoder's output and of the logits; (None, None) for "bilinear"."""
+    if upsample not in _UPSAMPLINGS:
+        raise ValueError(f"upsample is {upsample!r}; give one of {list(_UPSAMPLINGS)}.")
+    if upsample == "bilinear":
+        return None, None
+    if strides is None:
+        raise ValueError(
+            'upsample "deconv" needs the strides of the backbone\'s features, and the backbone '
+            'declares none (feat_strides); declare them, or give upsample "bilinear".'
+        )
+    low, high = (strides[i] for i in indices)
+    if high % low:
+        raise ValueError(
+            f'upsample "deconv" needs whole factors; the features that backbone_indices '
+            f"{tuple(indices)} names have strides {low} and {high}."
+        )
+    return high // low, low

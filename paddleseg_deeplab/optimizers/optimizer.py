@@ -8,6 +8,7 @@ all parameters stay in one list, and each parameter carries its learning rate fa
 """
 
 import difflib
+import fnmatch
 import inspect
 import numbers
 
@@ -41,8 +42,9 @@ class BaseOptimizer:
         grad_clip_cfg (dict or None): ``name``: ClipGradByGlobalNorm or ClipGradByNorm with
             ``clip_norm``, or ClipGradByValue with ``max`` and perhaps ``min``.
         custom_cfg (list[dict] or None): Groups: ``name``, a part of the parameters' names (as in
-            ``model.named_parameters()``), with ``lr_mult`` and ``weight_decay_mult``. The first
-            entry that fits a parameter holds for it.
+            ``model.named_parameters()``), with ``lr_mult`` and ``weight_decay_mult``. With ``*``
+            (any characters) in it, ``name`` is a pattern of the full name: ``head.*.bias``. The
+            first entry that fits a parameter holds for it. (PaddleSeg has no patterns.)
         no_decay_bias_norm (bool): No decay for biases and normalisation weights (all parameters
             with fewer than two dimensions). A group's ``weight_decay_mult`` wins over it.
 
@@ -88,7 +90,7 @@ class BaseOptimizer:
         members = [[] for _ in self.custom_cfg]
         decay_mults = {}
         for name, param in named:
-            index = next((i for i, g in enumerate(self.custom_cfg) if g["name"] in name), None)
+            index = next((i for i, g in enumerate(self.custom_cfg) if _fits(g["name"], name)), None)
             group = {} if index is None else self.custom_cfg[index]
             if index is not None:
                 members[index].append(name)
@@ -110,27 +112,35 @@ class BaseOptimizer:
             earlier = [
                 g["name"]
                 for g in self.custom_cfg[:i]
-                if any(pattern in name and g["name"] in name for name, _ in named)
+                if any(_fits(pattern, name) and _fits(g["name"], name) for name, _ in named)
             ]
             if earlier:
                 raise UserError(
                     f"optimizer: every parameter with {pattern!r} in its name already belongs to "
                     f"the group {earlier[0]!r}; put {pattern!r} before it in custom_cfg."
                 )
-            if any(pattern in name for name, _ in model.named_parameters()):
+            if any(_fits(pattern, name) for name, _ in model.named_parameters()):
                 logger.warning("Optimizer group %s: all its parameters are frozen.", group)
                 continue
+            is_part = "*" not in pattern
+            how = "is part of no parameter's name" if is_part else "fits no parameter's full name"
             raise UserError(
-                f"optimizer: custom_cfg name {pattern!r} is part of no parameter's name."
+                f"optimizer: custom_cfg name {pattern!r} {how}."
                 f"{_near(pattern, [name for name, _ in named])}"
             )
+
+
+def _fits(pattern, name):
+    """A part of the name (PaddleSeg's rule), or with ``*`` a pattern of the whole of it."""
+    return fnmatch.fnmatchcase(name, pattern) if "*" in pattern else pattern in name
 
 
 def _near(pattern, names):
     """Names or dotted parts of names that look like the pattern, as a sentence."""
     parts = {".".join(name.split(".")[:i]) for name in names for i in range(1, name.count(".") + 2)}
     parts |= {part for name in names for part in name.split(".") if not part.isdigit()}
-    near = difflib.get_close_matches(pattern, sorted(parts), n=3, cutoff=0.5)
+    plain = pattern.replace("*", "").strip(".")
+    near = difflib.get_close_matches(plain, sorted(parts), n=3, cutoff=0.5)
     if near:
         return " Near: " + ", ".join(near) + "."
     return " The first names: " + ", ".join(names[:3]) + "."

@@ -52,6 +52,18 @@ NETWORKS = {
         {"output_stride": 8, "multi_grid": (1, 2, 4)},
     ),
 }
+# The other depths: one size, names and shapes as digests.
+DEEP_NETWORKS = {
+    "v3p_r34_os16": ("DeepLabV3P", {"num_classes": 5}, "ResNet34_vd", {"output_stride": 16}),
+    "v3p_r101_os8": (
+        "DeepLabV3P",
+        {"num_classes": 5, "aspp_ratios": (1, 12, 24, 36)},
+        "ResNet101_vd",
+        {"output_stride": 8, "multi_grid": (1, 2, 4)},
+    ),
+    "v3_r101_os16": ("DeepLabV3", {"num_classes": 5}, "ResNet101_vd", {"output_stride": 16}),
+    "v3p_r152_os16": ("DeepLabV3P", {"num_classes": 5}, "ResNet152_vd", {"output_stride": 16}),
+}
 # Of these only a digest of the names and shapes is kept.
 DEPTHS = (18, 34, 50, 101, 152)
 # (height, width), align_corners, step. Every step-th pixel of the logits is kept: steps share no
@@ -64,6 +76,7 @@ CASES = (
     ((64, 64), True, 5),
     ((320, 305), False, 23),
 )
+DEEP_CASES = (((97, 81), False, 7),)
 
 
 def fill(name, shape):
@@ -158,12 +171,14 @@ def main():
     deeplab, resnet_vd = _import_paddleseg(parser.parse_args().paddleseg.resolve())
 
     logits, keys = {}, {}
-    for network, (model_name, model_args, backbone_name, backbone_args) in NETWORKS.items():
+    for network, row in {**NETWORKS, **DEEP_NETWORKS}.items():
+        model_name, model_args, backbone_name, backbone_args = row
         backbone = getattr(resnet_vd, backbone_name)(**backbone_args)
         model = getattr(deeplab, model_name)(backbone=backbone, **model_args)
-        keys[network] = signature(model.state_dict())
+        if network in NETWORKS:
+            keys[network] = signature(model.state_dict())
         fill_model(model)
-        for size, align_corners, step in CASES:
+        for size, align_corners, step in CASES if network in NETWORKS else DEEP_CASES:
             name = case_name(network, size, align_corners)
             logits[name] = logits_of(model, size, align_corners, step)
             print(name, logits[name].shape, "standard deviation", logits[name].std())

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from make_paddleseg_logits import (
     CASES,
+    DEEP_CASES,
+    DEEP_NETWORKS,
     DEPTHS,
     KEYS_FILE,
     LOGITS_FILE,
@@ -27,7 +29,7 @@ TOLERANCE = 1e-4
 
 
 def _build(network):
-    model, model_args, backbone, backbone_args = NETWORKS[network]
+    model, model_args, backbone, backbone_args = {**NETWORKS, **DEEP_NETWORKS}[network]
     backbone = getattr(models, backbone)(**backbone_args)
     return getattr(models, model)(backbone=backbone, **model_args)
 
@@ -41,13 +43,23 @@ def keys():
 def test_names_and_logits(network, keys):
     model = _build(network)
     assert signature(model.state_dict()) == keys["networks"][network]
+    _check_logits(model, network, CASES)
+
+
+@pytest.mark.parametrize("network", DEEP_NETWORKS)
+def test_logits_of_other_depths(network):
+    _check_logits(_build(network), network, DEEP_CASES)
+
+
+def _check_logits(model, network, cases):
     fill_model(model)
     with np.load(LOGITS_FILE) as golden:
-        for size, align_corners, step in CASES:
+        for size, align_corners, step in cases:
             expected = golden[case_name(network, size, align_corners)]
             got = logits_of(model, size, align_corners, step)
             assert got.shape == expected.shape
             error = np.abs(got - expected).max() / np.abs(expected).max()
+            print(f"{case_name(network, size, align_corners)}: {error:.1e}")
             assert error <= TOLERANCE, (size, align_corners, error)
 
 

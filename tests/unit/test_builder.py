@@ -97,7 +97,7 @@ def test_everything_is_built_once(tmp_path):
         (["model.type=DeepLabV3Plus"], ["model.type", "DeepLabV3Plus", "DeepLabV3P"]),
         (["model.type=[1]"], ["model", "type"]),
         (["model.asp_ratios=[1]"], ["model.asp_ratios", "aspp_ratios"]),
-        (["model.backbone.type=ResNet50"], ["model.backbone.type", "ResNet50_vd"]),
+        (["model.backbone.type=ResNet5"], ["model.backbone.type", "ResNet50_vd"]),
         (["model.backbone.outputstride=8"], ["model.backbone.outputstride", "output_stride"]),
         (["model.backbone=ResNet50_vd"], ["model.backbone", "`type`", "ResNet50_vd"]),
         (["model.backbone_indices=[0]"], ["model", "backbone_indices"]),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from paddleseg_deeplab.cli.main import VERBS
 from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +44,7 @@ def infer_flags():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page, infer_flags):
-    verbs = ("train", "val", "predict", "export", "quickstart")
-    known = set().union(infer_flags, OTHERS_FLAGS, *map(flags_of, verbs))
+    known = set().union(infer_flags, OTHERS_FLAGS, *map(flags_of, VERBS))
     for script in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'"(--[a-z_]+)"', script.read_text(encoding="utf-8")))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_]*", read(page))) <= known

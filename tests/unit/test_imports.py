@@ -15,7 +15,10 @@ NAME = "paddleseg_deeplab"
 # First matching row decides; a module may import what starts with one of these, and itself.
 ALLOWED = [
     ("cvlibs/manager.py", ()),
-    ("cvlibs/builder.py", ("cvlibs", "datasets", "models", "optimizers", "transforms", "utils")),
+    (
+        "cvlibs/builder.py",
+        ("cvlibs", "datasets", "models", "optimizers", "postprocess", "transforms", "utils"),
+    ),
     ("cvlibs/", ("cvlibs", "utils")),
     ("transforms/functional.py", ()),
     ("transforms/", ("transforms", "cvlibs.manager", "utils")),
@@ -38,7 +41,8 @@ PADDLE_FREE = [
     *("__init__.py", "utils/cpu.py", "utils/errors.py", "utils/logger.py", "utils/download.py"),
     *("utils/metrics.py", "utils/visualize.py", "utils/prediction_files.py"),
     *("cvlibs/__init__.py", "cvlibs/manager.py", "cvlibs/config.py"),
-    *("core/__init__.py", "core/feed.py", "utils/__init__.py"),
+    *("core/__init__.py", "core/feed.py", "core/refine.py", "core/crf_search.py"),
+    *("utils/__init__.py", "utils/class_weights.py"),
     *("transforms/", "datasets/", "postprocess/", "cli/"),
 ]
 

@@ -287,7 +287,7 @@ def test_one_step_lowers_the_loss():
         (lambda: _small(backbone_indices=(0, 4)), ValueError, "0 to 3"),
         (lambda: _small(backbone_indices=(3,)), ValueError, "low-level feature"),
         (lambda: _small(backbone_indices=(3, 0)), ValueError, "order"),
-        (lambda: _small(DeepLabV3, backbone_indices=(0, 3)), ValueError, "ASPP's input"),
+        (lambda: _small(DeepLabV3, backbone_indices=(0, 3)), ValueError, "head's input"),
         (lambda: _small(aspp_ratios=()), ValueError, "aspp_ratios"),
         (lambda: _small(aspp_ratios=(0, 6)), ValueError, "aspp_ratios"),
         (lambda: _small(logits_size="half"), ValueError, "stride"),

@@ -130,6 +130,23 @@ def test_group_multipliers_act(net, kind):
 
 
 @KINDS
+def test_patterns_fit_the_full_name(net, kind):
+    """V2's three groups: the classifier's weights, its biases without decay, and the rest."""
+    groups = [
+        {"name": "head*.weight", "lr_mult": 2.0},
+        {"name": "head*.bias", "lr_mult": 4.0, "weight_decay_mult": 0.0},
+        {"name": "*.1.*", "lr_mult": 0.5},
+    ]
+
+    def multipliers(name):
+        if name.startswith("head"):
+            return (2.0, 1.0) if name.endswith("weight") else (4.0, 0.0)
+        return (0.5 if name.startswith("backbone.1.") else 1.0), 1.0
+
+    check(net, *MAKERS[kind], multipliers, custom_cfg=groups)
+
+
+@KINDS
 def test_no_decay_for_biases_and_norms(net, kind):
     def multipliers(name):
         return 1.0, 1.0 if name in ("backbone.0.weight", "head.weight") else 0.0
@@ -247,6 +264,13 @@ def test_group_that_fits_nothing_names_near_ones(net):
         SGD(custom_cfg=[{"name": "backbon3"}])(net, LR)
     with pytest.raises(UserError, match="already belongs to the group 'head'"):
         SGD(custom_cfg=[{"name": "head"}, {"name": "head.bias"}])(net, LR)
+    # A pattern is of the full name, and bites where a part would not.
+    with pytest.raises(UserError, match=r"'\*\.hed\*' fits no parameter's full name.*Near: head"):
+        SGD(custom_cfg=[{"name": "*.hed*"}])(net, LR)
+    with pytest.raises(UserError, match=r"'ead\.\*' fits no parameter's full name"):
+        SGD(custom_cfg=[{"name": "ead.*"}])(net, LR)
+    with pytest.raises(UserError, match=r"already belongs to the group '\*\.bias'"):
+        SGD(custom_cfg=[{"name": "*.bias"}, {"name": "head.b*"}])(net, LR)
 
 
 def test_group_of_frozen_parameters_is_no_error(net):

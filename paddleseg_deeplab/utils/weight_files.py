@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of tensors from the files of other frameworks, as NumPy arrays. Runs nobody's code."""
+
+import os
+from contextlib import contextmanager
+
+import numpy as np
+
+from paddleseg_deeplab.utils.errors import UserError
+
+# Keys under which training scripts keep the state_dict beside other things.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
+# safetensors' names of types; bfloat16, which NumPy lacks, is the upper half of a float32.
+_DTYPES = {f"{t}{8 * n}": f"<{t.lower()}{n}" for t in "FIU" for n in (1, 2, 4, 8)[t == "F" :]}
+_DTYPES["BOOL"] = "?"
+_TORCH_MISSING = (
+    "Reading {file} needs torch, which is not installed. Install it (pip install torch; the CPU "
+    "build will do), or save the weights where torch is: "
+    "safetensors.torch.save_file(state_dict, 'weights.safetensors'), and give that file."
+)
+
+
+def read_tensors(file):
+    """Reads a file of named tensors.
+
+    Args:
+        file (str): ``.pth``, ``.pt`` or ``.bin`` (torch, imported now, ``weights_only``),
+            ``.safetensors``, ``.npz`` or ``.pdparams``.
+
+    Returns:
+        tuple[dict[str, np.ndarray], list[str]]: the tensors, floating ones as float32, and
+        sentences about what was unwrapped to get at them.
+
+    Raises:
+        UserError: the file is missing, broken, of an unknown kind, holds something other than
+            tensors, or needs a package that is not installed.
+    """
+    file = os.fspath(file)
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix not in _READERS:
+        raise UserError(
+            f"{file}: weights are read from {', '.join(_READERS)}, not from {suffix or 'a file'!r}"
+            f"{'' if suffix else ' without a suffix'}."
+        )
+    if not os.path.isfile(file):
+        raise UserError(f"There are no weights at {file}: no such file.")
+    tensors, notes = _READERS[suffix](file)
+    if not tensors:
+        raise UserError(f"{file} holds no tensor.")
+    return {name: _plain(value, name, file) for name, value in tensors.items()}, notes
+
+
+@contextmanager
+def _readable(file, kind):
+    """Turns whatever a reader raises over a broken file into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        first_line = (str(e).splitlines() or [""])[0]
+        raise UserError(
+            f"The weights file {file} cannot be read ({type(e).__name__}: {first_line}). It is "
+            f"truncated or no {kind} file; copy or download it again."
+        ) from e
+
+
+def _read_torch(file):
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(_TORCH_MISSING.format(file=file)) from e
+    import pickle
+
+    with _readable(file, "torch"):
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e:
+            raise UserError(
+                f"{file} holds more than tensors, or is damaged. Only tensors are loaded from a "
+                "pickle (weights_only), since the rest may run any code. If you trust the file, "
+                "save its tensors alone where it came from: torch.save(model.state_dict(), ...)."
+            ) from e
+    state, notes = _unwrapped(content, file)
+    return {name: _from_torch(value) for name, value in state.items()}, notes
+
+
+def _from_torch(value):
+    value = value.detach().cpu()
+    return (value.float() if value.is_floating_point() else value).numpy()
+
+
+def _unwrapped(content, file):
+    """The table of tensors in what was pickled."""
+    notes = []
+    while isinstance(content, dict) and not all(map(_is_tensor, content.values())):
+        key = next((k for k in _WRAPPERS if isinstance(content.get(k), dict)), None)
+        if key is None:
+            break
+        others = [str(k) for k in content if k != key]
+        notes.append(
+            f"took the tensors under {key!r}" + (f", left {', '.join(others)}" if others else "")
+        )
+        content = content[key]
+    if not isinstance(content, dict) or not all(map(_is_tensor, content.values())):
+        strange = type(content).__name__
+        if isinstance(content, dict):
+            strange = ", ".join(str(k) for k, v in content.items() if not _is_tensor(v))
+        raise UserError(
+            f"{file} is no table of tensors by name (found: {strange}); save model.state_dict()."
+        )
+    return {str(name): value for name, value in content.items()}, notes
+
+
+def _is_tensor(value):
+    return hasattr(value, "detach") and hasattr(value, "shape")
+
+
+def _read_safetensors(file):
+    try:
+        from safetensors import deserialize
+    except ImportError as e:
+        raise UserError(f"Reading {file} needs safetensors: pip install safetensors.") from e
+    with _readable(file, ".safetensors"), open(file, "rb") as f:
+        entries = deserialize(f.read())
+    return {name: _decoded(entry, name, file) for name, entry in entries}, []
+
+
+def _decoded(entry, name, file):
+    dtype, shape, data = entry["dtype"], entry["shape"], entry["data"]
+    if dtype == "BF16":
+        bits = np.frombuffer(data, "<u2").astype("<u4") << 16
+        return bits.view("<f4").reshape(shape)
+    if dtype not in _DTYPES:
+        raise UserError(
+            f"{file}: {name} is of type {dtype}; save it as one of BF16, {', '.join(_DTYPES)}."
+        )
+    return np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+
+
+def _read_npz(file):
+    with _readable(file, ".npz"), np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}, []
+
+
+def _read_paddle(file):
+    from paddleseg_deeplab.utils.checkpoint import read_weights
+
+    def array(value):
+        is_array = isinstance(value, np.ndarray)
+        return (
+            value if is_array else (value.astype("float32") if _is_float(value) else value).numpy()
+        )
+
+    return {name: array(value) for name, value in read_weights(file).items()}, []
+
+
+def _is_float(tensor):
+    return "float" in str(tensor.dtype)
+
+
+def _plain(value, name, file):
+    """As float32 where it is floating, and finite."""
+    if value.dtype.kind not in "fiub":
+        raise UserError(f"{file}: {name} holds {value.dtype}, not numbers.")
+    if value.dtype.kind != "f":
+        return value
+    with np.errstate(over="ignore"):  # told below
+        value = value.astype(np.float32, copy=False)
+    if not np.isfinite(value).all():
+        raise UserError(f"{file}: {name} holds numbers that are not finite; the file is damaged.")
+    return value
+
+
+_READERS = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".bin": _read_torch,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pdparams": _read_paddle,
+}
