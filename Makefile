@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # make quickstart   environment, small training, evaluation, export, deployment, pictures
 # make test         environment with the test extra, ruff, all tests
-# Needs Python 3.9 or newer with venv; PYTHON=python3.12 chooses another one.
+# Needs Python 3.9 or newer with venv; PYTHON=python3.12 chooses another one. JOBS=4 runs the tests
+# in four processes.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= output/quickstart
+JOBS ?= 2
 BIN = $(VENV)/bin
 
 # A Paddle that is already in the environment (a GPU build, say) is kept: two of them beside each
@@ -33,7 +35,7 @@ quickstart: $(VENV)/.base
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

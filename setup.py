@@ -28,7 +28,7 @@ _CPU = ["paddlepaddle>=3.0"]
 setup(
     name="paddleseg-deeplab",
     version=_VERSION,
-    description="DeepLab V3 and V3+ semantic segmentation on PaddlePaddle",
+    description="DeepLab V1, V2, V3 and V3+ semantic segmentation on PaddlePaddle",
     long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -35,7 +35,7 @@ class LatticeFilter:
 
     Args:
         kernels (list): (`Lattice`, weight above 0) of each kernel.
-        classes (int): K.
+        classes (int): Columns of Q, K or fewer.
         rows (int): Rows of [*, K] worked on at once, as fit into the cache.
         run (Callable): Applies a function to each of a list, in any order, and returns the results.
         threads (int): How many of them at a time.

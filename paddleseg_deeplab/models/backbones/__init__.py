@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 # Nothing in these files asks for a tensor's size or values, so that tracing for export need not
-# rewrite their Python. Paddle 3.3.1 rewrites each layer anew: 17 of the 20 seconds that an export
-# of DeepLabV3 on ResNet50_vd took.
+# rewrite their Python. Paddle 3.3.1 rewrites each layer anew, which takes two thirds of the tracing
+# of DeepLabV3+ on ResNet50_vd: 4.1 s with it, 1.3 s without.
 _TRACED_AS_THEY_ARE = [
     module
     for name, module in sorted(sys.modules.items())
