@@ -34,7 +34,9 @@ def add_arguments(parser):
     parser.add_argument(
         "--input", required=True, help="weights: .pth, .pt, .bin, .safetensors, .npz or .pdparams"
     )
-    parser.add_argument("--output", required=True, help="the .pdparams file to write")
+    parser.add_argument(
+        "--output", required=True, help="the .pdparams or .safetensors file to write"
+    )
     parser.add_argument(
         "--part",
         choices=PARTS,

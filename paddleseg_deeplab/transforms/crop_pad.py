@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transforms that cut or pad. Padding goes to the right and the bottom, except in ScalePadding."""
 
+import numbers
+
 import cv2
 import numpy as np
 
@@ -165,6 +167,10 @@ class RandomPaddingCrop:
         check_colors("RandomPaddingCrop", im_padding_value, label_padding_value)
         check_number("RandomPaddingCrop", "category_max_ratio", category_max_ratio, above=0)
         check_int("RandomPaddingCrop", "loop_times", loop_times)
+        if not isinstance(ignore_index, numbers.Integral):
+            raise TypeError(
+                f"RandomPaddingCrop: ignore_index must be an integer, but it is {ignore_index!r}."
+            )
         self.im_padding_value = im_padding_value
         self.label_padding_value = label_padding_value
         self.category_max_ratio = category_max_ratio

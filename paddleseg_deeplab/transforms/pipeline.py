@@ -12,9 +12,9 @@ import os
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.utils import image_limit
 from paddleseg_deeplab.utils.errors import UserError
 
 # ----------------------------------------------------------------------------------------- reading
@@ -65,13 +65,11 @@ def read_image(path, img_channels=3, to_rgb=True):
 def _decode(path, img_channels):
     """Decodes an image file: uint8 [H, W] for 1, uint8 BGR for 3, anything for other channels."""
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
+    content = _content(path, "Image")
     try:
-        # cv2.imread cannot open every path on every system; NumPy can.
-        content = np.fromfile(path, dtype=np.uint8)
-    except FileNotFoundError as e:
-        raise UserError(f"Image {path} does not exist.") from e
-    except OSError as e:
-        raise UserError(f"Image {path} cannot be opened: {e.strerror or e}.") from e
+        image_limit.check(content)
+    except UserError as e:
+        raise UserError(f"Image {path} {e}.") from e
     try:
         img = cv2.imdecode(content, flags) if content.size else None
     except cv2.error as e:
@@ -81,12 +79,26 @@ def _decode(path, img_channels):
     return img
 
 
+def _content(path, what):
+    try:
+        # cv2.imread cannot open every path on every system; NumPy can.
+        return np.fromfile(path, dtype=np.uint8)
+    except FileNotFoundError as e:
+        raise UserError(f"{what} {path} does not exist.") from e
+    except OSError as e:
+        raise UserError(f"{what} {path} cannot be opened: {e.strerror or e}.") from e
+
+
 def _load_npy(path, what):
     try:
-        array = np.load(path, allow_pickle=False)
+        # Mapped first: that compares the size in the header with the file's.
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        array = np.array(array)
     except FileNotFoundError as e:
         raise UserError(f"{what.capitalize()} {path} does not exist.") from e
-    except (OSError, ValueError, EOFError) as e:
+    except Exception as e:  # a damaged header ends in errors of Python's own parser
         raise UserError(f"{what.capitalize()} {path} cannot be read: {e}") from e
     if array.dtype.kind not in "buif":
         raise UserError(f"{what.capitalize()} {path} holds {array.dtype}, expected numbers.")
@@ -121,14 +133,15 @@ def read_label(path):
 
 
 def _decode_label(path):
+    content = _content(path, "Label")
     try:
         # Pillow, since OpenCV turns palette indices into colours.
-        with Image.open(path) as file:
+        with image_limit.open_image(content) as file:
             mode = file.mode
             label = np.array(file)
-    except FileNotFoundError as e:
-        raise UserError(f"Label {path} does not exist.") from e
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except UserError as e:
+        raise UserError(f"Label {path} {e}.") from e
+    except Exception as e:  # decoders raise anything over damaged files
         raise UserError(f"Label {path} cannot be read: {e}") from e
     if label.ndim == 3:
         colors = label[:, :, : {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])]

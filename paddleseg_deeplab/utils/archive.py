@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unpacks archives that were downloaded: only plain files and folders, only inside one folder."""
 
+import errno
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -13,6 +16,21 @@ from paddleseg_deeplab.utils.errors import UserError
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _CHUNK = 1 << 20
+_MAX_TAR_HEADER = 1 << 20  # bytes of a name or of extra attributes; tarfile has no limit
+_HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+# What Python's readers raise over damaged archives. RuntimeError: encrypted, unknown compression.
+_BROKEN = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError),
+    *(ValueError, OverflowError, struct.error),
+)
+# No number: bzip2 and gzip. EINVAL: an offset before the beginning. The others: impossible names.
+_BROKEN_NUMBERS = (
+    *(None, errno.EINVAL, errno.ENAMETOOLONG, errno.EILSEQ),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
+)
 # The largest set named in the catalog (COCO-Stuff) unpacks to about 20 GB and 250,000 files.
 MAX_BYTES = 64 << 30
 MAX_MEMBERS = 2_000_000
@@ -58,9 +76,14 @@ def extract_archive(path, folder, *, max_bytes=None, max_members=None):
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 with source, open(target, "wb") as out:
                     left -= _copy(source, out, left, path, max_bytes)
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        except UserError:
+            raise
+        except (*_BROKEN, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _BROKEN_NUMBERS:
+                raise  # the disk, not the archive
+            reason = " ".join(str(error).split())
             raise UserError(
-                f"{path} is not a whole archive ({error}); delete it and try again."
+                f"{path} is not a whole archive ({reason}); delete it and try again."
             ) from error
         os.chmod(temporary, 0o755)  # mkdtemp makes it private
         os.rename(temporary, folder)
@@ -90,7 +113,7 @@ def _safe_parts(path, name):
 
 
 def _refuse(path, name):
-    raise UserError(f"{path} is refused: its member {name!r} is a link or a device.")
+    raise UserError(f"{path} is refused: its member {name!r} is a link, a device or a sparse file.")
 
 
 def _zip_members(path):
@@ -103,10 +126,22 @@ def _zip_members(path):
             yield member.filename, member.is_dir(), source
 
 
+class _BoundedTarInfo(tarfile.TarInfo):
+    """Refuses headers that tarfile would read into memory whatever their size."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADERS and member.size > _MAX_TAR_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size} bytes")
+        return member
+
+
 def _tar_members(path):
-    with tarfile.open(path, "r:*") as archive:
+    with tarfile.open(path, "r:*", tarinfo=_BoundedTarInfo) as archive:
         for member in archive:
-            if not (member.isreg() or member.isdir()):
+            # A sparse file declares any size and has no bytes for it.
+            if not (member.isreg() or member.isdir()) or member.issparse():
                 _refuse(path, member.name)
             source = None if member.isdir() else archive.extractfile(member)
             yield member.name, member.isdir(), source

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading weights, strictly, with a report of what was loaded.
+"""Loading weights, strictly, with a report of what was loaded; saving them.
+
+Nothing in a weights file is run: see `safe_pickle`.
 
 PaddleSeg warns about whatever does not fit and goes on, even when not one tensor fits. Here
 everything has to fit unless the caller names what to skip.
@@ -12,11 +14,12 @@ from collections import namedtuple
 import numpy as np
 import paddle
 
+from paddleseg_deeplab.utils import safe_pickle
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 _SHOWN = 5  # names in a message
-_SUFFIX = ".pdparams"
+_SUFFIXES = (".pdparams", ".safetensors")
 # Classifiers of ImageNet checkpoints, which a backbone does not have.
 _CLASSIFIER = ("out.weight", "out.bias", "fc.weight", "fc.bias")
 _FIRST_CONV = "conv1_1._conv.weight"
@@ -49,14 +52,14 @@ class LoadReport(
 
 
 def load_weights(layer, path, *, strict=True, skip=(), what="model"):
-    """Loads a layer's tensors from a ``.pdparams`` file.
+    """Loads a layer's tensors from a ``.pdparams`` or ``.safetensors`` file.
 
     Nothing is changed unless everything fits. Tensors are converted to the layer's dtype.
 
     Args:
         layer (nn.Layer): Takes the weights.
-        path (str): The file, or a folder that holds ``model.pdparams`` or one other
-            ``.pdparams`` file, or an http(s) address of such a file or an archive of it.
+        path (str): The file, or a folder that holds ``model.pdparams``, ``model.safetensors`` or
+            one other file of these kinds, or an http(s) address of such a file or an archive of it.
         strict (bool): Whether missing and unexpected tensors, and those of the wrong shape, are
             an error; otherwise they are left out and the log names them.
         skip (Sequence[str]): Names of tensors to leave out, exact or with ``*``.
@@ -120,6 +123,8 @@ def load_pretrained_model(model, pretrained, *, skip=()):
 
 def find_weights(path):
     """Path of the weights file that a path or http(s) address means, see `load_weights`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise UserError(f"pretrained weights are named by a path or an address, not {path!r}.")
     path = os.fspath(path)
     if path.lower().startswith(("http://", "https://")):
         from paddleseg_deeplab.utils.download import fetch
@@ -129,23 +134,25 @@ def find_weights(path):
         return path
     if not os.path.isdir(path):
         raise UserError(f"There are no weights at {path}: no such file or folder.")
-    direct = os.path.join(path, "model" + _SUFFIX)
-    if os.path.isfile(direct):
-        return direct
-    found = sorted(
+    direct = [os.path.join(path, "model" + suffix) for suffix in _SUFFIXES]
+    found = [file for file in direct if os.path.isfile(file)]
+    found = found or sorted(
         os.path.join(folder, f)
         for folder, _, files in os.walk(path)
         for f in files
-        if f.endswith(_SUFFIX)
+        if f.endswith(_SUFFIXES)
     )
     if len(found) == 1:
         return found[0]
     inside = f"{len(found)}: {_names(found)}" if found else "none"
-    raise UserError(f"The folder {path} should hold one {_SUFFIX} file; it holds {inside}.")
+    raise UserError(
+        f"The folder {path} should hold one {' or '.join(_SUFFIXES)} file; it holds {inside}. Name "
+        "the file."
+    )
 
 
 def read_weights(file):
-    """Tensors of a ``.pdparams`` file by name.
+    """Tensors of a ``.pdparams`` or ``.safetensors`` file by name. Runs nothing that is in it.
 
     Args:
         file (str): Path of the file.
@@ -154,24 +161,61 @@ def read_weights(file):
         dict[str, Tensor | ndarray]: what it holds.
 
     Raises:
-        UserError: the file is empty, truncated or something else.
+        UserError: the file is empty, truncated, something else, or asks for code to be run.
     """
     if os.path.getsize(file) == 0:
         raise UserError(f"The weights file {file} is empty; copy or download it again.")
-    try:
-        state = paddle.load(file)
-    except Exception as e:  # a broken pickle raises nearly anything
-        raise UserError(
-            f"The weights file {file} cannot be read ({type(e).__name__}: {e}). It is truncated "
-            f"or no {_SUFFIX} file; copy or download it again."
-        ) from e
+    if os.fspath(file).lower().endswith(".safetensors"):
+        from paddleseg_deeplab.utils.weight_files import read_safetensors
+
+        state = read_safetensors(file)
+    else:
+        state = safe_pickle.load(file)
     is_dict = isinstance(state, dict) and len(state) > 0
     if not is_dict or not all(isinstance(v, (np.ndarray, paddle.Tensor)) for v in state.values()):
         raise UserError(
             f"{file} holds no table of tensors by name ({type(state).__name__}); give a model's "
-            f"{_SUFFIX} file, not an optimizer's or an exported one."
+            ".pdparams or .safetensors file, not an optimizer's or an exported one."
         )
     return state
+
+
+def save_weights(layer, path):
+    """Writes a layer's tensors; ``path`` is the old or the new file at any moment.
+
+    Args:
+        layer (nn.Layer | dict[str, Tensor]): The layer, or its ``state_dict``.
+        path (str): Ends in ``.pdparams`` (Paddle's own) or ``.safetensors`` (the same tensors in
+            the same types, in a format that other frameworks read and that cannot hold code).
+
+    Raises:
+        UserError: another suffix.
+        OSError: the disk does not take it.
+    """
+    path = os.fspath(path)
+    state = layer if isinstance(layer, dict) else layer.state_dict()
+    if not path.lower().endswith(_SUFFIXES):
+        raise UserError(f"{path}: weights are saved as {' or '.join(_SUFFIXES)}; name it so.")
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        if path.lower().endswith(".safetensors"):
+            from paddleseg_deeplab.utils.weight_files import safetensors_bytes
+
+            with open(temporary, "wb") as file:
+                file.write(safetensors_bytes({k: _with_type(v) for k, v in state.items()}))
+        else:
+            paddle.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _with_type(tensor):
+    """(type's name, array); NumPy lacks bfloat16, of which Paddle gives the bits."""
+    name = str(tensor.dtype).rpartition(".")[2]
+    return name, np.asarray(tensor.numpy() if isinstance(tensor, paddle.Tensor) else tensor)
 
 
 def _compare(own, tensors, skip):
@@ -208,13 +252,21 @@ def _check(report, file, strict, what):
     )
 
 
+def xception_advice(names):
+    """Why PaddleSeg's Xception checkpoints do not fit, where names are theirs; else None."""
+    if not any(mark in name for name in names for mark in _XCEPTION):
+        return None
+    return (
+        "They are PaddleSeg's Xception: its decoder reads a 128-channel feature of the first "
+        "entry block where the paper has the second block's, of 256 channels, so no network "
+        "here can hold them. Take a ResNet_vd checkpoint."
+    )
+
+
 def _advice(report, in_file):
-    if any(mark in name for name in in_file for mark in _XCEPTION):
-        return (
-            "They are PaddleSeg's Xception: its decoder reads a 128-channel feature of the first "
-            "entry block where the paper has the second block's, of 256 channels, so no network "
-            "here can hold them. Take a ResNet_vd checkpoint."
-        )
+    xception = xception_advice(in_file)
+    if xception:
+        return xception
     wrong = [name for name, _, _ in report.wrong_shape]
     if wrong and all(name.endswith(_FIRST_CONV) for name in wrong):
         name, theirs, ours = report.wrong_shape[0]

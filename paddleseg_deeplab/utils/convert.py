@@ -9,12 +9,12 @@ import os
 from collections import namedtuple
 
 import numpy as np
-import paddle
 from paddle import nn
 
 from paddleseg_deeplab.utils import checkpoint
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.prediction_files import check_save_dir
 from paddleseg_deeplab.utils.weight_files import read_tensors
 from paddleseg_deeplab.utils.weight_rules import (
     ABSENT,
@@ -27,7 +27,7 @@ from paddleseg_deeplab.utils.weight_rules import (
     without_prefixes,
 )
 
-_SUFFIX = ".pdparams"
+_SUFFIXES = (".pdparams", ".safetensors")
 _SHOWN = 5  # names in a message
 _BACKBONE = "backbone."
 _NO_HEAD = "no part of the backbone, and --part backbone takes nothing else"
@@ -65,7 +65,8 @@ def convert_weights(layer, file, output, *, source, part="model"):
         layer (nn.Layer): The built model, or its backbone for part "backbone".
         file (str): ``.pth``, ``.safetensors``, ``.npz`` or ``.pdparams``, see
             `weight_files.read_tensors`.
-        output (str): A ``.pdparams`` file, replaced at once when it is complete; folders are made.
+        output (str): A ``.pdparams`` or ``.safetensors`` file, replaced at once when it is
+            complete; folders are made.
         source (str): "torchvision", "kazuto1011" or "paddleseg": whose names the file has.
         part (str): "model", or "backbone" for a file that goes to the backbone's ``pretrained``;
             the source may then be a whole model or a backbone alone.
@@ -279,27 +280,22 @@ def _mostly(short, source):
 def check_output(output, file=None):
     """Raises UserError unless `convert_weights` can write there."""
     output = os.fspath(output)
-    if os.path.splitext(output)[1] != _SUFFIX:
-        raise UserError(f"The output is {output}; give a file that ends in {_SUFFIX}.")
+    wanted = f"give a file that ends in {' or '.join(_SUFFIXES)}."
+    if os.path.splitext(output)[1] not in _SUFFIXES:
+        raise UserError(f"The output is {output}; {wanted}")
     if os.path.isdir(output):
-        raise UserError(f"The output {output} is a folder; give a file that ends in {_SUFFIX}.")
+        raise UserError(f"The output {output} is a folder; {wanted}")
+    check_save_dir(os.path.dirname(output) or os.curdir, "--output")
     if file is not None and os.path.realpath(output) == os.path.realpath(file):
         raise UserError(f"The output {output} is the input; give another file.")
 
 
 def _save(tensors, output):
     """Writes beside the file and renames, so that a failure leaves no half of one."""
-    folder, name = os.path.split(os.path.abspath(output))
-    temporary = os.path.join(folder, f".{name}.tmp-{os.getpid()}")
     try:
-        os.makedirs(folder, exist_ok=True)
-        paddle.save(tensors, temporary)
-        os.replace(temporary, output)
+        checkpoint.save_weights(tensors, output)
     except OSError as e:
         raise UserError(f"{output} cannot be written ({e.strerror or e}).") from e
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def _log(report, file, output):

@@ -60,6 +60,9 @@ def prepare_environment():
     """Sets what is missing and remembers what it did for :func:`environment_report`."""
     if _report:
         return
+    pixels = os.environ.get("PADDLESEG_DEEPLAB_MAX_PIXELS", "").strip() or "178956970"
+    if pixels.isdecimal():  # see utils.image_limit; OpenCV reads it when it is loaded
+        os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", pixels)
     late = "paddle" in sys.modules
     wanted = wanted_environment(_usable_cores(), _cpuinfo(), os.environ)
     for name, value in wanted.items():

@@ -6,12 +6,14 @@ it; the section ``DeepLab`` carries the rest. A ``deploy.yaml`` of PaddleSeg's i
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
 import yaml
 
+from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError
 
 FILE_NAME = "deploy.yaml"
@@ -144,28 +146,87 @@ def read(path):
     if os.path.isdir(path):
         path = os.path.join(path, FILE_NAME)
     try:
-        with open(path, encoding="utf-8") as f:
-            content = yaml.safe_load(f)
+        content = safe_yaml.load(safe_yaml.read_text(path))
     except OSError as e:
         raise UserError(
             f"{path}: cannot be read ({e.strerror}). Give the folder that export.py wrote."
         ) from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except yaml.YAMLError as e:
         raise UserError(f"{path}: is not valid YAML: {' '.join(str(e).split())}") from e
     if not isinstance(content, dict) or not isinstance(content.get("Deploy"), dict):
         raise UserError(f"{path}: has no section `Deploy`; export.py writes one.")
-    info = _info_of(path, content["Deploy"], content.get("DeepLab") or {})
+    try:
+        info = _info_of(path, content["Deploy"], content.get("DeepLab") or {})
+    except UserError:
+        raise
+    except (AttributeError, TypeError, ValueError, OverflowError) as e:
+        raise UserError(f"{path}: has a value of the wrong kind ({e}); export again.") from e
     for file in (info.model_path, info.params_path):
         if file and not os.path.isfile(file):
             raise UserError(f"{path}: names {os.path.basename(file)}, which is not beside it.")
     return info
 
 
+def _is_count(value, low=1):
+    return type(value) is int and value >= low
+
+
+def _is_palette(value):
+    return isinstance(value, list) and all(
+        isinstance(row, list) and len(row) == 3 and all(_is_count(v, 0) and v < 256 for v in row)
+        for row in value
+    )
+
+
+def _is_shape(value):
+    free = (isinstance(v, int) and not isinstance(v, bool) for v in value if v is not None)
+    return len(value) == 4 and all(free)
+
+
+# Key: (may its value be this?, what it should be).
+_DEPLOY_KEYS = {
+    "input_shape": (
+        lambda v: isinstance(v, list) and _is_shape(v),
+        "four numbers N C H W, null where free",
+    ),
+    "transforms": (
+        lambda v: isinstance(v, list) and all(isinstance(t, dict) for t in v),
+        "a list of sections with a type",
+    ),
+}
+_OUR_KEYS = {
+    "format": (lambda v: isinstance(v, str), f"one of {', '.join(FORMATS)}"),
+    "img_channels": (_is_count, "a positive integer"),
+    "num_classes": (_is_count, "a positive integer"),
+    "to_rgb": (lambda v: isinstance(v, bool), "true or false"),
+    "class_names": (lambda v: isinstance(v, list), "a list"),
+    "palette": (_is_palette, "a list of [red, green, blue], each 0 to 255"),
+}
+
+
+def _check_values(path, deploy, ours):
+    if not isinstance(ours, dict):
+        raise UserError(f"{path}: DeepLab should be a section, not {ours!r}.")
+    for name, section, known in (("Deploy", deploy, _DEPLOY_KEYS), ("DeepLab", ours, _OUR_KEYS)):
+        for key, (good, what) in known.items():
+            value = section.get(key)
+            if value is not None and not good(value):
+                raise UserError(f"{path}: {name}.{key} should be {what}, not {value!r}.")
+
+
 def _info_of(path, deploy, ours):
+    _check_values(path, deploy, ours)
     model = deploy.get("model") or ""
+    for name in (model, deploy.get("params") or ""):
+        # Another folder's file would be another network than the one that was given.
+        if not isinstance(name, str) or name in ("..", ".") or re.search(r"[/\\:\0]", name):
+            raise UserError(f"{path}: model and params name files beside it, not {name!r}.")
     form = ours.get("format") or _FORMAT_OF_EXTENSION.get(os.path.splitext(model)[1])
     if form not in FORMATS:
-        raise UserError(f"{path}: Deploy.model is {model!r}; .json, .pdmodel and .onnx are known.")
+        raise UserError(
+            f"{path}: the format of Deploy.model {model!r} is {form!r}; .json (pir), .pdmodel "
+            "(legacy) and .onnx are known."
+        )
     output_op = deploy.get("output_op", "argmax")
     if output_op not in OUTPUT_OPS:
         raise UserError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One logger for the package: lines on stderr, and in ``<save_dir>/train.log`` while training."""
 
+import contextlib
 import logging
 import sys
 
@@ -20,6 +21,14 @@ class _ConsoleHandler(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+class _FileHandler(logging.FileHandler):
+    """Drops lines that a full disk does not take: the run's own error says so once."""
+
+    def handleError(self, record):
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def setup_console(level=logging.INFO):
     """Sends the package's log lines to stderr; a second call only changes the level."""
     if not any(isinstance(h, _ConsoleHandler) for h in logger.handlers):
@@ -32,7 +41,7 @@ def setup_console(level=logging.INFO):
 
 def add_file(path):
     """Appends the log lines to the file ``path`` too; returns the handler for `remove_file`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(handler)
     return handler
@@ -41,4 +50,5 @@ def add_file(path):
 def remove_file(handler):
     """Ends what `add_file` began."""
     logger.removeHandler(handler)
-    handler.close()
+    with contextlib.suppress(OSError):  # of lines that were dropped
+        handler.close()

@@ -283,18 +283,19 @@ def write_ids(path, labels):
         f.write(data.tobytes())
 
 
-def report_failures(failures, total, save_dir):
+def report_failures(failures, total, save_dir, *, told=0):
     """Says at the end of a run what was done and which images were not.
 
     Args:
         failures (Sequence[tuple[str, str]]): Path and reason of each image left out.
         total (int): Images asked for.
         save_dir (str): Where the results lie.
+        told (int): So many failures are left out, since the caller names them.
 
     Returns:
         int: Exit status: 0, or 2 where an image is missing from the results.
     """
     logger.info("%d of %d images done, results in %s", total - len(failures), total, save_dir)
-    for path, reason in failures:
+    for path, reason in failures[told:]:
         logger.error("not done: %s", reason if path in reason else f"{path}: {reason}")
     return 2 if failures else 0

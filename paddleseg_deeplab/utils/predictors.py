@@ -202,6 +202,8 @@ class PaddlePredictor:
             import paddle.inference as inference
         self._info, self._settings, self._inference = info, settings, inference
         self.mkldnn = settings.device == "cpu" and settings.mkldnn is not False
+        if info.format == "legacy":
+            _check_program(info.model_path)
         self._predictor = self._create(self.mkldnn)
 
     def _create(self, mkldnn):
@@ -258,6 +260,24 @@ class PaddlePredictor:
         return output
 
 
+def _check_program(path):
+    """Refuses a damaged ``.pdmodel``, which Paddle 3.3.1 ends the whole process over."""
+    try:
+        from paddle.base.proto.framework_pb2 import ProgramDesc
+    except ImportError:  # not a public module
+        return
+    from google.protobuf.message import DecodeError
+
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        good = len(ProgramDesc.FromString(content).blocks) > 0
+    except DecodeError:
+        good = False
+    if not good:
+        raise UserError(f"{path} is damaged, or no network; copy it or export again.")
+
+
 class OnnxPredictor:
     """An exported network in ONNX Runtime.
 
@@ -299,8 +319,22 @@ class OnnxPredictor:
 
 
 def open_predictor(info, settings):
-    """The predictor for an exported folder's format."""
-    return (OnnxPredictor if info.format == "onnx" else PaddlePredictor)(info, settings)
+    """The predictor for an exported folder's format.
+
+    Raises:
+        UserError: the network's files are damaged, or a setting cannot work.
+    """
+    kind = OnnxPredictor if info.format == "onnx" else PaddlePredictor
+    try:
+        return kind(info, settings)
+    except UserError:
+        raise
+    except Exception as e:  # each runtime has its own exceptions
+        reason = " ".join(str(e).split())[-300:] or type(e).__name__
+        raise UserError(
+            f"{info.model_path} cannot be opened: {reason} If the file is damaged, copy it or "
+            "export again."
+        ) from e
 
 
 def choose_device(name=None, form="legacy"):
@@ -313,8 +347,8 @@ def choose_device(name=None, form="legacy"):
     Raises:
         UserError: unknown, or not there. It is never changed silently.
     """
-    kind, _, number = (name or "").partition(":")
-    if kind not in ("", "cpu", "gpu") or (kind == "cpu" and number):
+    kind, _, number = ("" if name is None else name).partition(":")
+    if (name is not None and kind not in ("cpu", "gpu")) or (kind == "cpu" and number):
         raise UserError(f"--device {name}: use cpu, gpu or gpu:N.")
     if kind == "cpu":
         return "cpu"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of tensors from the files of other frameworks, as NumPy arrays. Runs nobody's code."""
 
+import json
 import os
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net")
 # safetensors' names of types; bfloat16, which NumPy lacks, is the upper half of a float32.
 _DTYPES = {f"{t}{8 * n}": f"<{t.lower()}{n}" for t in "FIU" for n in (1, 2, 4, 8)[t == "F" :]}
 _DTYPES["BOOL"] = "?"
+_NAMES = {np.dtype(numpy).newbyteorder("="): name for name, numpy in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # bytes, of safetensors; its own readers have the same limit
+_MAX_NPZ = 16 << 30  # bytes unpacked
 _TORCH_MISSING = (
     "Reading {file} needs torch, which is not installed. Install it (pip install torch; the CPU "
     "build will do), or save the weights where torch is: "
@@ -117,13 +121,53 @@ def _is_tensor(value):
 
 
 def _read_safetensors(file):
+    return read_safetensors(file), []
+
+
+def read_safetensors(file):
+    """Tensors of a ``.safetensors`` file in their own types, bfloat16 as float32.
+
+    Raises:
+        UserError: the file is damaged, or its header is longer than 100 MB or than the file.
+    """
     try:
         from safetensors import deserialize
     except ImportError as e:
         raise UserError(f"Reading {file} needs safetensors: pip install safetensors.") from e
     with _readable(file, ".safetensors"), open(file, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        header = int.from_bytes(f.read(8), "little")
+        if header > min(_MAX_HEADER, size - 8):
+            raise ValueError(f"a header of {header} bytes in a file of {size}")
+        f.seek(0)
         entries = deserialize(f.read())
-    return {name: _decoded(entry, name, file) for name, entry in entries}, []
+    return {name: _decoded(entry, name, file) for name, entry in entries}
+
+
+def safetensors_bytes(tensors):
+    """Content of a ``.safetensors`` file.
+
+    Args:
+        tensors (dict[str, tuple[str, ndarray]]): Name to (type, array); the type is NumPy's name
+            of it, or "bfloat16" with an array of its bits, uint16.
+    """
+    header, pieces, end = {"__metadata__": {"format": "pd"}}, [], 0
+    # Wide types first, so that every tensor begins at a multiple of its width.
+    for name, (dtype, array) in sorted(tensors.items(), key=lambda t: -t[1][1].itemsize):
+        kind = "BF16" if dtype == "bfloat16" else _NAMES.get(array.dtype.newbyteorder("="))
+        if kind is None:
+            raise UserError(f"{name} is of type {dtype}, which safetensors cannot hold.")
+        piece = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        header[name] = {
+            "dtype": kind,
+            "shape": list(array.shape),
+            "data_offsets": [end, end + len(piece)],
+        }
+        pieces.append(piece)
+        end += len(piece)
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *pieces])
 
 
 def _decoded(entry, name, file):
@@ -140,6 +184,9 @@ def _decoded(entry, name, file):
 
 def _read_npz(file):
     with _readable(file, ".npz"), np.load(file, allow_pickle=False) as archive:
+        unpacked = sum(member.file_size for member in archive.zip.infolist())
+        if unpacked > _MAX_NPZ:
+            raise ValueError(f"it unpacks to {unpacked} bytes")
         return {name: archive[name] for name in archive.files}, []
 
 
@@ -161,8 +208,9 @@ def _is_float(tensor):
 
 def _plain(value, name, file):
     """As float32 where it is floating, and finite."""
-    if value.dtype.kind not in "fiub":
-        raise UserError(f"{file}: {name} holds {value.dtype}, not numbers.")
+    kind = getattr(value, "dtype", type(value).__name__)
+    if getattr(kind, "kind", None) not in tuple("fiub"):
+        raise UserError(f"{file}: {name} holds {kind}, not numbers.")
     if value.dtype.kind != "f":
         return value
     with np.errstate(over="ignore"):  # told below

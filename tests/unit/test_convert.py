@@ -288,9 +288,9 @@ def test_bad_files(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("output", "text"),
     [
-        ("w.safetensors", "ends in .pdparams"),
+        ("w.onnx", "ends in .pdparams"),
         ("w", "ends in .pdparams"),
-        ("w.npz/x.pdparams", "cannot be written"),
+        ("w.npz/x.pdparams", "is a file"),
         ("folder.pdparams", "is a folder"),
     ],
 )
