@@ -4,6 +4,8 @@
 import importlib
 import sys
 
+from paddleseg_deeplab.utils.errors import nearest
+
 # A verb is a module of this package with `main(argv)` and a docstring whose first line says why.
 VERBS = (
     "train",
@@ -14,6 +16,7 @@ VERBS = (
     "convert_weights",
     "search_crf",
     "check_dataset",
+    "prepare_dataset",
     "quickstart",
 )
 
@@ -32,7 +35,7 @@ def main(argv=None):
         print("\n".join(lines))
         return 0
     if argv:
-        lines.insert(0, f"error: unknown verb {argv[0]!r}.")
+        lines.insert(0, f"error: unknown verb {argv[0]!r}. {nearest(argv[0], VERBS)}")
     print("\n".join(lines), file=sys.stderr)
     return 2
 

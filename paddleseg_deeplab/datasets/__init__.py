@@ -19,6 +19,7 @@ from paddleseg_deeplab.datasets.catalog import (
     PascalVOC,
 )
 from paddleseg_deeplab.datasets.dataset import Dataset, read_list_file
+from paddleseg_deeplab.datasets.samplers import Sampling
 from paddleseg_deeplab.datasets.shapes import Shapes
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PascalContext",
     "PascalContext59",
     "PascalVOC",
+    "Sampling",
     "Shapes",
     "class_pixel_counts",
     "label_table",

@@ -244,11 +244,13 @@ def _names(name, class_names, num_classes):
         try:
             with open(class_names, encoding="utf-8-sig") as file:
                 found = [line.strip() for line in file if line.strip()]
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{name}: cannot read class_names {class_names}: {error}.") from error
         source = f"the file {class_names}"
-    else:
+    elif isinstance(class_names, (list, tuple)):
         found, source = [str(each) for each in class_names], "class_names"
+    else:
+        raise UserError(f"{name}: class_names must be a file or a list, not {class_names!r}.")
     if len(found) != num_classes:
         raise UserError(f"{name}: {source} has {len(found)} names for {num_classes} classes.")
     return found
@@ -275,10 +277,12 @@ def _label_map(name, label_map, num_classes, ignore_index):
     checked = {}
     for value, target in label_map.items():
         try:
+            if float(value) != int(value) or float(target) != int(target):
+                raise ValueError("a fraction")
             checked[int(value)] = int(target)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(
-                f"{name}: label_map entry {value!r}: {target!r} is no number."
+                f"{name}: label_map entry {value!r}: {target!r} is no whole number."
             ) from None
     for value, target in checked.items():
         if not 0 <= value <= 65535:

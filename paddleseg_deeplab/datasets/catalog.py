@@ -184,8 +184,8 @@ class PascalVOC(CatalogDataset):
         "Get http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar and set "
         "dataset_root to its VOCdevkit folder, which holds VOC2012/JPEGImages, "
         "VOC2012/SegmentationClass and VOC2012/ImageSets/Segmentation; trainaug also needs "
-        "VOC2012/SegmentationClassAug and VOC2012/ImageSets/Segmentation/aug.txt, made from the "
-        "Semantic Boundaries Dataset.",
+        "VOC2012/SegmentationClassAug and VOC2012/ImageSets/Segmentation/aug.txt, which "
+        "paddleseg-deeplab prepare_dataset voc_sbd makes from the Semantic Boundaries Dataset.",
     )
 
 

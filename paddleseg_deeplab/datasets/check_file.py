@@ -16,8 +16,9 @@ from typing import Optional
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
+from paddleseg_deeplab.utils import image_limit
 from paddleseg_deeplab.utils.errors import UserError
 
 _MOST_VALUES = 4096  # distinct values of a label that are counted one by one
@@ -121,6 +122,10 @@ def check_png(content):
 def _check_structure(content):
     if not content:
         raise Unreadable("an empty file")
+    try:
+        image_limit.check(content)
+    except UserError as error:
+        raise Unreadable(str(error)) from error
     if content.startswith(b"\xff\xd8"):
         check_jpeg(content)
     elif content.startswith(_PNG):
@@ -133,7 +138,7 @@ def _check_structure(content):
 def _strict_load(content):
     """Pillow's own full decoding, for formats whose structure is not walked here."""
     try:
-        with Image.open(io.BytesIO(content)) as file:
+        with image_limit.open_image(content) as file:
             file.load()
     except OSError as error:
         if "truncated" in str(error):
@@ -146,7 +151,7 @@ def _strict_load(content):
 def _header(content):
     """(mode, EXIF orientation) of an image; ("", 1) where Pillow does not know it."""
     try:
-        with Image.open(io.BytesIO(content)) as file:
+        with image_limit.open_image(content) as file:
             return file.mode, int(file.getexif().get(_EXIF_ORIENTATION, 1) or 1)
     except Exception:  # decoders raise anything on damaged files
         return "", 1
@@ -216,7 +221,7 @@ def decode_label(content, is_array=False):
     else:
         _check_structure(content)
         try:
-            with Image.open(io.BytesIO(content)) as file:
+            with image_limit.open_image(content) as file:
                 mode = file.mode
                 label = np.array(file)
         except UnidentifiedImageError as error:

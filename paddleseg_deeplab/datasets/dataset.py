@@ -222,6 +222,8 @@ class Dataset(BaseDataset):
             )
 
     def _find(self, key, path):
+        if not isinstance(path, (str, os.PathLike)):
+            raise UserError(f"Dataset: {key} must be the path of a file, not {path!r}.")
         for candidate in (path, os.path.join(self.dataset_root, path)):
             if os.path.isfile(candidate):
                 return candidate
