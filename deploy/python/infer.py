@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddleseg_deeplab import transforms
+from paddleseg_deeplab.cli.common import Parser
 from paddleseg_deeplab.core import refine
 from paddleseg_deeplab.core.feed import equal_size_batches
 from paddleseg_deeplab.cvlibs import manager
@@ -61,7 +62,7 @@ _TUNING_IMAGES = 10
 
 def parse_args(argv=None):
     """The flags; PaddleSeg's names where they exist."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="infer.py",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -223,6 +224,12 @@ class Inferer:
         settings = (trans_info, self.info.output_op, want_probabilities)
         return self._timed("postprocess", 1, postprocess, output, *settings)
 
+    def shown(self, original):
+        """An image as overlays take it, uint8 RGB [H, W, 3]."""
+        rgb = visualize.to_rgb(original)
+        bgr = original.shape[-1] == 3 and not self.info.to_rgb
+        return rgb[..., ::-1] if bgr else rgb
+
     def crf_image(self, sample):
         """A sample's image, uint8 [H, W, C]."""
         return refine.crf_image(sample["original"], self.info.to_rgb)
@@ -331,7 +338,7 @@ def run(args):
             write_outputs(
                 args.save_dir,
                 names[sample["index"]],
-                image=sample["original"],
+                image=inferer.shown(sample["original"]),
                 labels=labels,
                 palette=palette,
                 probabilities=scores,

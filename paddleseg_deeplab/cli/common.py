@@ -7,14 +7,14 @@ import os
 import sys
 import warnings
 
-from paddleseg_deeplab.utils.errors import UserError, require_paddle
+from paddleseg_deeplab.utils.errors import RunStopped, UserError, require_paddle
 from paddleseg_deeplab.utils.logger import logger, setup_console
 
 # What Paddle says on every run and nobody can act upon.
 _PADDLE_NOISE = ("No ccache found", "When training, we now always track global mean and variance")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong with the flags in one line."""
 
     def error(self, message):
@@ -96,6 +96,31 @@ def select_device(name=None):
         raise UserError(f"--device {name} is not available in the installed Paddle.") from error
 
 
+def join_ranks(device=None):
+    """The processes that a launcher started, joined; `core.distributed.Ranks`, one by default.
+
+    All but the first log warnings only from here on.
+
+    Args:
+        device (str, optional): What --device was; `select_device` has been called with it.
+
+    Raises:
+        UserError: One GPU was named for all of them.
+    """
+    from paddleseg_deeplab.core import distributed
+
+    ranks = distributed.join(device)
+    if not ranks.is_main:
+        logger.setLevel(max(logger.level, logging.WARNING))
+    return ranks
+
+
+def _tell(error):
+    # Of an error that all processes of a run share, one of them speaks.
+    if not getattr(error, "silent", False):
+        print(f"error: {error}", file=sys.stderr)
+
+
 def main_of(add_arguments, run, description, argv=None, prog=None):
     """Parses flags, runs the command, and turns a `UserError` into one line and status 2.
 
@@ -109,7 +134,7 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     Returns:
         int: The exit status.
     """
-    parser = _Parser(
+    parser = Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
@@ -124,8 +149,11 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     except UserError as error:
         if args.debug:
             logger.exception("The error below came from here:")
-        print(f"error: {error}", file=sys.stderr)
+        _tell(error)
         return 2
+    except RunStopped as error:
+        _tell(error)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -160,7 +160,9 @@ def run(args):
     from paddleseg_deeplab.utils.prediction_files import check_save_dir
 
     check_save_dir(args.save_dir)
-    device = common.select_device(args.device or ("cpu" if args.target == "cpu" else None))
+    device = common.select_device(
+        "cpu" if args.device is None and args.target == "cpu" else args.device
+    )
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
     from paddleseg_deeplab.core.export import (

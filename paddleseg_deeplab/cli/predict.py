@@ -82,6 +82,7 @@ def run(args):
     given = args.image_path[0] if len(args.image_path) == 1 else args.image_path
     images, root = collect_images(given, exclude=args.save_dir)
     device = common.select_device(args.device)
+    ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=False)
     settings = inference_settings(config, args, "aug_pred")
 
@@ -89,12 +90,14 @@ def run(args):
     from paddleseg_deeplab.cvlibs import SegBuilder
     from paddleseg_deeplab.utils.logger import logger
 
-    builder = SegBuilder(config)
-    dataset, class_names, palette = dataset_facts(builder)
-    transforms = _preprocessing(builder, dataset)
+    with ranks.guard():
+        builder = SegBuilder(config)
+        dataset, class_names, palette = dataset_facts(builder)
+        transforms = _preprocessing(builder, dataset)
+        model = builder.model
     logger.info("Predicting %d images on %s.", len(images), device)
     result = predict(
-        builder.model,
+        model,
         args.model_path,
         transforms,
         images,

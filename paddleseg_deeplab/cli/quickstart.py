@@ -76,12 +76,16 @@ def _magnified(array, least=256):
 def run(args):
     """0 when every step worked and the mIoU is reached."""
     common.require_paddle()
+    from paddleseg_deeplab.utils.prediction_files import check_save_dir
+
+    check_save_dir(args.save_dir)
     out = Path(args.save_dir)
     device = ["--device", args.device] if args.device else []
     model = out / "best_model"
     for path in (args.config, args.infer):
         if not Path(path).is_file():
             raise UserError(f"There is no {path}: run this in the repository's folder.")
+    common.select_device(args.device)  # here, where its message is the only one
     _verb(
         *("train", "--config", args.config, "--save_dir", out, "--overwrite", "--do_eval"),
         *("--use_vdl", "--save_interval", 250, "--log_iters", 50, *device),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a model from a config; checkpoints, log and curves go to --save_dir."""
 
+import errno
 import shutil
 import sys
 from pathlib import Path
@@ -11,14 +12,29 @@ from paddleseg_deeplab.utils.errors import UserError
 _DESCRIPTION = """Trains a model.
 
   python train.py --config configs/deeplabv3p_resnet50_os8.yml --do_eval --use_vdl
+
+exit status:
+  0    done
+  1    the loss was not finite
+  2    a mistake in flags, config or data, a damaged checkpoint, or a full disk; one line says which
+  130  SIGINT (Ctrl-C)   the iteration or evaluation was ended and a checkpoint left; a second
+  143  SIGTERM           signal stops at once
+
+--resume_model auto goes on from the newest whole checkpoint in --save_dir, or starts anew where
+there is none; so one command serves for the start and for every restart.
 """
+
+
+_GO_ON = "Make room, and go on with --resume_model auto."
 
 
 def add_arguments(parser):
     common.add_config_arguments(parser)
     run = parser.add_argument_group("the run")
     run.add_argument("--iters", type=int, help="iterations (default: the config's)")
-    run.add_argument("--batch_size", type=int, help="images a step (default: the config's)")
+    run.add_argument(
+        "--batch_size", type=int, help="images a step and process (default: the config's)"
+    )
     run.add_argument("--learning_rate", type=float, help="start value (default: the config's)")
     run.add_argument("--seed", type=int, help="of order, augmentation, dropout (default: 0)")
     run.add_argument("--num_workers", type=int, default=0, help="reading processes (default: 0)")
@@ -28,19 +44,35 @@ def add_arguments(parser):
         default="fp32",
         help="mixed precision, on a GPU only (default: fp32)",
     )
+    run.add_argument(
+        "--deterministic", action="store_true", help="make a GPU repeat a run; slower there"
+    )
     run.add_argument("--amp_level", choices=["O1", "O2"], default="O1", help="default: O1")
     run.add_argument("--use_ema", action="store_true", help="evaluate a moving average of weights")
     keep = parser.add_argument_group("checkpoints and evaluation")
     keep.add_argument("--save_dir", default="output", help="default: output")
     keep.add_argument("--save_interval", type=int, default=1000, help="iterations; default: 1000")
     keep.add_argument("--keep_checkpoint_max", type=int, default=5, help="default: 5; 0 keeps all")
-    keep.add_argument("--resume_model", help="an iter_N folder to go on from")
+    keep.add_argument(
+        "--resume_model", help="an iter_N folder to go on from, or auto: the newest in --save_dir"
+    )
+    keep.add_argument(
+        "--resume_ignore_config",
+        action="store_true",
+        help="go on from a checkpoint of another config, which is else refused",
+    )
     keep.add_argument(
         "--overwrite", action="store_true", help="remove an earlier run's checkpoints in --save_dir"
     )
     keep.add_argument("--do_eval", action="store_true", help="evaluate every --save_interval")
     keep.add_argument(
         "--early_stop_intervals", type=int, help="stop after so many evaluations without gain"
+    )
+    keep.add_argument(
+        "--save_format",
+        choices=["pdparams", "safetensors"],
+        default="pdparams",
+        help="of best_model/model.*; default: pdparams. Checkpoints to go on from are pdparams",
     )
     keep.add_argument("--log_iters", type=int, default=10, help="iterations a line; default: 10")
     keep.add_argument("--use_vdl", action="store_true", help="write VisualDL curves")
@@ -63,6 +95,8 @@ def _check(args):
 def _earlier_run(args):
     """The checkpoints in --save_dir that are not to be mixed with this run's.
 
+    Puts the folder that ``--resume_model auto`` means into ``args``.
+
     Raises:
         UserError: There are some, and the flags do not say what to do with them.
     """
@@ -71,6 +105,11 @@ def _earlier_run(args):
     save_dir = Path(args.save_dir)
     if save_dir.exists() and not save_dir.is_dir():
         raise UserError(f"--save_dir {save_dir} is a file; give a folder.")
+    named = args.resume_model if args.resume_model != "auto" else None
+    if named and not (Path(named) / "model.pdparams").is_file():
+        raise UserError(f"--resume_model {named} has no model.pdparams; give an iter_N folder.")
+    found = state.find_checkpoint(args.resume_model, save_dir)
+    args.resume_model = str(found) if found else None
     old = [] if args.resume_model else state.checkpoints(save_dir)
     if old and not args.overwrite:
         raise UserError(
@@ -82,7 +121,7 @@ def _earlier_run(args):
 
 
 def _prepare_folder(args, old, config):
-    """Makes --save_dir, removes what --overwrite means, keeps the config; returns the log."""
+    """Makes --save_dir, removes what --overwrite means; returns the log."""
     from paddleseg_deeplab.utils import logger as log
 
     save_dir = Path(args.save_dir)
@@ -93,7 +132,6 @@ def _prepare_folder(args, old, config):
             for record in save_dir.glob("vdlrecords.*.log"):
                 record.unlink()
         save_dir.mkdir(parents=True, exist_ok=True)
-        (save_dir / "config.yml").write_text(str(config), encoding="utf-8")
         return log.add_file(save_dir / "train.log")
     except OSError as error:
         raise UserError(f"--save_dir {save_dir} cannot be written: {error}.") from error
@@ -118,7 +156,7 @@ def _log_environment(device):
     logger.info(environment_report())
 
 
-def _hyper_parameters(config, args):
+def _hyper_parameters(config, args, ranks):
     optimizer, rate = config.optimizer_cfg, config.lr_scheduler_cfg
     return {
         "model": config.model_cfg.get("type", ""),
@@ -126,80 +164,125 @@ def _hyper_parameters(config, args):
         "optimizer": optimizer.get("type", ""),
         "learning_rate": float(rate.get("learning_rate", 0.0)),
         "weight_decay": float(optimizer.get("weight_decay") or 0.0),
-        "batch_size": config.batch_size * config.accumulation_steps,
+        "batch_size": config.batch_size * config.accumulation_steps * ranks,
         "iters": config.iters,
         "precision": args.precision,
     }
 
 
-def _build(config, seed):
+def _build(config, seed, do_eval):
     """A `SegBuilder` whose parts are built, the cheap and fallible ones first."""
+    from paddleseg_deeplab.core.preflight import check_start
     from paddleseg_deeplab.core.train import seed_everything
     from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.datasets.check import quick_check
 
     builder = SegBuilder(config)
     seed_everything(seed)  # before the weights are drawn
-    for name in ("lr_scheduler", "train_dataset", "loss", "model", "optimizer"):
+    sections = ("train_dataset", "val_dataset") if do_eval else ("train_dataset",)
+    for name in ("lr_scheduler", *sections):
         getattr(builder, name)
+    quick_check({name: getattr(builder, name) for name in sections}, config.path)
+    for name in ("sampler", "loss", "model", "optimizer"):
+        getattr(builder, name)
+    evaluation = {}
+    if do_eval:
+        evaluation = {"val_dataset": builder.val_dataset, "test_config": config.test_config}
+    parts = (builder.model, builder.train_dataset, builder.loss, config.batch_size)
+    try:
+        check_start(*parts, **evaluation)
+    except UserError as error:
+        raise UserError(f"{config.path}: {error}") from error
     return builder
 
 
+def _train(args, config, builder, ranks):
+    from paddleseg_deeplab.core.train import train
+
+    train(
+        builder.model,
+        builder.train_dataset,
+        val_dataset=builder.val_dataset if args.do_eval else None,
+        optimizer=builder.optimizer,
+        save_dir=args.save_dir,
+        iters=config.iters,
+        batch_size=config.batch_size,
+        early_stop_intervals=args.early_stop_intervals,
+        resume_model=args.resume_model,
+        resume_ignore_config=args.resume_ignore_config,
+        save_interval=args.save_interval,
+        log_iters=args.log_iters,
+        num_workers=args.num_workers,
+        use_vdl=args.use_vdl,
+        use_ema=args.use_ema or bool(config.ema_cfg),
+        losses=builder.loss,
+        keep_checkpoint_max=args.keep_checkpoint_max,
+        test_config=config.test_config,
+        precision=args.precision,
+        amp_level=args.amp_level,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_cfg.get("decay", 0.999),
+        seed=args.seed,
+        config_text=str(config),
+        hyper_parameters=_hyper_parameters(config, args, ranks.size),
+        image_rates=builder.sampler.rates if builder.sampler else None,
+        save_format=args.save_format,
+    )
+
+
 def run(args):
-    """Trains as the flags say; 0 when done, 1 when the loss was not finite."""
+    """Trains as the flags say; returns the exit status."""
     _check(args)
     common.require_paddle()
     config = common.read_config(
         args,
-        # A resumed run brings its own weights: pretrained ones would be loaded for nothing.
-        pretrained=args.resume_model is None,
         learning_rate=args.learning_rate,
         batch_size=args.batch_size,
         iters=args.iters,
     )
+    from paddleseg_deeplab.core.determinism import make_deterministic
+    from paddleseg_deeplab.core.forward import precision_context
+
+    if args.deterministic:
+        make_deterministic(False if args.device == "cpu" else None)
     device = common.select_device(args.device)
+    precision_context(args.precision, args.amp_level)  # refuses what this device cannot do
+    ranks = common.join_ranks(args.device)
+    from paddleseg_deeplab.core.interrupt import Interrupted
     from paddleseg_deeplab.core.step import NonFiniteLoss
-    from paddleseg_deeplab.core.train import train
     from paddleseg_deeplab.utils import logger as log
 
-    old = _earlier_run(args)
-    builder = _build(config, args.seed or 0)
-    val_dataset = builder.val_dataset if args.do_eval else None
-    handler = _prepare_folder(args, old, config)
+    with ranks.guard():
+        old = _earlier_run(args)
+        if args.resume_model:
+            # A resumed run brings its own weights: pretrained ones would be loaded for nothing.
+            config.drop_pretrained()
+        builder = _build(config, args.seed or 0, args.do_eval)
+    with ranks.guard():
+        handler = _prepare_folder(args, old, config) if ranks.is_main else None
     try:
         _log_environment(device)
+        if ranks.size > 1:
+            log.logger.info("%d processes, each with batches of its own.", ranks.size)
         log.logger.info("Flags: %s", {k: v for k, v in vars(args).items() if v is not None})
         log.logger.info("The resolved config, kept in %s/config.yml:\n%s", args.save_dir, config)
-        train(
-            builder.model,
-            builder.train_dataset,
-            val_dataset=val_dataset,
-            optimizer=builder.optimizer,
-            save_dir=args.save_dir,
-            iters=config.iters,
-            batch_size=config.batch_size,
-            early_stop_intervals=args.early_stop_intervals,
-            resume_model=args.resume_model,
-            save_interval=args.save_interval,
-            log_iters=args.log_iters,
-            num_workers=args.num_workers,
-            use_vdl=args.use_vdl,
-            use_ema=args.use_ema or bool(config.ema_cfg),
-            losses=builder.loss,
-            keep_checkpoint_max=args.keep_checkpoint_max,
-            test_config=config.test_config,
-            precision=args.precision,
-            amp_level=args.amp_level,
-            accumulation_steps=config.accumulation_steps,
-            ema_decay=config.ema_cfg.get("decay", 0.999),
-            seed=args.seed,
-            config_text=str(config),
-            hyper_parameters=_hyper_parameters(config, args),
-        )
+        if builder.sampler:
+            log.logger.info(builder.sampler.summary)
+        _train(args, config, builder, ranks)
+    except Interrupted as reason:
+        return reason.status
+    except OSError as error:
+        # Saving names its own; this is a log or a curve that no longer fits on the disk.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(f"--save_dir {args.save_dir}: {error.strerror}. {_GO_ON}") from error
     except NonFiniteLoss as error:
-        log.logger.error(str(error))
+        if not getattr(error, "silent", False):
+            log.logger.error(str(error))
         return 1
     finally:
-        log.remove_file(handler)
+        if handler is not None:
+            log.remove_file(handler)
     return 0
 
 

@@ -36,10 +36,9 @@ def run(args):
 
     check_save_dir(args.save_dir)
     device = common.select_device(args.device)
+    ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=args.model_path is None)
     settings = inference_settings(config, args, "aug_eval")
-
-    import paddle
 
     from paddleseg_deeplab.core.report import write_report
     from paddleseg_deeplab.core.val import evaluate
@@ -47,16 +46,18 @@ def run(args):
     from paddleseg_deeplab.utils.checkpoint import load_entire_model
     from paddleseg_deeplab.utils.logger import logger
 
-    builder = SegBuilder(config)
-    dataset, model = builder.val_dataset, builder.model
-    load_entire_model(model, args.model_path)
+    with ranks.guard():
+        builder = SegBuilder(config)
+        dataset, model = builder.val_dataset, builder.model
+        load_entire_model(model, args.model_path)
     if args.model_path is None:
         logger.warning("No --model_path: the weights are the config's pretrained or random ones.")
     logger.info("Evaluating %d images on %s.", len(dataset), device)
     result = evaluate(model, dataset, worst=args.worst, **settings)
-    if paddle.distributed.get_rank() == 0:
-        files = write_report(result, args.save_dir)
-        logger.info("The report: %s", ", ".join(files))
+    with ranks.guard():
+        if ranks.is_main:
+            files = write_report(result, args.save_dir)
+            logger.info("The report: %s", ", ".join(files))
     return 0
 
 

@@ -183,8 +183,10 @@ def check_input_shape(input_shape, channels):
     if input_shape is None:
         return [None, channels, None, None]
     shape = [v if v is not None and v > 0 else None for v in input_shape]
-    if len(shape) != 4:
-        raise UserError(f"--input_shape takes N C H W, four numbers; got {list(input_shape)}.")
+    if len(shape) != 4 or any(v is not None and v < -1 for v in input_shape):
+        raise UserError(
+            f"--input_shape takes N C H W, four numbers, -1 where free; got {list(input_shape)}."
+        )
     shape[1] = shape[1] or channels
     if shape[1] != channels:
         raise UserError(

@@ -90,7 +90,7 @@ def _layout_of(loss):
     return _layout_of(parts[0]) if parts else "NCHW"
 
 
-def compute_losses(logits_list, label, losses, data_format="NCHW"):
+def compute_losses(logits_list, label, losses, data_format="NCHW", *, shares=None):
     """All loss parts of one batch.
 
     Args:
@@ -98,6 +98,7 @@ def compute_losses(logits_list, label, losses, data_format="NCHW"):
         label (Tensor): int64 [N, H, W].
         losses (dict): ``types`` and ``coef``, one entry an output, as `SegBuilder.loss`.
         data_format (str): Layout of the logits.
+        shares (Sequence[float], optional): A factor for each part, in their order.
 
     Returns:
         tuple[Tensor, dict[str, Tensor]]: The sum (scalar, float32) and the weighted parts by name.
@@ -106,11 +107,7 @@ def compute_losses(logits_list, label, losses, data_format="NCHW"):
         UserError: The model's number of outputs is not the number of losses.
     """
     types, coefs = losses["types"], losses["coef"]
-    if len(logits_list) != len(types):
-        raise UserError(
-            f"The model gives {len(logits_list)} output(s) in training, but the config's loss has "
-            f"{len(types)} types. Give loss.types and loss.coef one entry an output."
-        )
+    _check_outputs(logits_list, types)
     parts = {}
     for i, (logits, loss, coef) in enumerate(zip(logits_list, types, coefs)):
         native = _layout_of(loss)
@@ -125,4 +122,46 @@ def compute_losses(logits_list, label, losses, data_format="NCHW"):
                 parts[name + suffix] = coef * part
         else:
             parts[type(loss).__name__ + suffix] = coef * value
+    if shares is not None:
+        parts = {name: part * float(share) for (name, part), share in zip(parts.items(), shares)}
     return sum(parts.values()), parts
+
+
+def _check_outputs(logits_list, types):
+    if len(logits_list) != len(types):
+        raise UserError(
+            f"The model gives {len(logits_list)} output(s) in training, but the config's loss has "
+            f"{len(types)} types. Give loss.types and loss.coef one entry an output."
+        )
+
+
+def part_count(losses):
+    """How many parts `compute_losses` gives."""
+    return sum(len(getattr(loss, "names", None) or [loss]) for loss in losses["types"])
+
+
+def output_sizes(logits_list, data_format="NCHW"):
+    """(height, width) of each output."""
+    return [tuple(x.shape[2:] if data_format == "NCHW" else x.shape[1:3]) for x in logits_list]
+
+
+def batch_weights(label, sizes, losses):
+    """How much a batch counts in each loss part where several batches are joined.
+
+    Args:
+        label (Tensor): int64 [N, H, W].
+        sizes (list[tuple]): As `output_sizes` gives them for the batch's logits.
+        losses (dict): As `compute_losses` takes them.
+
+    Returns:
+        list[float]: In the parts' order; 1.0 for a loss that has no method ``batch_weight``, such
+            as one written for PaddleSeg.
+    """
+    _check_outputs(sizes, losses["types"])
+    out = []
+    for (height, width), loss in zip(sizes, losses["types"]):
+        on_grid = _label_on_grid(label, height, width)
+        for part in getattr(loss, "losses", None) or [loss]:
+            weight = getattr(part, "batch_weight", None)
+            out.append(1.0 if weight is None else float(weight(on_grid)))
+    return out

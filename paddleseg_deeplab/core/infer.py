@@ -19,8 +19,8 @@ def _size_pair(name, value):
     """(w, h) of a setting as two positive int."""
     if value is None:
         raise UserError(f"A sliding window needs {name}: two numbers, width and height.")
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or any(int(v) != v or v < 1 for v in pair):
+    pair = value if isinstance(value, (list, tuple)) else [value, value]
+    if len(pair) != 2 or any(type(v) is not int or v < 1 for v in pair):
         raise UserError(f"{name} takes two positive whole numbers (width, height), got {value!r}.")
     return int(pair[0]), int(pair[1])
 
@@ -183,8 +183,8 @@ def check_scales(scales):
     if not isinstance(scales, (list, tuple)) or not scales:
         raise UserError(f"scales takes a number or a list of numbers, got {scales!r}.")
     for scale in scales:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
-            raise UserError(f"scales takes positive numbers, got {scale!r}.")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < np.inf:
+            raise UserError(f"scales takes positive, finite numbers, got {scale!r}.")
     return [float(scale) for scale in scales]
 
 

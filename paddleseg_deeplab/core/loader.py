@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training data as a function of the seed and the position alone."""
 
+import atexit
 import json
 import random
 import traceback
@@ -8,6 +9,7 @@ import traceback
 import numpy as np
 import paddle
 
+from paddleseg_deeplab.core.interrupt import obey_the_parent_alone
 from paddleseg_deeplab.utils.errors import UserError
 
 
@@ -23,10 +25,13 @@ class SampleStream:
         size (int): Samples in the set.
         seed (int): Of the shuffling.
         shuffle (bool): False keeps the set's order.
+        sampler (Sampler, optional): Of ``size`` samples, some oftener than others; its ``length``
+            takes the place of n, and its numbers that of the epoch in the keys.
     """
 
-    def __init__(self, size, seed, shuffle=True):
-        self.size = size
+    def __init__(self, size, seed, shuffle=True, sampler=None):
+        self.size = size if sampler is None else sampler.length
+        self.sampler = sampler
         self.seed = seed
         self.shuffle = shuffle
         self._epoch = None
@@ -35,6 +40,12 @@ class SampleStream:
     def key(self, position):
         """``(index, epoch)`` of the sample at a position."""
         epoch, offset = divmod(position, self.size)
+        if self.sampler is not None:
+            if epoch != self._epoch:
+                self._order = self.sampler.epoch(self.seed, epoch, self.shuffle)
+                self._epoch = epoch
+            indices, numbers = self._order
+            return int(indices[offset]), int(numbers[offset])
         if not self.shuffle:
             return offset, epoch
         if epoch != self._epoch:
@@ -42,22 +53,27 @@ class SampleStream:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
         return int(self._order[offset]), epoch
 
-    def batches(self, batch_size, start, stop):
-        """Keys of the batches number ``start`` to ``stop - 1``."""
+    def batches(self, batch_size, start, stop, *, rank=0, ranks=1, origin=0):
+        """Keys of a rank's batches number ``start`` to ``stop - 1``.
+
+        The ranks' batches of one number lie side by side, from position ``origin`` on: together
+        they are the batch that one process with ``ranks * batch_size`` would take.
+        """
         for number in range(start, stop):
-            first = number * batch_size
+            first = origin + (number * ranks + rank) * batch_size
             yield [self.key(p) for p in range(first, first + batch_size)]
 
 
 class _Batches:
     """The batch sampler that `paddle.io.DataLoader` wants: an iterable with a length."""
 
-    def __init__(self, stream, batch_size, start, stop):
+    def __init__(self, stream, batch_size, start, stop, **place):
         self.arguments = (batch_size, start, stop)
+        self.place = place
         self.stream = stream
 
     def __iter__(self):
-        return self.stream.batches(*self.arguments)
+        return self.stream.batches(*self.arguments, **self.place)
 
     def __len__(self):
         return max(self.arguments[2] - self.arguments[1], 0)
@@ -135,7 +151,52 @@ def _collate(samples):
 def _quiet_worker(_worker_id):
     import cv2
 
+    obey_the_parent_alone()
     cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's threads would only compete
+
+
+def _ending_workers(batches):
+    """Passes batches on, and at their end ends the workers, which signals do not (see
+    `obey_the_parent_alone`): Python waits at its exit for every process it started."""
+    workers = list(getattr(batches, "_workers", ()))
+
+    def end():
+        shut_down = getattr(batches, "_try_shutdown_all", None)
+        if shut_down is not None:
+            shut_down(1)  # seconds
+        for worker in workers:
+            if worker.is_alive():
+                worker.kill()
+
+    atexit.register(end)  # for a reader that is left in the middle and still held by something
+    try:
+        yield from batches
+    finally:
+        atexit.unregister(end)
+        end()
+
+
+def _read(guarded, sampler, num_workers):
+    """The batches that `_collate` makes, as Tensors."""
+    if num_workers:
+        loader = paddle.io.DataLoader(
+            guarded,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            return_list=True,
+            worker_init_fn=_quiet_worker,
+        )
+        return _ending_workers(iter(loader))
+    # Paddle would read ahead in a thread, which shares the global random states with the network
+    # and the loss: what either draws would then depend on the threads' timing.
+    return (
+        {
+            name: paddle.to_tensor(value)
+            for name, value in _collate([guarded[k] for k in keys]).items()
+        }
+        for keys in sampler
+    )
 
 
 def sample_names(dataset, keys):
@@ -144,7 +205,20 @@ def sample_names(dataset, keys):
     return [str(files[i][0]) if files else f"sample {i}" for i, _ in keys]
 
 
-def training_batches(dataset, batch_size, start, stop, *, seed, num_workers=0, shuffle=True):
+def training_batches(
+    dataset,
+    batch_size,
+    start,
+    stop,
+    *,
+    seed,
+    num_workers=0,
+    shuffle=True,
+    rank=0,
+    ranks=1,
+    origin=0,
+    image_sampler=None,
+):
     """Yields ``(keys, images, labels)`` for the batches number ``start`` to ``stop - 1``.
 
     Args:
@@ -154,8 +228,12 @@ def training_batches(dataset, batch_size, start, stop, *, seed, num_workers=0, s
         batch_size (int): Images a batch.
         start, stop (int): Numbers of the first batch and of the one after the last.
         seed (int): Of the order and of the samples' randomness.
-        num_workers (int): Processes that read ahead; 0 reads in a thread of this process.
+        num_workers (int): Processes that read ahead; 0 reads in this process, when a batch is due.
         shuffle (bool): False keeps the set's order.
+        rank, ranks (int): This process and how many share the stream; a batch number then is one
+            batch on each.
+        origin (int): Position in the stream, in images, of batch 0.
+        image_sampler (Sampler, optional): How often an epoch holds each image; once by default.
 
     Yields:
         tuple: ``keys`` list of (index, epoch); float32 [N, C, H, W]; int64 [N, H, W].
@@ -165,17 +243,15 @@ def training_batches(dataset, batch_size, start, stop, *, seed, num_workers=0, s
             images of a batch differ in size.
         RuntimeError: Something else went wrong in the dataset; holds its traceback.
     """
-    loader = paddle.io.DataLoader(
-        _Guarded(dataset, seed),
-        batch_sampler=_Batches(SampleStream(len(dataset), seed, shuffle), batch_size, start, stop),
-        num_workers=num_workers,
-        collate_fn=_collate,
-        return_list=True,
-        worker_init_fn=_quiet_worker,
-    )
-    # A stream of its own: the loader's runs ahead, and each holds one epoch's order.
-    keys = SampleStream(len(dataset), seed, shuffle).batches(batch_size, start, stop)
-    for batch_keys, batch in zip(keys, loader):
+    place = {"rank": rank, "ranks": ranks, "origin": origin}
+
+    def sampler():
+        stream = SampleStream(len(dataset), seed, shuffle, image_sampler)
+        return _Batches(stream, batch_size, start, stop, **place)
+
+    # One for the reader, which may run ahead, and one for here: each holds an epoch's order.
+    keys, guarded = sampler(), _Guarded(dataset, seed)
+    for batch_keys, batch in zip(keys, _read(guarded, sampler(), num_workers)):
         if "error" in batch:
             told = json.loads(batch["error"].numpy().tobytes())
             raise (UserError if told["user"] else RuntimeError)(told["error"])

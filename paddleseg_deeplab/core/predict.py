@@ -222,7 +222,7 @@ def report(result, total, save_dir):
 
 def _report(result, total, save_dir):
     if join().is_main:
-        prediction_files.report_failures(result.failed, total, save_dir)
+        prediction_files.report_failures(result.failed, total, save_dir, told=1)
     if result.failed:
         path, reason = result.failed[0]
         reason = reason if path in reason else f"{path}: {reason}"

@@ -2,21 +2,27 @@
 """Training checkpoints: what a run needs to go on, written whole or not at all."""
 
 import dataclasses
+import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 
 import paddle
 
-from paddleseg_deeplab.utils.checkpoint import load_weights
+from paddleseg_deeplab.core import checkpoint_folder
+from paddleseg_deeplab.core.same_run import CONFIG
+from paddleseg_deeplab.utils import safe_pickle
+from paddleseg_deeplab.utils.checkpoint import load_weights, save_weights
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 _ITER = re.compile(r"^iter_(\d+)$")
 _WEIGHTS, _OPTIMIZER = "model.pdparams", "model.pdopt"
 _EMA, _SCALER, _PROGRESS = "ema.pdparams", "scaler.pdopt", "progress.json"
+# Beside the manifest: it is written when the folder has long stood.
+_EVALUATION = "evaluation.json"
+_EVALUATED = ("best_miou", "best_iteration", "evaluations_without_gain")
 
 
 @dataclasses.dataclass
@@ -30,6 +36,11 @@ class Progress:
         evaluations_without_gain (int): For early stopping.
         seed (int): Of data order, augmentation and dropout.
         optimizer (str): Class of the optimizer whose state lies beside it.
+        evaluation_due (bool): The evaluation of these weights has not come to its end.
+        interrupted (bool): Saved because a signal came, not at the run's interval.
+        settings (dict): What the config does not tell and a resumed run must keep.
+        images (int): Read so far by all processes, the position in the data order; -1 in
+            checkpoints that do not tell.
     """
 
     iteration: int = 0
@@ -38,27 +49,30 @@ class Progress:
     evaluations_without_gain: int = 0
     seed: int = 0
     optimizer: str = ""
+    evaluation_due: bool = False
+    interrupted: bool = False
+    settings: dict = dataclasses.field(default_factory=dict)
+    images: int = -1
 
 
-def save_weights(model, folder):
-    """Writes ``<folder>/model.pdparams``, which is the old or the new one at any moment."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / (_WEIGHTS + ".tmp")
-    paddle.save(model.state_dict(), str(temporary))
-    os.replace(temporary, folder / _WEIGHTS)
+def save_best_model(model, save_dir, save_format="pdparams"):
+    """Writes ``<save_dir>/best_model``, which is the old or the new one; "safetensors" or not."""
+    with checkpoint_folder.writing(Path(save_dir) / "best_model") as temporary:
+        save_weights(model, temporary / f"model.{save_format}")
 
 
-def save_progress(folder, progress):
-    """Writes ``<folder>/progress.json``, which is the old or the new one at any moment."""
-    path = Path(folder) / _PROGRESS
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(dataclasses.asdict(progress), indent=2) + "\n"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def save_evaluation(folder, progress):
+    """Notes in a checkpoint that its evaluation is done, and with what outcome."""
+    values = {name: getattr(progress, name) for name in _EVALUATED}
+    text = json.dumps({**values, "sha256": _digest(values)}, indent=2) + "\n"
+    checkpoint_folder.write_text(Path(folder) / _EVALUATION, text)
 
 
-def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5):
+def _digest(values):
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5, config_text=""):
     """Writes ``<save_dir>/iter_N`` and removes all but the newest ``keep`` of its kind.
 
     Args:
@@ -68,9 +82,13 @@ def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5):
         progress (Progress): Goes to ``progress.json``.
         ema (ModelEMA, optional): Goes to ``ema.pdparams``.
         keep (int): Checkpoints kept; 0 keeps all.
+        config_text (str): The run's config, YAML; goes to ``config.yml`` unless it is "".
 
     Returns:
         Path: The folder written; it appears when it is complete.
+
+    Raises:
+        NotWritten: The disk is full or fails; older checkpoints are as they were.
     """
     folder = Path(save_dir) / f"iter_{progress.iteration}"
     progress.optimizer = type(step.optimizer).__name__
@@ -79,20 +97,36 @@ def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5):
         objects[_EMA] = ema.state_dict()
     if step.scaler.is_enable():
         objects[_SCALER] = step.scaler.state_dict()
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name, value in objects.items():
-        paddle.save(value, str(temporary / name))
-    save_progress(temporary, progress)
-    # One of this name is left from a run that this one was resumed behind.
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    # Those past this iteration come from such a run too and do not count.
-    mine = [p for p in checkpoints(save_dir) if iteration_of(p) <= progress.iteration]
-    for stale in mine[:-keep] if keep else []:
-        shutil.rmtree(stale, ignore_errors=True)
+    texts = {_PROGRESS: json.dumps(dataclasses.asdict(progress), indent=2) + "\n"}
+    if config_text:
+        texts[CONFIG] = config_text
+    with checkpoint_folder.writing(folder) as temporary:
+        for name, value in objects.items():
+            paddle.save(value, str(temporary / name))
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+    for stale in _stale(folder, keep, progress.interrupted):
+        checkpoint_folder.remove(stale)
     return folder
+
+
+def _stale(folder, keep, interrupted):
+    """The checkpoints that one just written makes superfluous; the disk is the queue."""
+    if not keep:
+        return []
+    # Those past this iteration are of a run that this one was resumed behind and do not count.
+    mine = [p for p in checkpoints(folder.parent) if iteration_of(p) < iteration_of(folder)]
+    # One that a signal forced has served, and would push out one that an unbroken run has.
+    forced = [p for p in mine if _was_interrupted(p)]
+    regular = [p for p in mine if p not in forced]
+    return forced + ([] if interrupted else regular[: max(len(regular) + 1 - keep, 0)])
+
+
+def _was_interrupted(folder):
+    try:
+        return bool(json.loads((folder / _PROGRESS).read_bytes())["interrupted"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # one of PaddleSeg or of an earlier version
 
 
 def iteration_of(folder):
@@ -105,6 +139,42 @@ def checkpoints(save_dir):
     """The ``iter_N`` folders of a run, oldest first."""
     folders = [p for p in Path(save_dir).glob("iter_*") if iteration_of(p) is not None]
     return sorted((p for p in folders if p.is_dir()), key=iteration_of)
+
+
+def find_checkpoint(resume_model, save_dir):
+    """The folder that ``--resume_model`` means.
+
+    Args:
+        resume_model (str | None): An ``iter_N`` folder, or "auto" for the newest whole one in
+            `save_dir`; damaged ones are passed over with a warning.
+        save_dir (str): The run's folder.
+
+    Returns:
+        Path | None: None to start anew.
+
+    Raises:
+        UserError: The folder named is damaged.
+    """
+    if resume_model is None:
+        return None
+    if str(resume_model) != "auto":
+        folder = Path(resume_model)
+        _check_whole(folder)
+        return folder
+    for folder in reversed(checkpoints(save_dir)):
+        fault = checkpoint_folder.fault(folder)
+        if fault is None:
+            return folder
+        logger.warning("--resume_model auto passes %s over: %s.", folder.name, fault)
+    logger.info("--resume_model auto: no whole checkpoint in %s; starting anew.", save_dir)
+    return None
+
+
+def _check_whole(folder):
+    """Refuses a damaged checkpoint; one without a manifest (PaddleSeg's) is taken as it is."""
+    fault = checkpoint_folder.fault(folder) if checkpoint_folder.has_manifest(folder) else None
+    if fault is not None:
+        raise UserError(f"--resume_model: {fault}. Take an earlier checkpoint.")
 
 
 def resume(folder, model, step, ema=None):
@@ -124,12 +194,13 @@ def resume(folder, model, step, ema=None):
         UserError: A file is missing or damaged, or does not fit the model or the optimizer.
     """
     folder = Path(folder)
+    _check_whole(folder)
     for name in (_WEIGHTS, _OPTIMIZER):
         if not (folder / name).is_file():
             inside = checkpoints(folder)
             such = f" such as {inside[-1]}" if inside else ""
             raise UserError(f"--resume_model {folder} has no {name}; give an iter_N folder{such}.")
-    progress = _read_progress(folder)
+    progress = read_progress(folder)
     optimizer = type(step.optimizer).__name__
     if progress.optimizer not in ("", optimizer):
         raise UserError(
@@ -140,7 +211,9 @@ def resume(folder, model, step, ema=None):
     load_weights(model, str(folder / _WEIGHTS))
     saved = _load(folder / _OPTIMIZER)
     try:
-        step.optimizer.set_state_dict(_renamed(saved, _load(folder / _WEIGHTS), model))
+        saved = _renamed(saved, _load(folder / _WEIGHTS), model)
+        _advance_schedule(step.optimizer, saved, progress.iteration)
+        step.optimizer.set_state_dict(saved)
         if step.scaler.is_enable() and (folder / _SCALER).is_file():
             step.scaler.load_state_dict(_load(folder / _SCALER))
         if ema is not None:
@@ -155,12 +228,9 @@ def resume(folder, model, step, ema=None):
 
 def _load(path):
     try:
-        return paddle.load(str(path))
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(
-            f"--resume_model: {path} is damaged ({type(error).__name__}: {error}). Take an earlier "
-            "checkpoint."
-        ) from error
+        return safe_pickle.load(path)
+    except (UserError, OSError) as error:
+        raise UserError(f"--resume_model: {error} Or take an earlier checkpoint.") from error
 
 
 def _renamed(saved, weights, model):
@@ -184,6 +254,22 @@ def _renamed(saved, weights, model):
     return out
 
 
+def _advance_schedule(optimizer, saved, iterations):
+    """Puts this run's own schedule in the place of the saved one, where it has to be.
+
+    The saved rate belongs to the saved run's number of iterations; a run that is now planned
+    longer follows its own plan from the first iteration on.
+    """
+    scheduler = optimizer._learning_rate
+    if not isinstance(scheduler, paddle.optimizer.lr.LRScheduler) or scheduler.last_epoch != 0:
+        return
+    verbose, scheduler.verbose = scheduler.verbose, False
+    for _ in range(iterations):
+        scheduler.step()
+    scheduler.verbose = verbose
+    saved["LR_Scheduler"] = {}  # Paddle then leaves the scheduler alone
+
+
 def _resume_ema(folder, model, ema):
     if (folder / _EMA).is_file():
         ema.set_state_dict(_load(folder / _EMA))
@@ -192,13 +278,21 @@ def _resume_ema(folder, model, ema):
     ema.set_state_dict({"average": model.state_dict(), "updates": 0})
 
 
-def _read_progress(folder):
+def read_progress(folder):
+    """The `Progress` kept in a checkpoint, with the outcome of its evaluation where that is done.
+
+    Raises:
+        UserError: ``progress.json`` is damaged, or missing where the name is not ``iter_N``.
+    """
+    folder = Path(folder)
     path = folder / _PROGRESS
     if path.is_file():
         try:
-            return Progress(**json.loads(path.read_text(encoding="utf-8")))
+            progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise UserError(f"--resume_model: {path} is damaged ({error}).") from error
+        _add_evaluation(progress, folder / _EVALUATION)
+        return progress
     iteration = iteration_of(folder)
     if iteration is None:
         raise UserError(
@@ -208,8 +302,32 @@ def _read_progress(folder):
     return Progress(iteration=iteration)
 
 
+def _add_evaluation(progress, path):
+    try:
+        saved = json.loads(path.read_bytes())
+        values = {name: saved[name] for name in _EVALUATED}
+        if saved["sha256"] != _digest(values):
+            raise ValueError("its checksum is not the one written")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("%s is damaged (%s): the evaluation is made again.", path, error)
+        return
+    for name, value in values.items():
+        setattr(progress, name, value)
+    progress.evaluation_due = False
+
+
 def carry_best_model(folder, save_dir):
     """Copies the best model of the run that is resumed, where the new run has another folder."""
     best, target = Path(folder).parent / "best_model", Path(save_dir) / "best_model"
-    if (best / _WEIGHTS).is_file() and not target.exists():
-        shutil.copytree(best, target)
+    files = [best / name for name in (_WEIGHTS, "model.safetensors") if (best / name).is_file()]
+    if not files or target.exists():
+        return
+    if checkpoint_folder.has_manifest(best):
+        fault = checkpoint_folder.fault(best)
+        if fault is not None:
+            logger.warning("The best model is not copied: %s.", fault)
+            return
+    with checkpoint_folder.writing(target) as temporary:
+        shutil.copy(files[0], temporary / files[0].name)

@@ -2,25 +2,26 @@
 """The training loop."""
 
 import contextlib
+import math
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core import state
-from paddleseg_deeplab.core.forward import evaluation_mode
+from paddleseg_deeplab.core import checkpoint_folder, distributed, state
+from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
 from paddleseg_deeplab.core.loader import sample_names, training_batches
 from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
-from paddleseg_deeplab.core.preview import prediction_picture
+from paddleseg_deeplab.core.run import Evaluation, Run, has_ended
+from paddleseg_deeplab.core.same_run import CONFIG, check_same_run
+from paddleseg_deeplab.core.sampler import Sampler
 from paddleseg_deeplab.core.step import NonFiniteLoss, TrainStep
-from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.core.vdl import VisualDLWriter
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
-
-_PICTURES = 4  # validation images whose predictions are shown in VisualDL
 
 
 def seed_everything(seed):
@@ -57,6 +58,9 @@ def train(
     shuffle=True,
     config_text="",
     hyper_parameters=None,
+    resume_ignore_config=False,
+    image_rates=None,
+    save_format="pdparams",
 ):
     """Trains a model and keeps checkpoints in ``<save_dir>/iter_N`` and ``best_model``.
 
@@ -67,10 +71,12 @@ def train(
         optimizer (paddle.optimizer.Optimizer): Over the model's parameters.
         save_dir (str): Made if missing.
         iters (int): Iterations; one is one update of the weights.
-        batch_size (int): Images in one forward pass.
+        batch_size (int): Images in one forward pass of one process; several processes (`join` of
+            core.distributed) take ``batch_size`` each.
         early_stop_intervals (int, optional): Stops after so many evaluations without a better
             mIoU.
-        resume_model (str, optional): An ``iter_N`` folder to go on from.
+        resume_model (str, optional): An ``iter_N`` folder to go on from, or "auto" for the newest
+            whole one in ``save_dir``; where there is none, training starts anew.
         save_interval (int): Iterations between checkpoints.
         log_iters (int): Iterations between log lines.
         num_workers (int): Processes that read data ahead.
@@ -87,163 +93,191 @@ def train(
         seed (int, optional): Of order, augmentation and dropout; 0 by default, and a resumed run
             keeps its own.
         shuffle (bool): False trains in the set's order.
-        config_text (str): The resolved config, YAML, shown in VisualDL.
+        config_text (str): The resolved config, YAML: shown in VisualDL, kept in each checkpoint,
+            and compared with the one in the checkpoint that is resumed.
         hyper_parameters (dict, optional): Name to number or text, for VisualDL's table.
+        resume_ignore_config (bool): Goes on from a checkpoint of another config, with a warning.
+        image_rates (array, optional): float [images], how often an epoch holds each image on
+            average (see `Sampler`); once by default.
+        save_format (str): Suffix of the best model's file, "pdparams" or "safetensors".
+
+    SIGTERM and SIGINT, where this runs in the main thread, end the iteration (or the evaluation),
+    leave a checkpoint and raise `Interrupted`; a second signal ends the process at once.
 
     Returns:
         Progress: Where the run ended, with the best mIoU.
 
     Raises:
-        UserError: A setting or a sample is wrong.
+        UserError: A setting or a sample is wrong, the checkpoint is damaged or of another config,
+            or the disk is full.
+        Interrupted: A signal came; the checkpoint is written.
         NonFiniteLoss: Names the iteration and the batch's files; the parameters are as before it.
     """
-    _refuse_ranks()
+    ranks = distributed.join()
     if accumulation_steps < 1:
         raise UserError(f"accumulation_steps should be at least 1, not {accumulation_steps}.")
-    step = TrainStep(model, optimizer, losses, precision, amp_level)
+    step = TrainStep(model, optimizer, losses, precision, amp_level, ranks=ranks)
     ema = ModelEMA(model, decay=ema_decay) if use_ema else None
-    progress, earlier = state.Progress(), None
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
-    if resume_model is not None:
-        progress = state.resume(resume_model, model, step, ema)
-        state.carry_best_model(resume_model, save_dir)
-        earlier = Path(resume_model).parent
-    if seed is not None:
-        progress.seed = seed
-    if progress.iteration >= iters:
-        logger.warning("All %d iterations are done already; nothing is trained.", iters)
-        return progress
-    writer = VisualDLWriter(save_dir, use_vdl, progress.iteration, earlier)
-    evaluation = None
-    if val_dataset is not None:
-        settings = {"precision": precision, "amp_level": amp_level, **(test_config or {})}
-        evaluation = _Evaluation(model, val_dataset, losses, settings, save_dir, writer)
-    images_per_iter = batch_size * accumulation_steps
-    counts = (iters, progress.iteration, log_iters, images_per_iter, len(train_dataset))
-    batches = training_batches(
-        *(train_dataset, batch_size),
-        *(progress.iteration * accumulation_steps, iters * accumulation_steps),
-        seed=progress.seed,
-        num_workers=num_workers,
-        shuffle=shuffle,
+    sampler = None if image_rates is None else Sampler(image_rates, len(train_dataset))
+    settings = {
+        "batch_size": batch_size,
+        "accumulation_steps": accumulation_steps,
+        "processes": ranks.size,
+        "precision": precision,
+        "amp_level": amp_level if precision != "fp32" else "",
+        "use_ema": use_ema,
+        "shuffle": shuffle,
+        "training images": len(train_dataset),
+        "sampling of images (checksum)": sampler.digest if sampler else "",
+    }
+    resumed, progress = _begin(
+        *(save_dir, resume_model, step, ema, settings, seed, config_text, resume_ignore_config)
     )
-    with contextlib.closing(writer), contextlib.closing(TrainMonitor(*counts, writer)) as monitor:
-        if config_text:
-            writer.config(config_text, progress.iteration)
-        metrics = ["Train/loss", *(["Evaluate/mIoU", "Evaluate/Acc"] if evaluation else [])]
-        writer.hyper_parameters(hyper_parameters or {}, metrics)
-        model.train()
-        watch = Stopwatch()
-        while progress.iteration < iters:
-            figures = _iterate(step, batches, accumulation_steps, progress, train_dataset, watch)
-            if ema is not None:
-                ema.update()
-            monitor.record(progress.iteration, *figures)
-            if progress.iteration % save_interval and progress.iteration != iters:
-                continue
-            # Saved first: an evaluation that fails then costs no training.
-            folder = state.save_checkpoint(
-                save_dir, model, step, progress, ema, keep_checkpoint_max
-            )
-            logger.info("Saved %s.", folder)
-            if evaluation is not None:
-                evaluation.run(progress, ema)
-                state.save_progress(folder, progress)
-            writer.flush()
-            if evaluation is not None and _stops_early(progress, early_stop_intervals):
-                break
-            watch.lap()
+    if has_ended(progress, iters, val_dataset is not None, early_stop_intervals):
+        return progress
+    images_per_iter = batch_size * accumulation_steps * ranks.size
+    if progress.images < 0:
+        progress.images = progress.iteration * images_per_iter
+    place = {"rank": ranks.rank, "ranks": ranks.size, "origin": progress.images}
+    reading = {"num_workers": num_workers, "image_sampler": sampler, **place}
+    batches = training_batches(
+        *(train_dataset, batch_size, 0, (iters - progress.iteration) * accumulation_steps),
+        seed=progress.seed,
+        shuffle=shuffle,
+        **reading,
+    )
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        earlier = None if resumed is None else resumed.parent
+        with ranks.guard():
+            curves = use_vdl and ranks.is_main
+            writer = VisualDLWriter(save_dir, curves, progress.iteration, earlier)
+        stack.enter_context(contextlib.closing(writer))
+        writer.describe(config_text, hyper_parameters, progress.iteration, val_dataset is not None)
+        epoch = sampler.length if sampler else len(train_dataset)
+        counts = (iters, progress.iteration, log_iters, images_per_iter, epoch)
+        monitor = stack.enter_context(contextlib.closing(TrainMonitor(*counts, writer)))
+        evaluation = None
+        if val_dataset is not None:
+            how = {"precision": precision, "amp_level": amp_level, **(test_config or {})}
+            val_dataset = StoppableDataset(val_dataset, stop)
+            places = (save_dir, writer, ranks, save_format)
+            evaluation = Evaluation(model, val_dataset, losses, how, *places)
+        kept = (keep_checkpoint_max, config_text, early_stop_intervals)
+        run = Run(save_dir, step, progress, ema, evaluation, stop, *kept)
+        try:
+            if not run.make_up_evaluation(resumed, iters):
+                one = partial(_iterate, step, batches, accumulation_steps, progress, train_dataset)
+                _loop(one, run, monitor, iters, save_interval)
+        except Interrupted as reason:
+            logger.info("The run was %s at iteration %d.", reason, progress.iteration)
+            raise
     return progress
 
 
-def _refuse_ranks():
-    if paddle.distributed.get_world_size() > 1:
+def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignore):
+    """Prepares the folder and loads what is resumed: the checkpoint or None, and the progress."""
+    ranks, model = step.ranks, step.model
+    with ranks.guard():
+        if ranks.is_main:
+            Path(save_dir).mkdir(parents=True, exist_ok=True)
+            checkpoint_folder.clean(save_dir)
+    progress = state.Progress(seed=seed or 0, settings=settings)
+    with ranks.guard():
+        resumed = state.find_checkpoint(resume_model, save_dir)
+        if resumed is not None:
+            progress = state.resume(resumed, model, step, ema)
+            _keep_to_the_run(resumed, progress, config_text, settings, seed, ignore)
+    _check_same_checkpoint(ranks, resumed)
+    with ranks.guard():
+        if ranks.is_main:
+            _prepare_folder(save_dir, resumed, config_text)
+    ranks.copy_first(model.state_dict().values())
+    return resumed, progress
+
+
+def _loop(one, run, monitor, iters, save_interval):
+    """Iterates until the end; ``one`` makes an iteration and returns its figures."""
+    run.step.model.train()
+    watch = Stopwatch()
+    progress, ended = run.progress, False
+    while progress.iteration < iters and not ended:
+        figures = one(watch)
+        if run.ema is not None:
+            run.ema.update()
+        monitor.record(progress.iteration, *figures)
+        last = progress.iteration == iters
+        due = last or progress.iteration % save_interval == 0
+        ended = run.after_iteration(due, last)
+        if due:
+            monitor.writer.flush()
+            watch.lap()
+
+
+def _check_same_checkpoint(ranks, resumed):
+    names = ranks.gather(None if resumed is None else resumed.name)
+    if len(set(names)) > 1:
         raise UserError(
-            "Training with several processes is not supported yet: start train.py without "
-            "paddle.distributed.launch."
+            f"--resume_model: the processes found different checkpoints ({names}); --save_dir has "
+            "to be the same folder for all of them, on storage that the machines share."
         )
 
 
+def _prepare_folder(save_dir, resumed, config_text):
+    """Puts beside the checkpoints what belongs there from the start."""
+    if config_text:
+        checkpoint_folder.write_text(Path(save_dir) / CONFIG, config_text)
+    if resumed is not None:
+        state.carry_best_model(resumed, save_dir)
+
+
+def _keep_to_the_run(resumed, progress, config_text, settings, seed, ignore):
+    """Checks that the run resumed is this one, and takes on what may differ."""
+    seed = progress.seed if seed is None else seed
+    saved = {**progress.settings, "seed": progress.seed}
+    now = {**settings, "seed": seed}
+    if saved.get("processes", now["processes"]) != now["processes"]:
+        # Another number of processes is the same run as long as they read as many images.
+        saved, now = _joined(saved), _joined(now)
+    check_same_run(resumed, config_text, now, saved, ignore=ignore)
+    progress.seed, progress.settings = seed, settings
+
+
+def _joined(settings):
+    parts = ("batch_size", "accumulation_steps", "processes")
+    rest = {key: value for key, value in settings.items() if key not in parts}
+    return {"images an iteration": math.prod(settings[key] for key in parts), **rest}
+
+
 def _iterate(step, batches, count, progress, dataset, watch):
-    """One update of the weights from the next ``count`` batches; counts it in ``progress``.
+    """One update of the weights from the next ``count`` batches of each rank; counts it in
+    ``progress``.
 
     Returns:
         tuple: Loss, its parts by name, the learning rate used, seconds for reading and computing.
     """
     keys, taken = [], []
-    for _ in range(count):
-        batch_keys, images, labels = next(batches)
-        keys.extend(batch_keys)
-        taken.append((images, labels))
+    with step.ranks.guard():
+        for _ in range(count):
+            batch_keys, images, labels = next(batches)
+            keys.extend(batch_keys)
+            taken.append((images, labels))
     reader_seconds = watch.lap()
     iteration = progress.iteration + 1
-    # Dropout then follows from seed and iteration alone, so that a resumed run repeats it.
-    paddle.seed(int(np.random.SeedSequence([progress.seed, iteration]).generate_state(1)[0]))
+    # Dropout, and whatever else a network or a loss draws from the global states, then follows
+    # from seed, iteration and rank alone, so that a resumed run repeats it.
+    source = np.random.SeedSequence([progress.seed, iteration, step.ranks.rank])
+    seed_everything(int(source.generate_state(1)[0]))
     rate = float(step.optimizer.get_lr())
-    try:
-        loss, parts = step(taken)
-    except NonFiniteLoss as error:
-        raise NonFiniteLoss(
+
+    def explain(error):
+        return NonFiniteLoss(
             f"Training stopped at iteration {iteration}: {error}. The batch was: "
             f"{', '.join(sample_names(dataset, keys))}. Lower the learning rate, clip gradients "
             "(optimizer.grad_clip_cfg), or look at these files."
-        ) from None
+        )
+
+    loss, parts = step(taken, explain)
     progress.iteration = iteration
+    progress.images += len(keys) * step.ranks.size
     return loss, parts, rate, reader_seconds, watch.lap()
-
-
-def _stops_early(progress, intervals):
-    waited = progress.evaluations_without_gain
-    if not intervals or waited < intervals:
-        return False
-    logger.info(
-        "Early stop: no better mIoU in %d evaluations; the best was %.4f at iteration %d.",
-        *(waited, progress.best_miou, progress.best_iteration),
-    )
-    return True
-
-
-class _Evaluation:
-    """Evaluates a model in training, shows the result and keeps the best weights."""
-
-    def __init__(self, model, dataset, losses, settings, save_dir, writer):
-        self.model = model
-        self.dataset = dataset
-        self.losses = losses
-        self.settings = settings
-        self.best_folder = Path(save_dir) / "best_model"
-        self.writer = writer
-
-    def run(self, progress, ema=None):
-        """Evaluates the weights, or their average where there is one; updates ``progress``."""
-        with ema.applied() if ema is not None else contextlib.nullcontext():
-            result = evaluate(self.model, self.dataset, losses=self.losses, **self.settings)
-            self._show(result, progress.iteration)
-            if result.miou > progress.best_miou:
-                progress.best_miou = float(result.miou)
-                progress.best_iteration = progress.iteration
-                progress.evaluations_without_gain = 0
-                state.save_weights(self.model, self.best_folder)
-            else:
-                progress.evaluations_without_gain += 1
-        if progress.best_iteration:
-            logger.info(
-                "[EVAL] The best model so far is from iteration %d, mIoU %.4f.",
-                *(progress.best_iteration, progress.best_miou),
-            )
-
-    def _show(self, result, iteration):
-        if not self.writer.enabled:
-            return
-        scalars = {"Evaluate/mIoU": result.miou, "Evaluate/Acc": result.accuracy}
-        scalars.update({"Evaluate/Kappa": result.kappa, "Evaluate/Dice": result.mean_dice})
-        if result.loss is not None:
-            scalars["Evaluate/loss"] = result.loss
-        for name, iou in zip(result.class_names, result.class_iou):
-            scalars[f"Evaluate/IoU/{name}"] = iou
-        self.writer.scalars(scalars, iteration)
-        precision = (self.settings["precision"], self.settings["amp_level"])
-        with evaluation_mode(self.model):
-            for i in range(min(_PICTURES, len(self.dataset))):
-                picture = prediction_picture(self.model, self.dataset, i, *precision)
-                self.writer.image(f"Evaluate/truth_and_prediction_{i}", picture, iteration)

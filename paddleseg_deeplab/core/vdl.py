@@ -109,6 +109,13 @@ class VisualDLWriter:
             )
             self.text(f"config/{name}", flow.strip(), iteration)
 
+    def describe(self, config_text, hyper_parameters, iteration, evaluates):
+        """Adds the config (YAML, or "") and the row of hyper-parameters (dict, or None)."""
+        if config_text:
+            self.config(config_text, iteration)
+        metrics = ["Train/loss", *(["Evaluate/mIoU", "Evaluate/Acc"] if evaluates else [])]
+        self.hyper_parameters(hyper_parameters or {}, metrics)
+
     def hyper_parameters(self, values, metrics):
         """Adds the run's row to the table of hyper-parameters.
 

@@ -27,6 +27,7 @@ _REGISTRY_OF = {
     "optimizer": manager.OPTIMIZERS,
     "train_dataset": manager.DATASETS,
     "val_dataset": manager.DATASETS,
+    "sampler": manager.SAMPLERS,
 }
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # What components assume that are not told.
@@ -62,7 +63,7 @@ class SegBuilder:
         if not isinstance(config, Config):
             raise TypeError(f"SegBuilder takes a Config, not {type(config).__name__}.")
         self.config = config
-        for section in ("model", "optimizer", "train_dataset", "val_dataset"):
+        for section in ("model", "optimizer", "train_dataset", "val_dataset", "sampler"):
             if section in config.dic:
                 self._check(section, config.dic[section], _REGISTRY_OF[section])
         for i, item in enumerate(config.loss_cfg.get("types", [])):
@@ -71,6 +72,8 @@ class SegBuilder:
             self._check(f"export.transforms.{i}", item, manager.TRANSFORMS)
         # Made only to be checked: a misspelt key is found now, not at the first evaluation.
         make_crf(config.test_config.get("crf"), f"{config.path}: test_config.crf")
+        if "sampler" in config.dic:
+            self.build("sampler", config.sampler_cfg, manager.SAMPLERS)
         self._synchronise()
 
     # -- checking -------------------------------------------------------------------------------
@@ -95,6 +98,9 @@ class SegBuilder:
                 self.config.fail(
                     f"{place}.{key}", f"{cfg['type']} has no such parameter. {nearest(key, known)}"
                 )
+            default = parameters[key].default if key in parameters else None
+            if isinstance(default, bool) and not isinstance(value, bool):
+                self.config.fail(f"{place}.{key}", f"should be True or False, not {value!r}.")
             if key in ("transforms", "losses"):
                 if not isinstance(value, list):
                     self.config.fail(f"{place}.{key}", f"should be a list, not {value!r}.")
@@ -223,6 +229,17 @@ class SegBuilder:
         if len(dataset) == 0:
             self.config.fail("train_dataset", "has no samples; check its list file and root.")
         return dataset
+
+    @cached_property
+    def sampler(self):
+        """How often an epoch holds each training image (`Sampling`), or None: once each."""
+        if "sampler" not in self.config.dic:
+            return None
+        sampling = self.build("sampler", self.config.sampler_cfg, manager.SAMPLERS)
+        try:
+            return sampling(self.train_dataset)
+        except (ValueError, TypeError, OSError) as error:
+            raise self._told("sampler", error) from error
 
     @cached_property
     def val_dataset(self):

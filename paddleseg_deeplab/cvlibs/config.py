@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from paddleseg_deeplab.cvlibs.config_values import value_faults
+from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError, nearest
 
 # Key: (allowed types, what it is). A section is a dict with a `type`, unless named in _PLAIN.
@@ -25,12 +27,13 @@ _TOP_LEVEL = {
     "loss": (dict, "`types` and `coef`, one entry an output of the network"),
     "optimizer": (dict, "the optimizer"),
     "lr_scheduler": (dict, "the learning rate"),
+    "sampler": (dict, "how often an epoch of training holds each image"),
     "ema": (dict, "exponential moving average of the weights: `decay`"),
     "test_config": (dict, "settings of evaluation: `aug_eval`, `scales`, `is_slide`, ..."),
     "export": (dict, "settings of export: `transforms` in place of the validation set's"),
 }
 _POSITIVE = ("batch_size", "iters", "accumulation_steps")
-_TYPED_SECTIONS = ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler")
+_TYPED_SECTIONS = ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler", "sampler")
 _OLD_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}  # PaddleSeg's older files
 _SECTION_KEYS = {
     "loss": ("types", "coef"),
@@ -43,7 +46,7 @@ _SECTION_KEYS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(safe_yaml.BoundedLoader):
     """Safe YAML that refuses a repeated key and reads 4e-5 as a number (PyYAML reads a string)."""
 
 
@@ -92,8 +95,8 @@ def read_yaml(path):
     if path.suffix not in (".yml", ".yaml"):
         raise UserError(f"The config file {path} should end in .yml or .yaml.")
     try:
-        dic = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        dic = safe_yaml.load(safe_yaml.read_text(path), _Loader)
+    except yaml.YAMLError as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is not valid YAML: {text}") from error
     if dic is None:
@@ -111,8 +114,11 @@ def load_with_bases(path, _open_files=()):
         raise UserError(f"_base_ goes in a circle: {' -> '.join(str(p) for p in chain)}")
     dic = read_yaml(path)
     bases = dic.pop("_base_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        base_path = path.parent / str(base)
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: _base_ should be a file or a list of files, not {bases!r}.")
+    for base in bases:
+        base_path = path.parent / base
         if not base_path.is_file():
             raise UserError(f"{path}: the _base_ file {base_path} does not exist.")
         dic = _merge(dic, load_with_bases(base_path, chain))
@@ -139,15 +145,15 @@ def parse_opts(opts):
     pairs = []
     for item in opts or []:
         key, sign, text = item.partition("=")
-        if not sign or not key.strip():
+        if not sign or not key.isprintable() or not all(p.strip() for p in key.split(".")):
             raise UserError(f"--opts takes key=value, such as batch_size=4, not {item!r}.")
         try:
             value = literal_eval(text)
             value = list(value) if isinstance(value, tuple) else value
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             try:
-                value = yaml.load(text, Loader=_Loader)
-            except (yaml.YAMLError, RecursionError):
+                value = safe_yaml.load(text, _Loader)
+            except yaml.YAMLError:
                 value = text
         pairs.append((key.strip().split("."), value))
     return pairs
@@ -159,7 +165,7 @@ def _set_path(dic, keys, value, where):
     for depth, key in enumerate(keys):
         place = ".".join(keys[: depth + 1])
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not (key.isascii() and key.isdigit()) or int(key) >= len(node):
                 raise UserError(
                     f"--opts {where}: {place} should be an index below {len(node)} of a list."
                 )
@@ -169,7 +175,7 @@ def _set_path(dic, keys, value, where):
         if depth == len(keys) - 1:
             node[key] = value
         elif isinstance(node, dict) and key not in node:
-            if depth == 0 and key in _SECTION_KEYS:
+            if depth == 0 and (key in _SECTION_KEYS or key == "sampler"):
                 node[key] = {}
             else:
                 raise UserError(
@@ -222,6 +228,8 @@ class Config:
 
     def fail(self, place, message):
         """Raises a `UserError` that names the file and the place in it."""
+        place = str(place)
+        place = place if place.isprintable() else ascii(place)  # a message is one line
         raise UserError(f"{self.path}: {place}: {message}")
 
     def _check(self):
@@ -241,6 +249,8 @@ class Config:
                 if key not in keys:
                     self.fail(f"{section}.{key}", f"unknown key. {nearest(key, keys)}")
         self._check_loss()
+        for place, message in value_faults(self.dic):
+            self.fail(place, message)
 
     def _check_loss(self):
         loss = self.dic.get("loss")
@@ -311,6 +321,10 @@ class Config:
     @property
     def export_cfg(self):
         return self._section("export")
+
+    @property
+    def sampler_cfg(self):
+        return self._section("sampler")
 
     @property
     def ema_cfg(self):

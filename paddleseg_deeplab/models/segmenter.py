@@ -6,6 +6,7 @@ from paddle import nn
 from paddleseg_deeplab.models.layers import (
     DEFAULT_ASPP_RATIOS,
     channel_axis,
+    check_aspp_ratios,
     freeze_batch_norm,
     resize,
     set_batch_norm,
@@ -205,6 +206,7 @@ def choose_aspp_ratios(aspp_ratios, backbone, index):
                 f"strides {sorted(DEFAULT_ASPP_RATIOS)}."
             )
         return DEFAULT_ASPP_RATIOS[stride]
+    check_aspp_ratios(aspp_ratios)
     for other, rates in DEFAULT_ASPP_RATIOS.items():
         if stride in DEFAULT_ASPP_RATIOS and stride != other and list(aspp_ratios) == list(rates):
             logger.warning(

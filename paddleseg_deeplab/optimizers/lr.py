@@ -184,7 +184,7 @@ def _check_count(name, value):
 
 
 def _check_rate(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
         # PyYAML reads 1e-2 as text; it wants 1.0e-2.
         hint = " Write it with a point, as in 1.0e-2." if isinstance(value, str) else ""
         raise UserError(f"lr_scheduler: {name} must be a number >= 0, not {value!r}.{hint}")

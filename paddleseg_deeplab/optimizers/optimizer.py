@@ -10,6 +10,7 @@ all parameters stay in one list, and each parameter carries its learning rate fa
 import difflib
 import fnmatch
 import inspect
+import math
 import numbers
 
 import paddle
@@ -29,8 +30,8 @@ def _check_number(name, value, low=None):
         # PyYAML reads 1e-4 as text; it wants 1.0e-4.
         hint = " Write it with a point, as in 1.0e-4." if isinstance(value, str) else ""
         raise UserError(f"optimizer: {name} must be a number, not {value!r}.{hint}")
-    if low is not None and not value >= low:
-        raise UserError(f"optimizer: {name} must be at least {low}, not {value!r}.")
+    if low is not None and not low <= value < math.inf:
+        raise UserError(f"optimizer: {name} must be at least {low} and finite, not {value!r}.")
 
 
 class BaseOptimizer:
@@ -303,6 +304,8 @@ class Adam(_L2Optimizer):
         )
         for name, value in (("beta1", beta1), ("beta2", beta2), ("epsilon", epsilon)):
             _check_number(name, value, 0)
+            if name != "epsilon" and not value < 1:
+                raise UserError(f"optimizer: {name} must be below 1, not {value!r}.")
         self.options = {
             "beta1": float(beta1),
             "beta2": float(beta2),

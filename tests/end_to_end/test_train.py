@@ -3,7 +3,6 @@
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from paddle import nn
 
 from paddleseg_deeplab.cli import train as command
+from paddleseg_deeplab.core import state
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.utils.logger import logger
 
@@ -142,6 +142,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, flags):
         assert_same(whole / "iter_6", parts / "iter_6", name)
     one, other = (json.loads((d / "iter_6" / "progress.json").read_text()) for d in (whole, parts))
     assert one == other
+    one, other = (vars(state.read_progress(d / "iter_6")) for d in (whole, parts))
+    assert one == other
     assert one["iteration"] == 6
     if "--do_eval" in flags:
         assert one["best_iteration"] in (3, 6)
@@ -225,10 +227,8 @@ def test_early_stop(config, tmp_path):
     # Nothing is learned, and statistics alone seldom gain for long.
     opts = ["--opts", "lr_scheduler.learning_rate=0", "model.type=DropoutNet"]
     assert run(config, out, *flags, *opts) == 0
-    progress = json.loads(
-        (max(out.glob("iter_*"), key=os.path.getmtime) / "progress.json").read_text()
-    )
-    assert progress["iteration"] == progress["best_iteration"] + 2 < 50
+    progress = state.read_progress(state.checkpoints(out)[-1])
+    assert progress.iteration == progress.best_iteration + 2 < 50
     assert "Early stop" in (out / "train.log").read_text(encoding="utf-8")
 
 

@@ -19,7 +19,12 @@ from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
 ROOT = Path(__file__).parents[2]
 README, CHINESE = "README.md", "README_CN.md"
 PAGES = [README, CHINESE, "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-OTHERS_FLAGS = {"--help", "--logdir"}  # the latter is visualdl's
+OTHERS_FLAGS = {
+    # of Paddle's launcher
+    *("--nproc_per_node", "--nnodes", "--master", "--devices", "--elastic_level"),
+    "--help",
+    "--logdir",  # of visualdl
+}
 
 
 def read(page):
@@ -29,7 +34,11 @@ def read(page):
 def flags_of(verb):
     parser = argparse.ArgumentParser()
     importlib.import_module(f"paddleseg_deeplab.cli.{verb}").add_arguments(parser)
-    names = {name for action in parser._actions for name in action.option_strings}
+    actions = list(parser._actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            actions += [each for one in action.choices.values() for each in one._actions]
+    names = {name for action in actions for name in action.option_strings}
     return {name for name in names if name.startswith("--")} - {"--help"} | {"--debug"}
 
 

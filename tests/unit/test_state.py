@@ -9,7 +9,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import state
+from paddleseg_deeplab.core import checkpoint_folder, state
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -138,15 +138,20 @@ def _cut(path):
         (lambda f: write(f / "progress.json", "[1]"), ["progress.json"]),
         (
             lambda f: write(f / "progress.json", json.dumps({"optimizer": "Adam"})),
-            ["Adam", "Momentum"],
+            ["", "Adam", "Momentum"],
         ),
     ],
 )
-def test_damage_is_a_user_error(tmp_path, spoil, words):
+@pytest.mark.parametrize("checked", [True, False], ids=["manifest", "no-manifest"])
+def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
     net, step, _ = run()
     train(net, step, None, range(2))
     folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
     spoil(folder)
+    if checked:
+        words = words[:1]  # the manifest finds every damage, and names the file
+    else:
+        (folder / "manifest.json").unlink()
     net2, step2, _ = run()
     with pytest.raises(UserError) as caught:
         state.resume(folder, net2, step2)
@@ -168,7 +173,8 @@ def test_other_folders_are_refused(tmp_path):
 def test_a_paddleseg_checkpoint_has_its_iteration_in_the_name(tmp_path):
     net, step, _ = run()
     folder = state.save_checkpoint(tmp_path, net, step, state.Progress(40))
-    (folder / "progress.json").unlink()
+    for name in ("progress.json", "manifest.json"):
+        (folder / name).unlink()
     assert state.resume(folder, net, step).iteration == 40
     other = folder.rename(tmp_path / "last")
     with pytest.raises(UserError, match=r"progress\.json"):
@@ -179,13 +185,82 @@ def test_best_model_is_replaced_whole_and_carried_over(tmp_path):
     one, two = run()[0], run()[0]
     best = tmp_path / "a" / "best_model"
     for net in (one, two):
-        state.save_weights(net, best)
-        assert [p.name for p in best.iterdir()] == ["model.pdparams"]
+        state.save_best_model(net, tmp_path / "a")
+        assert {p.name for p in best.iterdir()} == {"manifest.json", "model.pdparams"}
+        assert checkpoint_folder.fault(best) is None
     assert_same(
         {k: v.numpy() for k, v in paddle.load(str(best / "model.pdparams")).items()}, arrays(two)
     )
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["best_model"]
     state.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "b")
-    copy = tmp_path / "b" / "best_model" / "model.pdparams"
-    assert copy.read_bytes() == (best / "model.pdparams").read_bytes()
+    copy = tmp_path / "b" / "best_model"
+    for name in ("model.pdparams", "manifest.json"):
+        assert (copy / name).read_bytes() == (best / name).read_bytes()
     state.carry_best_model(tmp_path / "none" / "iter_1", tmp_path / "c")
     assert not (tmp_path / "c").exists()
+    _cut(best / "model.pdparams")  # a damaged one is not passed on
+    state.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_path):
+    net, step, _ = run()
+
+    def save(iteration, interrupted=False):
+        progress = state.Progress(iteration, interrupted=interrupted)
+        state.save_checkpoint(tmp_path, net, step, progress, keep=2)
+        return [folder.name for folder in state.checkpoints(tmp_path)]
+
+    assert [save(1), save(2)][-1] == ["iter_1", "iter_2"]
+    assert save(3, interrupted=True) == ["iter_1", "iter_2", "iter_3"]
+    assert save(4, interrupted=True) == ["iter_1", "iter_2", "iter_4"]
+    assert save(5) == ["iter_2", "iter_5"]
+
+
+def test_the_evaluation_s_outcome_is_part_of_the_progress(tmp_path):
+    net, step, _ = run()
+    progress = state.Progress(4, evaluation_due=True)
+    folder = state.save_checkpoint(tmp_path, net, step, progress)
+    assert state.read_progress(folder).evaluation_due
+    progress.best_miou, progress.best_iteration, progress.evaluations_without_gain = 0.5, 4, 0
+    state.save_evaluation(folder, progress)
+    assert checkpoint_folder.fault(folder) is None
+    found = state.read_progress(folder)
+    assert (found.best_miou, found.best_iteration, found.evaluation_due) == (0.5, 4, False)
+    # Damaged, it counts as not made.
+    text = (folder / "evaluation.json").read_text()
+    for broken in ("{", "[]", text.replace("0.5", "0.9"), "{}"):
+        write(folder / "evaluation.json", broken)
+        assert state.read_progress(folder).evaluation_due
+
+
+@pytest.mark.parametrize("kind", ["PolynomialDecay", "CosineAnnealingDecay", "StepDecay", "warmup"])
+def test_a_longer_run_follows_its_own_schedule_from_the_first_iteration_on(tmp_path, kind):
+    from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
+
+    def scheduler(iters):
+        section = {"type": kind, "learning_rate": 0.1}
+        if kind == "StepDecay":
+            section["step_size"] = 3
+        if kind == "warmup":
+            section.update(type="PolynomialDecay", warmup_iters=3)
+        return build_lr_scheduler(section, iters)
+
+    def with_schedule(iters):
+        net, step, _ = run()
+        step.scheduler = scheduler(iters)
+        step.optimizer = paddle.optimizer.Momentum(step.scheduler, parameters=net.parameters())
+        return net, step
+
+    net, step = with_schedule(6)
+    train(net, step, None, range(6))
+    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(6))
+    net, step = with_schedule(20)
+    state.resume(folder, net, step)
+    planned = scheduler(20)
+    for _ in range(6):
+        planned.step()
+    for _ in range(14):
+        assert step.optimizer.get_lr() == planned.get_lr()
+        step.scheduler.step()
+        planned.step()

@@ -131,6 +131,20 @@ class SegmentationLoss(nn.Layer):
             logits = logits.transpose([0, 2, 3, 1] if self.layout == "NHWC" else [0, 3, 1, 2])
         return logits, label, valid
 
+    def batch_weight(self, label):
+        """How much a batch counts where the means of several (micro-batches, ranks) are joined.
+
+        A loss that is a mean over pixels or images gives how many there are, so that the joined
+        mean is that of all of them; any other loss gives 1.0, the mean of the batches' values.
+
+        Args:
+            label (Tensor): integer [N, H, W], on the logits' grid.
+
+        Returns:
+            float: at least 0; only the ratio between batches matters.
+        """
+        return 1.0
+
     def pixel_weights(self, label, valid):
         """Class weight of each pixel, float32 [N, H, W]; 0 where not valid, 1 without weights."""
         mask = valid.astype("float32")
@@ -165,6 +179,11 @@ def check_label_range(label, num_classes, ignore_index, name):
             f"ignore_index {ignore_index}. Check num_classes, or map the values with the "
             "dataset's label_map."
         )
+
+
+def valid_pixels(label, ignore_index):
+    """float: how many pixels of a label count."""
+    return float((label != ignore_index).sum())
 
 
 def one_hot(label, valid, num_classes):

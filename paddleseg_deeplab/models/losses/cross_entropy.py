@@ -1,46 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-entropy with class weights, label smoothing and hard-pixel mining."""
 
+import math
 import numbers
 
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, largest_indices, mean_over
-
-
-def class_weights_from_counts(counts, *, limit=10.0):
-    """Median-frequency class weights (Eigen and Fergus 2015, section 6.3.2, "median frequency
-    balancing") from the pixel counts of a whole training set.
-
-    weight = median count of the classes present / own count, held within [1/limit, limit] so
-    that a handful of pixels cannot rule the gradient. (The paper counts per image in which the
-    class occurs; only totals are known here.) A class that never occurs gets 1: it cannot act in
-    training, and other data are not distorted by it.
-
-    Args:
-        counts (sequence of int): Labelled pixels of each class, void not counted.
-        limit (float): Largest weight, at least 1; its inverse is the smallest.
-
-    Returns:
-        list[float]: One weight per class.
-
-    Raises:
-        ValueError: no counts, a negative one, or none above 0.
-    """
-    counts = np.asarray(counts, dtype="float64")
-    if counts.ndim != 1 or counts.size == 0 or not np.isfinite(counts).all() or (counts < 0).any():
-        raise ValueError(f"counts must be a flat list of numbers >= 0, not {counts.tolist()!r}.")
-    present = counts > 0
-    if not present.any():
-        raise ValueError("counts are all 0: the training set has no labelled pixel.")
-    if not limit >= 1:
-        raise ValueError(f"limit must be at least 1, not {limit!r}.")
-    weights = np.ones_like(counts)
-    weights[present] = np.median(counts[present]) / counts[present]
-    return np.clip(weights, 1.0 / limit, limit).tolist()
+from paddleseg_deeplab.models.losses.base import (
+    SegmentationLoss,
+    largest_indices,
+    mean_over,
+    valid_pixels,
+)
+from paddleseg_deeplab.utils.class_weights import class_weights_from_counts  # noqa: F401
 
 
 def check_fraction(name, value, low_open=False, high_open=False):
@@ -110,6 +84,21 @@ class CrossEntropyLoss(SegmentationLoss):
         if self.top_k_percent_pixels < 1.0:
             loss, share = self._hardest(loss.flatten(), share.flatten(), valid)
         return mean_over(loss, share.sum())
+
+    def batch_weight(self, label):
+        """The divisor of the average; 1.0 with top_k_percent_pixels, whose pixels each batch
+        chooses among its own."""
+        if self.top_k_percent_pixels < 1.0:
+            return 1.0
+        if not self.avg_non_ignore:
+            return float(math.prod(label.shape))
+        if self.weight is None:
+            return valid_pixels(label, self.ignore_index)
+        # Clipped since nothing has looked at these labels yet; `forward` names a wrong one.
+        label = label.astype("int64")
+        known = label.clip(0, len(self.weight) - 1)
+        weights = self.pixel_weights(known, label != self.ignore_index)
+        return float(weights.astype("float64").sum())
 
     def _hardest(self, loss, share, valid):
         if self.avg_non_ignore:

@@ -52,3 +52,7 @@ class DiceLoss(SegmentationLoss):
             loss = loss * self.weight
         labelled = valid.any(axis=[1, 2]).astype("float32")  # [N]
         return mean_over(loss * labelled.unsqueeze(1), labelled.sum() * c)
+
+    def batch_weight(self, label):
+        """Images with a valid pixel."""
+        return float((label != self.ignore_index).any(axis=[1, 2]).astype("int64").sum())

@@ -8,7 +8,12 @@ import paddle
 import paddle.nn.functional as F
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, mean_over, one_hot
+from paddleseg_deeplab.models.losses.base import (
+    SegmentationLoss,
+    mean_over,
+    one_hot,
+    valid_pixels,
+)
 from paddleseg_deeplab.models.losses.cross_entropy import check_fraction, pixel_cross_entropy
 
 
@@ -59,6 +64,9 @@ class FocalLoss(SegmentationLoss):
         mask = valid.unsqueeze(-1).astype("float32")
         return mean_over(loss * mask, mask.sum() * logits.shape[-1])
 
+    def batch_weight(self, label):
+        return valid_pixels(label, self.ignore_index)
+
 
 @manager.LOSSES.add_component
 class MultiClassFocalLoss(SegmentationLoss):
@@ -92,3 +100,6 @@ class MultiClassFocalLoss(SegmentationLoss):
             loss = loss * self.alpha
         # Per-class factors do not enter the divisor: alpha scales a class, it does not average.
         return mean_over(loss * self.pixel_weights(label, valid), valid.astype("float32").sum())
+
+    def batch_weight(self, label):
+        return valid_pixels(label, self.ignore_index)

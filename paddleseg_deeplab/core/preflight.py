@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be found out before a run makes its folder: parts that do not fit each other."""
+
+import math
+
+import paddle
+from paddle import nn
+
+from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core.forward import compute_losses, run_model
+from paddleseg_deeplab.core.loader import training_batches
+from paddleseg_deeplab.utils.logger import logger
+
+_SIDE = 128  # pixels of the first image that go through the network
+
+
+def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, test_config=None):
+    """Reads a first batch and a first validation sample, and tries network and losses on a corner.
+
+    Nothing is changed: batch norms get their running statistics back.
+
+    Args:
+        model (nn.Layer): In training mode.
+        train_dataset: As `core.train.train` takes it.
+        losses (dict): ``types`` and ``coef``, as `SegBuilder.loss`.
+        batch_size (int): Images in a batch.
+        val_dataset (optional): Where the run evaluates.
+        test_config (dict, optional): Keyword arguments of `evaluate`.
+
+    Raises:
+        UserError: A sample cannot be read or transformed, the images of a batch differ in size,
+            the losses do not fit the network's outputs, or the evaluation's settings are wrong.
+    """
+    if val_dataset is not None:
+        settings = test_config or {}
+        if settings.get("is_slide"):
+            infer.check_window(settings.get("crop_size"), settings.get("stride"))
+        if len(val_dataset):
+            val_dataset[0]
+    _, images, labels = next(training_batches(train_dataset, batch_size, 0, 1, seed=0))
+    warn_of_wide_rates(model, images.shape[-2:])
+    _try(model, images[:1, :, :_SIDE, :_SIDE], labels[:1, :_SIDE, :_SIDE], losses)
+
+
+def _try(model, images, labels, losses):
+    # Running statistics are parameters without gradients in Paddle, other buffers have none either.
+    states = [state for state in model.state_dict().values() if state.stop_gradient]
+    before = [(state, state.clone()) for state in states]
+    try:
+        with paddle.no_grad():
+            logits = run_model(model, images)
+            compute_losses(logits, labels, losses, getattr(model, "data_format", "NCHW"))
+    finally:
+        for state, value in before:
+            paddle.assign(value, output=state)
+
+
+def warn_of_wide_rates(model, size):
+    """Warns of atrous convolutions in the head that see nothing but padding around their middle.
+
+    The V3 paper (section 3.3) describes it: as the rate comes near the map's side, a 3x3 kernel
+    becomes a 1x1 one.
+
+    Args:
+        model (nn.Layer): With ``head`` and ``backbone.feat_strides``; else nothing is done.
+        size (Sequence[int]): (height, width) of the training images.
+
+    Returns:
+        list[int]: The rates that are too wide.
+    """
+    head = getattr(model, "head", None)
+    strides = getattr(getattr(model, "backbone", None), "feat_strides", None)
+    if not isinstance(head, nn.Layer) or not strides:
+        return []
+    stride = max(strides)
+    rows, columns = (math.ceil(side / stride) for side in size)
+    convs = [layer for layer in head.sublayers() if isinstance(layer, nn.Conv2D)]
+    rates = {max(conv._dilation) for conv in convs if max(conv._kernel_size) > 1}
+    wide = sorted(rate for rate in rates if rate > 1 and rate >= min(rows, columns))
+    if wide:
+        logger.warning(
+            "The training images are %dx%d (width x height), a map of %dx%d at output stride %d: "
+            "of 3x3 kernels at rate %s, at least one side of which is no smaller, the outer taps "
+            "meet only padding. Use larger crops or smaller rates (model.aspp_ratios).",
+            *(size[1], size[0], columns, rows, stride, ", ".join(map(str, wide))),
+        )
+    return wide

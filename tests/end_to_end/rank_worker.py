@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `test_distributed.py` runs on each rank, and alone; results go to ``<out>/<rank>.json``."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import paddleseg_deeplab  # noqa: F401  (before Paddle)
+
+# isort: split
+import paddle
+from paddle import nn
+
+from paddleseg_deeplab.cli import predict as predict_command
+from paddleseg_deeplab.cli import val as val_command
+from paddleseg_deeplab.core import distributed
+from paddleseg_deeplab.core import train as train_run
+from paddleseg_deeplab.core.monitor import TrainMonitor
+from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, MixedLoss
+from paddleseg_deeplab.utils.errors import UserError
+
+CLASSES = 3
+
+
+class VoidSet:
+    """Random images whose share of void pixels runs from none to nearly all.
+
+    Args:
+        fault (str, optional): What reading the sample 5 does from its second time on.
+    """
+
+    num_classes, img_channels, ignore_index, mode = CLASSES, 3, 255, "train"
+    takes_epoch = True
+
+    def __init__(self, size=10, fault=None):
+        self.size = size
+        self.fault = fault
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, key):
+        index, _ = key if isinstance(key, tuple) else (key, 0)
+        rng = np.random.default_rng(index)
+        image = rng.standard_normal((3, 16, 12)).astype("float32")
+        label = rng.integers(0, CLASSES, (16, 12))
+        label[rng.random((16, 12)) < index / self.size] = 255
+        if index == 5 and self.fault == "user":
+            raise UserError("image_5.png is broken.")
+        if index == 5 and self.fault == "bug":
+            raise KeyError("what")
+        if index == 5 and self.fault == "nan":
+            image[:] = 3e38  # the network makes inf of it, and the loss nan
+        if index == 5 and self.fault == "signal":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"img": image, "label": label, "im_path": f"image_{index}", "trans_info": []}
+
+
+@manager.MODELS.add_component
+class SmallNet(nn.Layer):
+    """Frozen norm, a frozen layer, a layer that no output depends on, two outputs in training."""
+
+    def __init__(self, num_classes=CLASSES, data_format="NCHW"):
+        super().__init__()
+        self.num_classes = num_classes
+        self.body = nn.Conv2D(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2D(8, use_global_stats=True)
+        self.fixed = nn.Conv2D(8, 8, 1)
+        for parameter in self.fixed.parameters():
+            parameter.stop_gradient = True
+        self.unused = nn.Conv2D(8, 8, 1)
+        self.main = nn.Conv2D(8, num_classes, 1)
+        self.auxiliary = nn.Conv2D(8, num_classes, 1)
+
+    def forward(self, x):
+        y = nn.functional.relu(self.fixed(self.norm(self.body(x))))
+        return [self.main(y), self.auxiliary(y)] if self.training else [self.main(y)]
+
+
+def run(save_dir, batch_size, dataset=None, **settings):
+    """Trains `SmallNet`; returns the loss and its parts of each iteration."""
+    paddle.seed(7)
+    model = SmallNet()
+    rate = paddle.optimizer.lr.PolynomialDecay(0.1, 40)
+    optimizer = paddle.optimizer.Momentum(
+        rate, 0.9, parameters=model.parameters(), weight_decay=1e-3
+    )
+    mixed = MixedLoss([CrossEntropyLoss(weight=[1.0, 2.0, 0.5]), DiceLoss()], [0.8, 0.2])
+    losses = {"types": [mixed, CrossEntropyLoss()], "coef": [1.0, 0.4]}
+    seen, record = [], TrainMonitor.record
+
+    def keep(self, iteration, loss, parts, *rest):
+        seen.append([loss, *parts.values()])
+        record(self, iteration, loss, parts, *rest)
+
+    TrainMonitor.record = keep
+    try:
+        train_run(
+            model,
+            VoidSet() if dataset is None else dataset,
+            optimizer=optimizer,
+            losses=losses,
+            save_dir=str(save_dir),
+            batch_size=batch_size,
+            **settings,
+        )
+    finally:
+        TrainMonitor.record = record
+    return seen, {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def caught(action):
+    """Class, text and silence of what a call raises."""
+    try:
+        action()
+    except BaseException as error:
+        return [type(error).__name__, str(error), bool(getattr(error, "silent", False))]
+    return None
+
+
+def main(out, config, photos):
+    """The checks of one launch."""
+    out = Path(out)
+    paddle.set_device("cpu")
+    ranks = distributed.join()
+    told = {"rank": ranks.rank, "size": ranks.size}
+    told["plain"], state = run(out / "plain", 2, iters=20, save_interval=8)
+    told["accumulated"], _ = run(out / "accumulated", 1, iters=20, accumulation_steps=2)
+    told["weights"] = {name: value.tolist() for name, value in state.items()}
+    told["early"], _ = run(
+        *(out / "early", 1),
+        iters=20,
+        save_interval=1,
+        val_dataset=VoidSet(5),
+        use_ema=True,
+        early_stop_intervals=2,
+    )
+    for fault in ("user", "bug", "nan", "signal"):
+        # The other rank's set is in order.
+        data = VoidSet(fault=fault if ranks.rank == 1 else None)
+        folder = out / fault
+        told[fault] = caught(lambda f=folder, d=data: run(f, 2, d, iters=20, shuffle=False))
+    arguments = ["--config", config, "--device", "cpu"]
+    weights = str(out / "plain" / "iter_20")
+    report = ["--model_path", weights, "--save_dir", str(out / "val")]
+    told["val"] = val_command.main([*arguments, *report])
+    pictures = ["--model_path", weights, "--save_dir", str(out / "pictures")]
+    told["predict"] = predict_command.main([*arguments, *pictures, "--image_path", photos])
+    (out / f"{ranks.rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

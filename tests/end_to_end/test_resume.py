@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is cut off anywhere and goes on ends as one that never was."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+
+# Helpers and fixtures of the neighbour; pytest puts this folder on the path.
+from test_train import CONFIG, ROOT, DropoutNet, assert_same, config, run  # noqa: F401
+
+from paddleseg_deeplab.core import checkpoint_folder, state
+from paddleseg_deeplab.cvlibs import manager
+
+
+class Scripted(DropoutNet):
+    """Draws from every global random state, and runs ``at`` at chosen moments."""
+
+    at = None  # called with "train" or "eval" and how often that came
+
+    def __init__(self, num_classes, data_format="NCHW"):
+        super().__init__(num_classes, data_format)
+        self.seen = {"train": 0, "eval": 0}
+
+    def forward(self, x):
+        kind = "train" if self.training else "eval"
+        # Without gradients it is tried before the run begins.
+        self.seen[kind] += not self.training or paddle.is_grad_enabled()
+        if Scripted.at is not None:
+            Scripted.at(kind, self.seen[kind])
+        if self.training:
+            x = x * (1.0 + 0.1 * random.random() + 0.1 * float(np.random.rand()))
+        return super().forward(x)
+
+
+class GlobalNoise:
+    """A transform written for PaddleSeg: its randomness is global."""
+
+    def __call__(self, data):
+        data["img"] = data["img"] + 9 * random.random() + 9 * np.random.rand()
+        return data
+
+
+@pytest.fixture(autouse=True)
+def scripted(config):  # noqa: F811
+    manager.MODELS.add_component(Scripted)
+    manager.TRANSFORMS.add_component(GlobalNoise)
+    content = yaml.safe_load(CONFIG)
+    content["model"]["type"] = "Scripted"
+    content["train_dataset"]["transforms"].insert(0, {"type": "GlobalNoise"})
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    yield
+    Scripted.at = None
+    del manager.MODELS.components_dict["Scripted"]
+    del manager.TRANSFORMS.components_dict["GlobalNoise"]
+
+
+def once(kind, number, act):
+    """Makes the network do ``act`` the ``number``-th time it is used for ``kind``."""
+
+    def at(now, count):
+        if (now, count) == (kind, number):
+            Scripted.at = None
+            act()
+
+    Scripted.at = at
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def assert_equal_runs(one, other, last=6, ema=True):
+    for name in ("model.pdparams", "model.pdopt", *(["ema.pdparams"] if ema else [])):
+        assert_same(one / f"iter_{last}", other / f"iter_{last}", name)
+    assert_same(one, other, "best_model/model.pdparams")
+    assert [p.name for p in state.checkpoints(one)] == [p.name for p in state.checkpoints(other)]
+    ends = [vars(state.read_progress(d / f"iter_{last}")) for d in (one, other)]
+    assert ends[0] == ends[1]
+    assert checkpoint_folder.fault(other / "best_model") is None
+
+
+FLAGS = ["--do_eval", "--use_ema", "--save_interval", 2, "--keep_checkpoint_max", 2]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_at_any_iteration_costs_nothing(config, tmp_path, workers):  # noqa: F811
+    flags = [*FLAGS, "--num_workers", workers, "--opts", "accumulation_steps=2"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(config, whole, *flags) == 0
+    flags = ["--resume_model", "auto", *flags]
+    # Two forward passes an iteration. The 1st is iteration 1; after it, at each start: at once,
+    # in iteration 3 (not to be saved), in 4 (saved, then evaluated), in its evaluation.
+    for kind, number, newest in (("train", 1, 1), ("train", 4, 3), ("train", 1, 4), ("eval", 1, 4)):
+        once(kind, number, terminate)
+        assert run(config, parts, *flags) == 143
+        assert state.checkpoints(parts)[-1].name == f"iter_{newest}"
+        due = state.read_progress(state.checkpoints(parts)[-1]).evaluation_due
+        assert due == (newest == 4)
+    assert run(config, parts, *flags) == 0
+    assert_equal_runs(whole, parts)
+    log = (parts / "train.log").read_text(encoding="utf-8")
+    assert "stopped by SIGTERM at iteration 3" in log
+    assert "Evaluating iteration 4, which was cut off" in log
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def die():
+    raise Killed
+
+
+@pytest.mark.parametrize(("kind", "number"), [("train", 4), ("eval", 1), ("eval", 3), ("eval", 5)])
+def test_a_kill_costs_no_evaluation_either(config, tmp_path, kind, number):  # noqa: F811
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = [*FLAGS, "--early_stop_intervals", 2, "--resume_model", "auto"]
+    assert run(config, whole, *flags) == 0
+    once(kind, number, die)
+    with pytest.raises(Killed):
+        run(config, parts, *flags)
+    (parts / "iter_9.tmp").mkdir()  # a kill leaves such, an exception does not
+    (parts / "best_model.tmp").mkdir()
+    assert run(config, parts, *flags) == 0
+    assert_equal_runs(whole, parts, last=int(state.checkpoints(whole)[-1].name[5:]))
+    assert not list(parts.glob("*.tmp"))
+
+
+def test_an_early_stop_is_not_overrun_by_a_restart(config, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    flags = ["--do_eval", "--save_interval", 1, "--early_stop_intervals", 2, "--iters", 50]
+    flags += ["--resume_model", "auto", "--opts", "lr_scheduler.learning_rate=0"]
+    assert run(config, out, *flags) == 0
+    last = state.checkpoints(out)[-1].name
+    assert last != "iter_50"
+    assert run(config, out, *flags) == 0
+    assert state.checkpoints(out)[-1].name == last
+    assert capsys.readouterr().err.count("Early stop: ") == 2
+
+
+def test_more_iterations_end_as_if_planned_so(config, tmp_path):  # noqa: F811
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ["--save_interval", 3]
+    assert run(config, whole, *flags, "--iters", 6, "--do_eval") == 0
+    shutil.copytree(whole / "iter_3", parts / "iter_3")
+    # The schedule of a run of 3 ended there, at rate 0; the plan of 6 is followed.
+    for folder in (parts / "iter_3",):
+        saved = paddle.load(str(folder / "model.pdopt"))
+        saved["LR_Scheduler"]["last_lr"] = 0.0
+        with checkpoint_folder.writing(folder.with_name("iter_4")) as temporary:
+            for file in folder.iterdir():
+                if file.name != "manifest.json":
+                    shutil.copy(file, temporary)
+            paddle.save(saved, str(temporary / "model.pdopt"))
+        checkpoint_folder.remove(folder)
+        folder.with_name("iter_4").rename(folder)
+    assert run(config, parts, *flags, "--iters", 6, "--do_eval", "--resume_model", "auto") == 0
+    assert_same(whole / "iter_6", parts / "iter_6", "model.pdparams")
+
+
+def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    flags = ["--resume_model", "auto", "--save_interval", 2]
+    assert run(config, out, *flags) == 0
+    assert "starting anew" in capsys.readouterr().err
+    shutil.copytree(out, tmp_path / "whole")
+    with open(out / "iter_6" / "model.pdopt", "r+b") as file:
+        file.seek(200)
+        file.write(b"?!")
+    (out / "iter_4" / "model.pdparams").write_bytes(b"")
+    capsys.readouterr()
+    # Named, a torn one is refused.
+    assert run(config, out, "--resume_model", out / "iter_6") == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if "[INFO]" not in x]
+    assert line.startswith("error: ")
+    assert "model.pdopt is damaged" in line
+    # The newest whole one is taken, and the torn ones are replaced on the way.
+    assert run(config, out, *flags) == 0
+    told = capsys.readouterr().err
+    assert "passes iter_6 over" in told
+    assert "passes iter_4 over" in told
+    assert "Resumed from" in told
+    assert_same(tmp_path / "whole" / "iter_6", out / "iter_6", "model.pdparams")
+    # None whole: not quietly anew.
+    for folder in state.checkpoints(out):
+        (folder / "progress.json").write_text("{")
+    capsys.readouterr()
+    assert run(config, out, *flags) == 2
+    assert "--overwrite" in capsys.readouterr().err.splitlines()[-1]
+    assert run(config, out, *flags, "--overwrite", "--iters", 1) == 0
+    assert [p.name for p in state.checkpoints(out)] == ["iter_1"]
+
+
+def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+    assert run(config, out, "--iters", 2, "--seed", 3) == 0
+    kept = (out / "config.yml").read_bytes()
+    assert (out / "iter_2" / "config.yml").read_bytes() == kept
+    capsys.readouterr()
+    flags = ["--resume_model", "auto", "--iters", 4]
+    other = [*flags, "--seed", 4, "--batch_size", 3, "--use_ema"]
+    other += ["--opts", "optimizer.momentum=0.5", "val_dataset.num_samples=1"]
+    assert run(config, out, *other) == 2
+    lines = capsys.readouterr().err.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert "--resume_ignore_config" in lines[start]
+    assert lines[start + 1 :] == [
+        "  optimizer.momentum: 0.9 -> 0.5",
+        "  batch_size: 2 -> 3",
+        "  use_ema: False -> True",
+        "  seed: 3 -> 4",
+    ]
+    assert (out / "config.yml").read_bytes() == kept
+    assert [p.name for p in state.checkpoints(out)] == ["iter_2"]
+    assert run(config, out, *other, "--resume_ignore_config") == 0
+    assert "optimizer.momentum: 0.9 -> 0.5" in capsys.readouterr().err
+    progress = state.read_progress(out / "iter_4")
+    assert (progress.seed, progress.settings["batch_size"]) == (4, 3)
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
+    config,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    out = tmp_path / "out"
+    save = paddle.save
+
+    def full(value, path, **settings):
+        if "iter_4" in str(path) and str(path).endswith("pdopt"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(value, path, **settings)
+
+    flags = ["--save_interval", 2, "--resume_model", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(paddle, "save", full)
+        assert run(config, out, *flags) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    for word in ("iter_4", "No space left", "MiB are free"):
+        assert word in lines[0]
+    assert [p.name for p in state.checkpoints(out)] == ["iter_2"]
+    assert not list(out.glob("*.tmp"))
+    assert checkpoint_folder.fault(out / "iter_2") is None
+    assert run(config, out, *flags) == 0
+    assert (out / "iter_6").is_dir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
+def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
+    """SIGINT to the whole group, as a terminal sends it, with two reading processes."""
+    content = yaml.safe_load(CONFIG)
+    content["model"] = {"type": "DeepLabV3P", "aspp_ratios": [1, 2, 3, 4], "aspp_out_channels": 8}
+    content["model"]["backbone"] = {"type": "ResNet18_vd", "output_stride": 16}
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "tiny.yml")]
+    command += ["--device", "cpu", "--iters", "100000", "--num_workers", "2", "--log_iters", "1"]
+    command += ["--save_dir", str(tmp_path / "out")]
+    with open(tmp_path / "stderr", "wb") as stderr:
+        child = subprocess.Popen(command, stderr=stderr, start_new_session=True)
+    try:
+        until = time.monotonic() + 90
+        log = tmp_path / "out" / "train.log"
+        while time.monotonic() < until and child.poll() is None:
+            if log.exists() and "iter: 2/" in log.read_text(encoding="utf-8"):
+                break
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(60) == 130
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    told = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert "Traceback" not in told
+    assert told.count("SIGINT: stopping") == 1
+    [folder] = state.checkpoints(tmp_path / "out")
+    assert checkpoint_folder.fault(folder) is None
+    assert state.read_progress(folder).interrupted
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_killed_for_real_and_resumed(tmp_path):
+    """The long script beside, in short."""
+    script = str(ROOT / "tests" / "kill" / "kill_and_resume.py")
+    flags = ["--kills", "2", "--iters", "12", "--seconds", "5", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, script, *flags], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "equal the undisturbed run's" in done.stdout
