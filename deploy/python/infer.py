@@ -149,6 +149,16 @@ def build_compose(info):
     return transforms.Compose(steps, to_rgb=info.to_rgb, img_channels=info.img_channels)
 
 
+def check_finite(path, output):
+    """Raises UserError where scores are NaN or infinite; labels (argmax) tell nothing of it."""
+    if output.dtype.kind == "f" and not np.isfinite(output).all():
+        raise UserError(
+            f"{path}: the network gives NaN or infinite values, which have no best class. Either "
+            "the weights that were exported do, or the image's own values are not finite, or "
+            "--precision fp16 overflows."
+        )
+
+
 def postprocess(output, trans_info, output_op, want_probabilities=False):
     """One image's result at its original size, as predict.py makes it.
 
@@ -257,6 +267,7 @@ def results(inferer, paths, failures, want_probabilities):
     """Yields (sample, labels, probabilities or None) of each image that can be used."""
     for samples, batch in batches(inferer, paths, failures):
         for sample, output in zip(samples, inferer.infer(batch)):
+            check_finite(sample["im_path"], output)
             yield (sample, *inferer.finish(output, sample["trans_info"], want_probabilities))
 
 

@@ -16,8 +16,8 @@ _DESCRIPTION = """Exports a trained model for deployment.
 
 --save_dir gets the network, its parameters and deploy.yaml, which holds all that infer.py has to
 know. Before that the written network is run and compared with the trained one on a real image; the
-exit status is 1 and nothing is kept where logits differ by more than 0.001 or the class of more
-than 0.01 % of the pixels.
+exit status is 1 and nothing is kept where logits differ by more than 0.001 (times the largest
+logit, where that is above 1) or the class of more than 0.01 % of the pixels.
 """
 # Transforms after which a prediction has to be resized: logits resized and then compared give
 # smoother borders than resized labels.

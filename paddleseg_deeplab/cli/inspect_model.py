@@ -12,10 +12,11 @@ _DESCRIPTION = """Shows what a config's network costs and sees, without weights 
 
   paddleseg-deeplab inspect_model --config configs/deeplabv3p_resnet50_os8.yml --input_size 1024 512
 
-Prints each atrous convolution with the share of its weights that meet the map rather than padding,
-and each stage with its receptive field (without image pooling), parameters and multiply-adds at
-each output stride. The pictures and inspect.json go to --save_dir. Multiply-adds are those of
-convolutions and linear layers for one image in evaluation, taps in padding counted.
+Prints each atrous convolution with the share of its weights that meet the map rather than padding
+(and how many of the kernel's taps do so most often, as a share of the positions), and each stage
+with its receptive field (without image pooling), parameters and multiply-adds at each output
+stride. The pictures and inspect.json go to --save_dir. Multiply-adds are those of convolutions and
+linear layers for one image in evaluation, taps in padding counted.
 """
 
 

@@ -9,7 +9,9 @@ from paddleseg_deeplab.core.forward import infer_logits
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
 
-MAX_LOGIT_DIFFERENCE = 1e-3  # also of probabilities
+# Of logits up to 1, and of larger ones in proportion: float32 keeps about seven digits whatever
+# the size of a number, so that two orders of the same sums differ by a share of it.
+MAX_LOGIT_DIFFERENCE = 1e-3
 MAX_LABEL_SHARE = 1e-4  # of pixels whose argmax differs
 # Where the size is free, the comparison takes at most a picture of this side: enough to compare,
 # and the trained network is slow on a CPU.
@@ -67,11 +69,13 @@ def compare_export(model, info, sample, device="cpu"):
 
     Returns:
         dict: ``max_abs_logits_difference`` (output "none") or ``max_abs_probability_difference``
-        ("softmax"), ``argmax_pixels_differing`` (a share, 0 to 1) and ``inputs`` (shapes).
+        ("softmax"), ``argmax_pixels_differing`` (a share, 0 to 1), ``largest_logit`` (of the
+        trained network, as an absolute value) and ``inputs`` (shapes).
 
     Raises:
-        ExportMismatch: beyond `MAX_LOGIT_DIFFERENCE`, or more than `MAX_LABEL_SHARE` of the pixels
-            (and more than one).
+        ExportMismatch: a logit differs by more than `MAX_LOGIT_DIFFERENCE` times the largest logit
+            (or times 1, if that is more), a probability by what that makes of it, or the class of
+            more than `MAX_LABEL_SHARE` of the pixels (and of more than one).
     """
     predictor = open_predictor(info, InferenceSettings(device=device))
     batches = sample_batches(sample, info.input_shape)
@@ -98,12 +102,17 @@ def _judge(checks, info):
     # the margin tells.
     pixels = min((n * h * w for n, _, h, w in checks.get("inputs", [])), default=float("inf"))
     label_limit = max(MAX_LABEL_SHARE, 1 / pixels)
+    largest = checks.get("largest_logit", 1.0)
+    scale = max(1.0, largest) if np.isfinite(largest) else 1.0
+    logit_limit = MAX_LOGIT_DIFFERENCE * scale
+    # Logits that differ by d each move a probability by d / 2 at most.
+    probability_limit = MAX_LOGIT_DIFFERENCE * max(1.0, scale / 2)
     problems = [
         f"{key} is {checks[key]:.3g}, at most {limit:g} is allowed"
         for key, limit in (
-            ("max_abs_logits_difference", MAX_LOGIT_DIFFERENCE),
-            ("max_abs_probability_difference", MAX_LOGIT_DIFFERENCE),
-            ("max_margin_of_differing_pixels", 2 * MAX_LOGIT_DIFFERENCE),
+            ("max_abs_logits_difference", logit_limit),
+            ("max_abs_probability_difference", probability_limit),
+            ("max_margin_of_differing_pixels", 2 * logit_limit),
             ("argmax_pixels_differing", label_limit),
         )
         # Not "greater than": a NaN is beyond every limit.
@@ -112,8 +121,17 @@ def _judge(checks, info):
     if problems:
         raise ExportMismatch(
             f"The exported network ({info.format}) differs from the trained one: "
-            f"{'; '.join(problems)}. Nothing was written. Try another --format."
+            f"{'; '.join(problems)}. Nothing was written. {_hint(checks)}"
         )
+
+
+def _hint(checks):
+    if checks.get("argmax_pixels_differing") == 0:
+        return (
+            "No pixel's class differs: where classes are all you need, give --output_op argmax; "
+            "else try another --format."
+        )
+    return "Try another --format."
 
 
 def compare_outputs(logits, output, output_op):
@@ -154,4 +172,5 @@ def compare_outputs(logits, output, output_op):
         margin = (logits.max(axis=1) - chosen)[differing]
         found["max_margin_of_differing_pixels"] = float(margin.max()) if margin.size else 0.0
     found["argmax_pixels_differing"] = float(differing.mean())
+    found["largest_logit"] = float(np.abs(logits).max())
     return found

@@ -110,18 +110,45 @@ def per_image_trans_info(trans_info, count):
     return list(trans_info)
 
 
-def labels_and_scores(scores, trans_info, return_scores=False):
+def check_finite(scores, names=None):
+    """Raises UserError where scores are NaN or infinite, whose best class would mean nothing.
+
+    Args:
+        scores (Tensor | np.ndarray): float32 [N, ...].
+        names (Sequence[str], optional): Of the N images, for the message.
+    """
+    # One sum for a batch; only where it fails, which may be its own overflow, each is looked at.
+    with np.errstate(all="ignore"):
+        if np.isfinite(float(scores.sum())):
+            return
+    for i in range(scores.shape[0]):
+        one = scores[i] if isinstance(scores, np.ndarray) else scores[i].numpy()
+        if not np.isfinite(one).all():
+            name = names[i] if names else f"image {i} of the batch"
+            raise UserError(
+                f"{name}: the network gives NaN or infinite values, which have no best class. "
+                "Either its weights do (a training that diverged: take an earlier checkpoint), or "
+                "the image's own values are not finite, or --precision fp16 overflows."
+            )
+
+
+def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):
     """Brings scores back to the original sizes and takes the best class.
 
     Args:
         scores (Tensor | np.ndarray): float32 [N, K, h, w] at the network's input size.
         trans_info (list): Steps to undo, of one image or a list of them an image.
         return_scores (bool): Give the scores back too.
+        names (Sequence[str], optional): Of the images, for messages.
 
     Returns:
         tuple[list[np.ndarray], list[np.ndarray] | None]: An image's labels, int32 [H, W] at its
         original size; its scores, float32 [K, H, W], or None.
+
+    Raises:
+        UserError: A score is NaN or infinite.
     """
+    check_finite(scores, names)
     infos = per_image_trans_info(trans_info, scores.shape[0])
     resized = any(step[0] == "resize" for info in infos for step in info)
     on_host = isinstance(scores, np.ndarray)
@@ -145,6 +172,7 @@ def inference(
     crop_size=None,
     *,
     return_scores=False,
+    names=None,
 ):
     """Inference of a batch of images of one size; the caller sets eval mode.
 
@@ -157,6 +185,7 @@ def inference(
         stride (Sequence[int], optional): Of the window, (width, height).
         crop_size (Sequence[int], optional): Of the window, (width, height).
         return_scores (bool): Give the logits at the original size back too.
+        names (Sequence[str], optional): Of the images, for messages.
 
     Returns:
         Tensor | tuple: Without `trans_info` the logits, float32 [N, K, H, W]. With it
@@ -164,7 +193,8 @@ def inference(
         [K, H, W] logits or None. (PaddleSeg: a tensor of labels, all of one size, and the logits.)
 
     Raises:
-        UserError: `crop_size` or `stride` is missing or does not fit.
+        UserError: `crop_size` or `stride` is missing or does not fit; or, with `trans_info`, a
+            logit is NaN or infinite.
     """
     with paddle.no_grad():
         if trans_info is None:
@@ -173,7 +203,7 @@ def inference(
             logits = slide_logits(model, im, crop_size, stride)
         else:
             logits = infer_logits(model, im)
-        return labels_and_scores(logits, trans_info, return_scores)
+        return labels_and_scores(logits, trans_info, return_scores, names=names)
 
 
 def check_scales(scales):
@@ -254,6 +284,7 @@ def aug_inference(
     crop_size=None,
     *,
     return_scores=False,
+    names=None,
 ):
     """Inference over several scales and flips, probabilities averaged.
 
@@ -266,12 +297,16 @@ def aug_inference(
         flip_vertical (bool): Add passes over the image upside down. Default False.
         is_slide, stride, crop_size: As for `inference`; the window keeps its size at each scale.
         return_scores (bool): Give the probabilities at the original size back too.
+        names (Sequence[str], optional): Of the images, for messages.
 
     Returns:
         tuple: ``(labels, scores)`` as of `inference`; the scores are probabilities.
+
+    Raises:
+        UserError: As of `inference`.
     """
     with paddle.no_grad():
         probabilities = aug_probabilities(
             model, im, scales, flip_horizontal, flip_vertical, is_slide, stride, crop_size
         )
-        return labels_and_scores(probabilities, trans_info, return_scores)
+        return labels_and_scores(probabilities, trans_info, return_scores, names=names)

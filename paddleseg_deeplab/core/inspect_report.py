@@ -43,7 +43,8 @@ def atrous_table(layers):
     """
     if not layers:
         return ["No atrous convolution: every rate is 1."]
-    head = ["atrous convolution", "kernel", "rate", "spans", "map", "valid weights", "most taps"]
+    head = ["atrous convolution", "kernel", "rate", "spans", "map", "valid weights"]
+    head += ["most often"]
     rows = []
     for layer, count in merge_alike(layers):
         taps, share = max(layer.counts.items(), key=lambda item: item[1])
@@ -52,7 +53,7 @@ def atrous_table(layers):
             [
                 *(short_name(layer, count), _by(layer.kernel), str(rate), _by(layer.effective)),
                 *(_by(layer.size), f"{100 * layer.share:.1f} %"),
-                f"{taps} at {100 * share:.0f} %",
+                f"{taps} tap{'s' * (taps != 1)} ({100 * share:.0f} % of positions)",
             ]
         )
     return _table(head, rows)

@@ -155,8 +155,8 @@ def predict(
         PredictionResult: Files written, and the images that could not be read with the reason.
 
     Raises:
-        UserError: A setting is wrong or the weights do not fit. OSError: a result could not be
-            written.
+        UserError: A setting is wrong, the weights do not fit, or the network gives NaN or infinite
+            values for an image, which is named. OSError: a result could not be written.
     """
     outputs = _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs)
     palette = _palette(palette, custom_color, class_names)

@@ -161,8 +161,9 @@ def evaluate(
         EvaluationResult: Unpacks into mIoU, accuracy, class IoU, class precision, kappa.
 
     Raises:
-        UserError: A setting is wrong, an image cannot be read, sizes of label and image differ,
-            or a label's value is out of range; the file is named.
+        UserError: A setting is wrong, an image cannot be read, the network gives NaN or infinite
+            values for it, sizes of label and image differ, or a label's value is out of range;
+            the file is named.
     """
     losses = _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size)
     crf = make_crf(crf)
@@ -249,13 +250,15 @@ def _predict(model, samples, images, aug, settings, loss, want_probabilities):
     """Labels and probabilities (or None) of a batch; adds its loss where that is wanted."""
     images = paddle.to_tensor(images)
     infos = [sample.get("trans_info", []) for sample in samples]
+    names = [_name_of(sample) for sample in samples]
     if loss is not None and loss.losses is not None:
         logits = infer_logits(model, images)
+        labels, scores = infer.labels_and_scores(logits, infos, want_probabilities, names=names)
         loss.add(logits, samples)
-        labels, scores = infer.labels_and_scores(logits, infos, want_probabilities)
     else:
         run = infer.aug_inference if aug else infer.inference
-        labels, scores = run(model, images, infos, return_scores=want_probabilities, **settings)
+        settings = {**settings, "return_scores": want_probabilities, "names": names}
+        labels, scores = run(model, images, infos, **settings)
     if scores is None:
         return labels, [None] * len(labels)
     # Averaged scores are probabilities already; those of one pass are logits.

@@ -178,9 +178,9 @@ def _set_path(dic, keys, value, where):
             if depth == 0 and (key in _SECTION_KEYS or key == "sampler"):
                 node[key] = {}
             else:
-                raise UserError(
-                    f"--opts {where}: there is no {place} in the config. {nearest(key, node)}"
-                )
+                whole = ".".join(keys[: depth + 1]) + '="{' + keys[depth + 1] + ': ...}"'
+                hint = nearest(key, node) if node else f"Give it as a whole: {whole}."
+                raise UserError(f"--opts {where}: there is no {place} in the config. {hint}")
         if depth < len(keys) - 1:
             node = node[key]
 

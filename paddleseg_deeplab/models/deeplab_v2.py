@@ -39,8 +39,8 @@ class DeepLabV2(Segmenter):
         align_corners (bool): Of every bilinear resize in the model.
         pretrained (str): Path or URL of weights for the whole model; loading is strict.
         data_format (str): "NCHW" or "NHWC", for input and logits.
-        scales (Sequence[float]): Sizes of the image, 1 first (see `layers.scale_fraction`); the
-            weights are shared. (1.0,) runs the image alone.
+        scales (Sequence[float]): Sizes of the image, 1 first, each once (see
+            `layers.scale_fraction`); the weights are shared. (1.0,) runs the image alone.
         logits_size (str): "input", or "stride" as published (each scale on its own grid), in
             training, see `Segmenter`.
         freeze_bn (bool): True as published: the batch norms keep their pretrained statistics.
@@ -177,6 +177,8 @@ def _check_scales(scales):
             f"scales is {scales!r}; give positive numbers of which the first is 1.0, such as "
             "(1.0, 0.75, 0.5)."
         )
+    if len(set(values)) < len(values):
+        raise ValueError(f"scales is {scales!r}; give each scale once.")
     for value in values:
         scale_fraction(value)
     return tuple(float(v) for v in values)

@@ -8,13 +8,19 @@ Backbone, atrous spatial pyramid pooling (section 3.3, figure 5) or the cascade 
 from paddle import nn
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.layers import ASPPModule, ConvBNReLU, check_head_bias
+from paddleseg_deeplab.models.layers import (
+    ASPPModule,
+    ConvBNReLU,
+    check_dropouts,
+    check_head_bias,
+)
 from paddleseg_deeplab.models.segmenter import (
     ClassifierHead,
     Segmenter,
     check_parts,
     choose_aspp_ratios,
 )
+from paddleseg_deeplab.utils.logger import logger
 
 _HEADS = ("plain", "conv3x3", "cascade")
 
@@ -42,13 +48,14 @@ class DeepLabV3(Segmenter):
             taken from ``pretrained``, such as ``"head.cls.*"`` for another number of classes.
         head (str): "plain": ASPP and a 1x1 classifier (PaddleSeg, kazuto1011); "conv3x3": one more
             3x3 convolution between them (torchvision); "cascade": the classifier alone, behind a
-            backbone with extra stages (the paper's table 2).
+            backbone with extra stages (the paper's table 2); a warning names settings of ASPP
+            that it ignores.
         head_bias (str): Which convolutions of the head have a bias: "all" but image pooling's, as
             PaddleSeg's checkpoints hold them; "classifier", that one only, as in torchvision;
             "projection", ASPP's last one only. The cascade's classifier always has one.
         aux (bool): In training a second output, from a 3x3 convolution and a classifier on an
             earlier feature, for a loss of its own (torchvision weights it with 0.5).
-        aux_index (int): Which feature that is.
+        aux_index (int): Which feature that is; not the one that the head reads.
         freeze_bn, bn_momentum, bn_epsilon: See `Segmenter`.
 
     Raises:
@@ -84,7 +91,14 @@ class DeepLabV3(Segmenter):
         if head not in _HEADS:
             raise ValueError(f"head is {head!r}; give one of {list(_HEADS)}.")
         check_head_bias(head_bias)
+        check_dropouts(aspp_dropout=aspp_dropout)
         if head == "cascade":
+            _warn_of_unused(
+                aspp_ratios=(aspp_ratios, None),
+                aspp_out_channels=(aspp_out_channels, 256),
+                image_pooling=(image_pooling, True),
+                aspp_dropout=(aspp_dropout, 0.1),
+            )
             layer = ClassifierHead(num_classes, backbone_indices[0], channels[0], data_format)
         else:
             layer = DeepLabV3Head(
@@ -103,6 +117,7 @@ class DeepLabV3(Segmenter):
         if aux:
             roles = ["auxiliary head's input"]
             [width] = check_parts(num_classes, backbone, (aux_index,), roles, data_format)
+            _check_aux_index(aux_index, backbone_indices[0], len(backbone.feat_channels))
             # A part of the head, so that a parameter group named "head" holds it too.
             layer.aux = AuxiliaryHead(num_classes, aux_index, width, data_format, head_bias)
         batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
@@ -119,6 +134,25 @@ class DeepLabV3(Segmenter):
         if self.has_aux and self.training:
             logits = logits + self.head.aux(features)
         return self.finish(logits, x)
+
+
+def _warn_of_unused(**settings):
+    """Warns of settings, (value, default) each, that the cascade has no use for."""
+    given = [name for name, (value, default) in settings.items() if value != default]
+    if given:
+        logger.warning(
+            'head "cascade" has no ASPP: %s given without effect. Leave out what has none, or use '
+            'head "plain".',
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'}",
+        )
+
+
+def _check_aux_index(aux_index, index, count):
+    if aux_index % count == index % count:
+        raise ValueError(
+            f"aux_index is {aux_index}, the feature that the head itself reads (backbone_indices "
+            f"[{index}]); give an earlier one."
+        )
 
 
 class DeepLabV3Head(nn.Layer):

@@ -15,6 +15,7 @@ from paddleseg_deeplab.models.layers import (
     ConvBNReLU,
     SeparableConvBNReLU,
     channel_axis,
+    check_dropouts,
     check_head_bias,
     resize,
     spatial_size,
@@ -168,6 +169,11 @@ class DeepLabV3PHead(nn.Layer):
             aspp_out_channels=aspp_out_channels,
             low_level_channels=low_level_channels,
             decoder_channels=decoder_channels,
+        )
+        check_dropouts(
+            aspp_dropout=aspp_dropout,
+            decoder_dropout=decoder_dropout,
+            classifier_dropout=classifier_dropout,
         )
         factors = _upsampling_factors(upsample, backbone_strides, backbone_indices)
         self.backbone_indices = tuple(backbone_indices)

@@ -133,7 +133,7 @@ def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
         backbone (nn.Layer): Declares `feat_channels`, and should declare `feat_strides`.
         backbone_indices (Sequence[int]): Which features the head takes.
         roles (Sequence[str]): What the head does with each of them; names for messages, in order
-            of falling resolution.
+            of falling resolution, which has to fall from each to the next.
         data_format (str): Of the model.
 
     Returns:
@@ -163,10 +163,10 @@ def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
     strides = getattr(backbone, "feat_strides", None)
     if strides is not None:
         picked = [strides[i] for i in backbone_indices]
-        if picked != sorted(picked):
+        if any(a >= b for a, b in zip(picked, picked[1:])):
             raise ValueError(
                 f"backbone_indices is {tuple(backbone_indices)}, features of strides {picked}; "
-                f"give them in the order {', '.join(roles)}."
+                f"give features of rising strides in the order {', '.join(roles)}."
             )
     return [channels[i] for i in backbone_indices]
 
@@ -177,6 +177,11 @@ def _check_indices(indices, roles, name, count):
         raise ValueError(
             f"backbone_indices is {indices!r}; give {len(roles)} integer(s) ({', '.join(roles)}) "
             f"from 0 to {count - 1}: {name} returns {count} features."
+        )
+    if len({i % count for i in indices}) < len(indices):
+        raise ValueError(
+            f"backbone_indices is {tuple(indices)}, one feature twice; give features of rising "
+            f"strides in the order {', '.join(roles)}."
         )
 
 

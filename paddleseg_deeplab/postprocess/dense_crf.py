@@ -102,7 +102,8 @@ class DenseCRF:
             np.ndarray: Q, float32 [K, H, W], sums to 1 over the classes. Deterministic.
 
         Raises:
-            ValueError: shapes or types do not fit, or something is NaN or infinite.
+            ValueError: shapes or types do not fit, something is NaN or infinite, or a float image
+                that is not all zero has no value above 1, as one in 0..1.
             UserError: a kernel too narrow for this image, or compatibility of another size.
         """
         probabilities, image = _check(probabilities, image)
@@ -268,6 +269,11 @@ def _check(probabilities, image):
     for name, array in (("probabilities", probabilities), ("image", image)):
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} hold NaN or infinite values.")
+    if image.dtype.kind == "f" and image.any() and image.max() <= 1:
+        raise ValueError(
+            f"image is {image.dtype} and nowhere above 1, as if it were in 0..1; it should be in "
+            "0..255: multiply it by 255."
+        )
     return probabilities, image
 
 

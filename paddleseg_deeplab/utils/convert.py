@@ -262,7 +262,11 @@ def _advice(faults, own, short, source, part):
     if fitting and not _mostly(short, source):
         return f"The names look like {fitting[0]}'s: --source {fitting[0]}."
     backbone = [name for name in own if name.startswith(_BACKBONE)]
-    has_head = any((rename(n, source) or "").startswith("head.") for n in short.values())
+    # An ImageNet classifier's name may be that of a part of a head (torchvision's mobilenet_v2).
+    has_head = any(
+        (rename(n, source) or "").startswith("head.") and not reason_to_drop(n, source)
+        for n in short.values()
+    )
     if part == "model" and not has_head and not set(faults.missing).intersection(backbone):
         return "The file holds a backbone alone: --part backbone."
     return (
@@ -272,8 +276,9 @@ def _advice(faults, own, short, source, part):
 
 
 def _mostly(short, source):
-    """Whether a table knows most of the names."""
-    known = sum(bool(rename(n, source) or reason_to_drop(n, source)) for n in short.values())
+    """Whether a source's table knows most of the file's names, its own prefixes taken off."""
+    names = without_prefixes(short, source)[0].values()
+    known = sum(bool(rename(n, source) or reason_to_drop(n, source)) for n in names)
     return 2 * known > len(short)
 
 

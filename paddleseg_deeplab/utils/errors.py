@@ -40,8 +40,11 @@ def require_paddle():
 
 def nearest(name, known):
     """A hint such as ``Did you mean 'iters'?`` or, where nothing is near, the known names."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f"Did you mean {match[0]!r}?" if match else f"Known: {', '.join(map(str, known))}."
+    known = [str(k) for k in known]
+    match = difflib.get_close_matches(str(name), known, n=1)
+    if match:
+        return f"Did you mean {match[0]!r}?"
+    return f"Known: {', '.join(known)}." if known else "There is nothing to choose from."
 
 
 def import_extra(name, *, need="The ONNX format", extra="onnx"):

@@ -55,14 +55,14 @@ def load(path, *, return_numpy=False):
             value = _joined(value)
     except pickle_machine.Refused as error:
         raise UserError(
-            f"{path} is refused: {error}. Only tensors, numbers, text and plain containers are "
+            f"{path} is refused: {_printable(error)}. Only tensors, numbers, text and plain containers are "
             "loaded, since the rest may run any code; nothing in the file was run. If you trust "
             "it, save its tensors alone where it came from: paddle.save(model.state_dict(), ...)."
         ) from error
     except pickle_machine.Damaged as error:
         raise UserError(
-            f"{path} cannot be read: it is damaged or no file of paddle.save ({error}). Copy or "
-            "download it again."
+            f"{path} cannot be read: it is damaged or no file of paddle.save "
+            f"({_printable(error)}). Copy or download it again."
         ) from error
     try:
         return _with_tensors(value, return_numpy)
@@ -70,6 +70,11 @@ def load(path, *, return_numpy=False):
         raise UserError(
             f"{path}: its table of tensor names is damaged ({type(error).__name__})."
         ) from error
+
+
+def _printable(error):
+    """The error's text in one line: names in it come from the file, line breaks and all."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
 
 
 class _Checked:

@@ -153,10 +153,11 @@ def test_a_new_export_replaces_the_old_one_only(tiny, tmp_path):
 def test_a_wrong_export_is_refused(tiny, tmp_path, monkeypatch):
     class Wrong(PaddlePredictor):
         def run(self, batch):
-            return super().run(batch) + np.float32(2e-3)
+            output = super().run(batch)
+            return output + np.float32(2e-3 * max(1.0, np.abs(output).max()))
 
     monkeypatch.setattr(export_check, "open_predictor", Wrong)
-    with pytest.raises(ExportMismatch, match="max_abs_logits_difference is 0"):
+    with pytest.raises(ExportMismatch, match="max_abs_logits_difference is "):
         export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="legacy", output_op="none")
     assert os.listdir(tmp_path) == []
 
@@ -196,6 +197,35 @@ def test_verdicts(output_op, output, good):
     else:
         with pytest.raises(ExportMismatch):
             judge()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize(("share", "good"), [(0.9e-3, True), (1.5e-3, False)])
+def test_large_logits_may_differ_by_more(share, good, scale):
+    """By the same share; the hint then says that the classes are right all the same."""
+    info = deploy_yaml.DeployInfo("pir", [None, 3, None, None], "none")
+    logits = BASE * np.float32(scale)
+    checks = compare_outputs(logits, logits + np.float32(share * scale), "none")
+    if good:
+        export_check._judge(checks, info)
+    else:
+        with pytest.raises(ExportMismatch, match=r"No pixel's class differs: .*--output_op argmax"):
+            export_check._judge(checks, info)
+    with pytest.raises(ExportMismatch, match=r"written\. Try another --format"):
+        export_check._judge({**checks, "argmax_pixels_differing": 0.5}, info)
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_probabilities_move_by_half_of_what_logits_may(scale):
+    info = deploy_yaml.DeployInfo("pir", [None, 3, None, None], "softmax")
+    limit = 1e-3 * max(1.0, scale / 2)
+    for factor, good in ((0.9, True), (1.1, False)):
+        difference = {"max_abs_probability_difference": factor * limit, "largest_logit": scale}
+        if good:
+            export_check._judge(difference, info)
+        else:
+            with pytest.raises(ExportMismatch, match="probability"):
+                export_check._judge(difference, info)
 
 
 @pytest.mark.parametrize(("count", "good"), [(1, True), (2, False)])

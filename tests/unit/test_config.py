@@ -7,7 +7,7 @@ import pytest
 
 from paddleseg_deeplab.cvlibs import Config
 from paddleseg_deeplab.cvlibs.config import parse_opts, read_yaml
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, nearest
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(p for p in (ROOT / "configs").rglob("*.yml") if p.parent.name != "_base_")
@@ -164,11 +164,22 @@ def test_bad_files_are_named(tmp_path, text, message):
         (["loss.types.3.type=A"], "index below 1"),
         (["loss.types.x=A"], "index below 1"),
         (["iterz=3"], "unknown key"),
+        (
+            ["test_config.crf.iterations=5"],
+            r'no test_config\.crf in the config\. Give it as a whole: test_config\.crf="{iter',
+        ),
     ],
 )
 def test_bad_opts(good, opts, message):
     with pytest.raises(UserError, match=message):
         Config(good, opts=opts)
+
+
+def test_hints_where_nothing_is_known(good):
+    assert nearest("a", []) == "There is nothing to choose from."
+    assert Config(good, opts=["test_config.crf={iterations: 5}"]).dic["test_config"] == {
+        "crf": {"iterations": 5}
+    }
 
 
 def test_missing_file_and_wrong_suffix(tmp_path):

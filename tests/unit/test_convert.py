@@ -239,6 +239,36 @@ def test_misfits_are_told_and_nothing_is_written(case, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("start", ["", "base.", "module.base."])
+def test_names_of_another_source_are_known_behind_its_prefixes(start):
+    """Either way round: torchvision's table does not know kazuto1011's prefixes."""
+    with pytest.raises(UserError, match="kazuto1011's: --source kazuto1011"):
+        match_tensors(_net(), _state(start=start), file="f", source="torchvision")
+    theirs = {"module.backbone.bn1.bias": np.zeros(4), "module.classifier.4.bias": np.zeros(3)}
+    with pytest.raises(UserError, match="torchvision's: --source torchvision"):
+        match_tensors(_net(), theirs, file="f", source="kazuto1011")
+
+
+def test_a_whole_mobilenet_v2_is_a_backbone_alone():
+    """Its ImageNet classifier has the name of a batch norm in a head of torchvision's."""
+    stem = "features.0."
+    file = {stem + "0.weight": np.zeros((4, 3, 3, 3), np.float32)}
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        file[f"{stem}1.{name}"] = np.zeros(4, np.float32)
+    file["classifier.1.weight"] = np.zeros((10, 4), np.float32)
+    file["classifier.1.bias"] = np.zeros(10, np.float32)
+    stem = ConvBN(3, 4, 3, bias_attr=False)
+    plain = _Part(backbone=_Part(stem=stem), head=_Part(cls=nn.Conv2D(4, 3, 1)))
+    conv = _Part(backbone=_Part(stem=stem), head=_Part(conv=ConvBN(4, 4, 3, bias_attr=False)))
+    for net in (plain, conv):
+        with pytest.raises(UserError, match="holds a backbone alone: --part backbone"):
+            match_tensors(net, file, file="f", source="torchvision")
+    converted, _ = match_tensors(
+        plain.backbone, file, file="f", source="torchvision", part="backbone"
+    )
+    assert len(converted) == 5
+
+
 class _Code:
     def __reduce__(self):
         return (os.mkdir, ("made-by-a-pickle",))

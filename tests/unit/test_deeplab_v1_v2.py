@@ -228,6 +228,8 @@ def test_paddle_maximum_while_tracing_the_legacy_format(tmp_path):
         ({"scales": (1.0, 0)}, "positive"),
         ({"scales": 1.0}, "scales"),
         ({"scales": (1.0, "2")}, "scales"),
+        ({"scales": (1.0, 0.5, 0.5)}, "each scale once"),
+        ({"scales": (1, 1.0)}, "each scale once"),
         ({"backbone_indices": (3,)}, "classifiers' input"),
         ({"backbone_indices": (0, 1)}, "classifiers' input"),
         ({"logits_size": "half"}, "stride"),

@@ -4,6 +4,8 @@
 Values of whole networks against independent ones are in tests/golden.
 """
 
+import logging
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -216,6 +218,29 @@ def test_the_cascade_reads_the_last_extra_stage():
 
 
 @pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"aspp_ratios": [1, 2]}, "aspp_ratios is given without effect"),
+        (
+            {"aspp_out_channels": 128, "image_pooling": False},
+            "aspp_out_channels, image_pooling are",
+        ),
+        ({"aspp_dropout": 0.0}, "aspp_dropout is"),
+        ({}, None),
+    ],
+)
+def test_the_cascade_names_what_it_ignores(kwargs, named, caplog):
+    """Only where it is given; the other heads have a use for all of it."""
+    logging.getLogger("paddleseg_deeplab").propagate = True
+    DeepLabV3(CLASSES, StubBackbone(), (-1,), head="cascade", **kwargs)
+    assert (named or "without effect") in caplog.text or named is None
+    assert ("without effect" in caplog.text) == (named is not None)
+    caplog.clear()
+    DeepLabV3(CLASSES, StubBackbone(), (-1,), **{"aspp_ratios": (1, 2), **kwargs})
+    assert "without effect" not in caplog.text
+
+
+@pytest.mark.parametrize(
     ("kwargs", "text"),
     [
         ({"head": "deep"}, "plain.*conv3x3.*cascade"),
@@ -225,6 +250,13 @@ def test_the_cascade_reads_the_last_extra_stage():
         ({"aux": True, "aux_index": "2"}, "auxiliary head's input"),
         ({"backbone_indices": (0, 1)}, "head's input"),
         ({"aspp_ratios": (1, 0)}, "aspp_ratios"),
+        ({"aux": True, "aux_index": 2}, r"aux_index is 2, the feature .*\[-1\]"),
+        ({"head": "cascade", "aux": True, "aux_index": -1}, "aux_index is -1"),
+        ({"aspp_dropout": 1}, "aspp_dropout is 1; .*from 0 to below 1"),
+        ({"aspp_dropout": -0.1}, "aspp_dropout is -0.1"),
+        ({"aspp_dropout": float("nan")}, "aspp_dropout is nan"),
+        ({"aspp_dropout": True}, "aspp_dropout is True"),
+        ({"head": "cascade", "aspp_dropout": "0.1"}, "aspp_dropout is '0.1'"),
     ],
 )
 def test_errors(kwargs, text):

@@ -137,6 +137,10 @@ def test_it_smooths_and_keeps_edges():
 def test_images_of_other_types_and_channels():
     crf, given, image = DenseCRF(3), probabilities(), photo()
     expected = crf(given, image)
+    # Dark images are no images in 0..1: uint8 never is, nor is one without any light.
+    black = crf(given, np.zeros_like(image))
+    np.testing.assert_array_equal(crf(given, np.zeros(image.shape)), black)
+    assert crf(given, np.ones_like(image)).shape == given.shape
     for kind in (np.float32, np.float64):
         np.testing.assert_array_equal(crf(given, image.astype(kind)), expected)
     np.testing.assert_array_equal(crf(given, np.asfortranarray(image)), expected)
@@ -332,6 +336,8 @@ def _with_nan(array):
         (probabilities(), photo()[..., :0], r"\[H, W, C\]"),
         (probabilities(), photo().astype(np.int64), "uint8"),
         (probabilities(), photo()[None], r"\[H, W, C\]"),
+        (probabilities(), photo().astype(np.float32) / 255, "float32 .*multiply it by 255"),
+        (probabilities(), np.ones((19, 23)), "multiply it by 255"),
     ],
 )
 def test_bad_arrays(given, image, named):

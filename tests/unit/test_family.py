@@ -30,12 +30,6 @@ def ours(registry):
 
 
 BACKBONES, MODELS = ours(manager.BACKBONES), ours(manager.MODELS)
-# Whose parts all occur in a smaller one that is exported.
-SAME_PARTS = {
-    *("ResNet34_vd", "ResNet101_vd", "ResNet152_vd", "ResNet101", "ResNet152"),
-    *("Xception65_deeplab", "Xception71_deeplab"),
-    *(name for name in BACKBONES if name.startswith("MobileNetV2_")),
-}
 OUTPUTS = {"DeepLabV2": 4}  # in training; one in the others
 
 
@@ -64,16 +58,22 @@ def batch(builder):
     return [paddle.to_tensor(np.stack([s[key] for s in samples])) for key in ("img", "label")]
 
 
-def without_dropout(model):
+def prepare(model):
+    """No dropout, and batch norm shifted to 1, so that most units pass their ReLU.
+
+    At a shift of 0 a random network of 150 layers is chaotic: rounding alone, in an exported one
+    that folds batch norm into the convolutions, moves its logits by up to 0.6 %.
+    """
     for layer in model.sublayers():
         if isinstance(layer, (nn.Dropout, nn.Dropout2D)):
             layer.p = 0.0
+        elif isinstance(layer, nn.BatchNorm2D):
+            layer.bias.set_value(paddle.ones_like(layer.bias))
 
 
 def trained(builder, outputs):
     """One step of gradient descent, so long that the loss should fall by 2 %; it has to fall."""
     model, (images, labels) = builder.model, batch(builder)
-    without_dropout(model)
     model.train()
 
     def loss():
@@ -109,9 +109,11 @@ def logits_of(model, images):
         return infer_logits(model, images).numpy()
 
 
-def check(folder, patch, model, outputs=1, exported=None):
+def check(folder, patch, model, form, outputs=1):
+    """All that the first lines of this file promise, of one network built once per layout."""
     paddle.seed(1)
     builder = SegBuilder(config_of(folder, model, outputs))
+    prepare(builder.model)
     images = trained(builder, outputs)
     expected = logits_of(builder.model, images)
     largest = np.abs(expected).max()
@@ -122,18 +124,18 @@ def check(folder, patch, model, outputs=1, exported=None):
     paddle.save(builder.model.state_dict(), str(file))
     config = config_of(folder, {**model, "pretrained": str(file)}, outputs)
     config.set_data_format("NHWC")
-    again = SegBuilder(config).model
+    # No weights but the file's: random ones, drawn to be replaced, would take a second a network.
+    with paddle.LazyGuard():
+        again = SegBuilder(config).model
     assert again.data_format == again.backbone.data_format == "NHWC"
     # Float32 sums in another order: 1e-3 of the largest logit after 150 layers.
     assert np.abs(logits_of(again, images) - expected).max() <= 1e-3 * largest
-    if exported is None:
-        return
     # The export compares both networks at two sizes. Its limits are for trained ones; with random
     # weights logits may be large, and pixels whose classes tie are many.
     patch.setattr(export_check, "MAX_LOGIT_DIFFERENCE", 1e-3 * largest)
     patch.setattr(export_check, "MAX_LABEL_SHARE", 1.0)
     sample, out = images[0].numpy(), str(folder / "exported")
-    info = export(builder.model, out, sample=sample, format=exported, output_op="none")
+    info = export(builder.model, out, sample=sample, format=form, output_op="none")
     assert info.checks["max_abs_logits_difference"] <= 1e-3 * largest
     assert len(info.checks["inputs"]) == 2
 
@@ -149,7 +151,8 @@ def test_backbone(name, tmp_path, monkeypatch):
         # A mean over so few images leaves batch norm next to nothing to divide by.
         "image_pooling": False,
     }
-    check(tmp_path, monkeypatch, model, exported=None if name in SAME_PARTS else "legacy")
+    # Legacy is what `--format auto` chooses on a CPU; Paddle Inference runs it with oneDNN.
+    check(tmp_path, monkeypatch, model, "legacy")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -157,7 +160,7 @@ def test_model(name, tmp_path, monkeypatch):
     model = {"type": name, "backbone": {"type": "ResNet18_vd", "output_stride": 8}}
     if name == "DeepLabV2":
         model["freeze_bn"] = False
-    check(tmp_path, monkeypatch, model, OUTPUTS.get(name, 1), exported="pir")
+    check(tmp_path, monkeypatch, model, "pir", OUTPUTS.get(name, 1))
 
 
 def test_backbones_ask_for_no_sizes():

@@ -348,7 +348,10 @@ def test_pictures_and_tables_of_odd_layers():
     pictures = inspect_draw.draw_all([layer, layer], "title")
     assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())
     assert inspect_draw.merge_alike([layer, layer]) == [(layer, 2)]
-    assert "a and 1 alike" in inspect_report.atrous_table([layer, layer])[1]
+    lines = inspect_report.atrous_table([layer, layer])
+    assert "a and 1 alike" in lines[1]
+    taps, share = max(layer.counts.items(), key=lambda item: item[1])
+    assert f"{taps} taps ({100 * share:.0f} % of positions)" in lines[1]
     assert inspect_draw.draw_all([], "title") == {}
     assert inspect_report.atrous_table([]) == ["No atrous convolution: every rate is 1."]
 

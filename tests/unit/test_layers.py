@@ -8,7 +8,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
-from paddleseg_deeplab.models.layers import Activation, ConvBN, ConvBNReLU, resize
+from paddleseg_deeplab.models.layers import Activation, ASPPModule, ConvBN, ConvBNReLU, resize
 
 # Both sides are float32 and add the bias at another place; values are near 1.
 TOLERANCE = 1e-5
@@ -110,6 +110,16 @@ def test_activation():
     assert Activation("relu")(x).tolist() == [0, 0, 2]
     with pytest.raises(KeyError, match="relu6"):
         Activation("rellu")
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1, 1.5, float("nan"), True, "0.1", None])
+def test_aspp_refuses_a_dropout_out_of_range(dropout):
+    with pytest.raises(ValueError, match=r"dropout is .*from 0 to below 1"):
+        ASPPModule((1, 2), 4, 4, False, dropout=dropout)
+
+
+def test_aspp_takes_no_dropout():
+    assert ASPPModule((1, 2), 4, 4, False, dropout=0).dropout.p == 0
 
 
 def test_traced_with_dynamic_shapes():

@@ -236,6 +236,18 @@ def test_changed_bytes_raise_nothing_else(tmp_path):
         assert len(text) < len(str(path)) + 500
 
 
+def test_names_with_line_breaks_stay_on_one_line(tmp_path):
+    class Odd:
+        def __reduce__(self):
+            return np.dtype, ("f\n4\x1b",)
+
+    path = tmp_path / "file.pdparams"
+    path.write_bytes(pickle.dumps({"w": Odd()}, protocol=2))
+    with pytest.raises(UserError, match=r"the type f\\n4\\x1b") as caught:
+        safe_pickle.load(path)
+    assert str(caught.value).isprintable()
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         safe_pickle.load(tmp_path / "none.pdparams")

@@ -229,6 +229,9 @@ def test_pretrained(fused, tmp_path):
         ({"fov_rate": 3, "output_stride": 16}, "a rate of 1.5 at output stride 16"),
         ({"fov_rate": 5, "fov_kernel": 4}, "fov_rate 5 .* fov_kernel 4 .*even"),
         ({"fov_rate": 4, "fov_kernel": 4, "output_stride": 32}, "a rate of 1 at output stride 32"),
+        ({"dropout": 1.0}, "dropout is 1.0; .*from 0 to below 1"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"dropout": False}, "dropout is False"),
     ],
 )
 def test_errors(kwargs, message):

@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.layers import ReLU, channel_axis
+from paddleseg_deeplab.models.layers import ReLU, channel_axis, check_dropouts
 from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
 
 # (3x3 convolutions, their channels) of the five blocks; a pool follows each.
@@ -83,6 +83,7 @@ class VGG16_LargeFOV(nn.Layer):
         if output_stride not in _POOLS:
             raise ValueError(f"output_stride is {output_stride!r}; give one of {sorted(_POOLS)}.")
         _check_positive(in_channels=in_channels, fov_channels=fov_channels)
+        check_dropouts(dropout=dropout)
         self._axis = channel_axis(data_format)  # refuses an unknown format
         self.output_stride = output_stride
         self.data_format = data_format

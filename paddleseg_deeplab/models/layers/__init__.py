@@ -6,6 +6,7 @@ from paddleseg_deeplab.models.layers.aspp import (
     HEAD_BIASES,
     ASPPModule,
     check_aspp_ratios,
+    check_dropouts,
     check_head_bias,
 )
 from paddleseg_deeplab.models.layers.conv import (
@@ -46,6 +47,7 @@ __all__ = [
     "batch_norms",
     "channel_axis",
     "check_aspp_ratios",
+    "check_dropouts",
     "check_head_bias",
     "freeze_batch_norm",
     "resize",

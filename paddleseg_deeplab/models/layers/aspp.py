@@ -65,8 +65,8 @@ class ASPPModule(nn.Layer):
         bias (str): One of `HEAD_BIASES`.
 
     Raises:
-        ValueError: aspp_ratios is empty or holds something other than positive integers, or an
-            unknown bias.
+        ValueError: aspp_ratios is empty or holds something other than positive integers, an
+            unknown bias, or a dropout out of range.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class ASPPModule(nn.Layer):
     ):
         super().__init__()
         check_aspp_ratios(aspp_ratios)
+        check_dropouts(dropout=dropout)
         with_bias = check_head_bias(bias)
         self._axis = channel_axis(data_format)
         self.align_corners = align_corners
@@ -129,6 +130,17 @@ def check_aspp_ratios(rates, name="aspp_ratios"):
     is_list = isinstance(rates, (list, tuple)) and len(rates) > 0
     if not is_list or not all(type(r) is int and r >= 1 for r in rates):
         raise ValueError(f"{name} is {rates!r}; give positive integers, such as (1, 6, 12, 18).")
+
+
+def check_dropouts(**shares):
+    """Raises ValueError unless each is a number from 0 to below 1; it names the setting."""
+    for name, share in shares.items():
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not is_number or not 0 <= share < 1:
+            raise ValueError(
+                f"{name} is {share!r}; give the share of values that training drops, a number "
+                "from 0 to below 1, such as 0.1."
+            )
 
 
 def check_head_bias(bias):
