@@ -17,6 +17,13 @@ _PADDLE_NOISE = ("No ccache found", "When training, we now always track global m
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the flags in one line."""
 
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == "":  # an unset variable of a shell: as a path it would mean this folder
+                self.error(f"--{name} is empty: give a value or leave the flag out")
+        return parsed
+
     def error(self, message):
         self.exit(2, f"error: {message}. {self.prog} --help lists the flags.\n")
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a model from a config; checkpoints, log and curves go to --save_dir."""
 
+import contextlib
 import errno
 import shutil
 import sys
@@ -88,6 +89,8 @@ def _check(args):
         value = getattr(args, name)
         if value is not None and value < 0:
             raise UserError(f"--{name} should be at least 0, not {value}.")
+    if args.seed is not None and args.seed >= 2**64:
+        raise UserError(f"--seed should be below 2^64, not {args.seed}.")
     if args.early_stop_intervals and not args.do_eval:
         raise UserError("--early_stop_intervals needs --do_eval.")
 
@@ -135,6 +138,17 @@ def _prepare_folder(args, old, config):
         return log.add_file(save_dir / "train.log")
     except OSError as error:
         raise UserError(f"--save_dir {save_dir} cannot be written: {error}.") from error
+
+
+def _forget_unbegun(save_dir, new):
+    """Removes what `_prepare_folder` made for a run that was refused before it began.
+
+    A run that begins puts config.yml there first.
+    """
+    if not (save_dir / "config.yml").exists():
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir() if path == save_dir else path.unlink()
 
 
 def _log_environment(device):
@@ -258,6 +272,8 @@ def run(args):
             # A resumed run brings its own weights: pretrained ones would be loaded for nothing.
             config.drop_pretrained()
         builder = _build(config, args.seed or 0, args.do_eval)
+    save_dir = Path(args.save_dir)
+    new = [path for path in (save_dir / "train.log", save_dir) if not path.exists()]
     with ranks.guard():
         handler = _prepare_folder(args, old, config) if ranks.is_main else None
     try:
@@ -283,6 +299,7 @@ def run(args):
     finally:
         if handler is not None:
             log.remove_file(handler)
+            _forget_unbegun(save_dir, new)
     return 0
 
 

@@ -11,11 +11,12 @@ from paddleseg_deeplab.core.forward import compute_losses, run_model
 from paddleseg_deeplab.core.loader import training_batches
 from paddleseg_deeplab.utils.logger import logger
 
+_IMAGES = 8  # of the first batch that are read
 _SIDE = 128  # pixels of the first image that go through the network
 
 
 def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, test_config=None):
-    """Reads a first batch and a first validation sample, and tries network and losses on a corner.
+    """Reads some images of a first batch and a validation sample, and tries network and losses.
 
     Nothing is changed: batch norms get their running statistics back.
 
@@ -37,7 +38,8 @@ def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, t
             infer.check_window(settings.get("crop_size"), settings.get("stride"))
         if len(val_dataset):
             val_dataset[0]
-    _, images, labels = next(training_batches(train_dataset, batch_size, 0, 1, seed=0))
+    count = min(batch_size, _IMAGES)
+    _, images, labels = next(training_batches(train_dataset, count, 0, 1, seed=0))
     warn_of_wide_rates(model, images.shape[-2:])
     _try(model, images[:1, :, :_SIDE, :_SIDE], labels[:1, :_SIDE, :_SIDE], losses)
 

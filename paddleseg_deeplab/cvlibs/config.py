@@ -32,6 +32,7 @@ _TOP_LEVEL = {
     "test_config": (dict, "settings of evaluation: `aug_eval`, `scales`, `is_slide`, ..."),
     "export": (dict, "settings of export: `transforms` in place of the validation set's"),
 }
+_MOST_IMAGES = 65536  # in one step; a slip of the hand would fill the memory for minutes
 _POSITIVE = ("batch_size", "iters", "accumulation_steps")
 _TYPED_SECTIONS = ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler", "sampler")
 _OLD_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}  # PaddleSeg's older files
@@ -241,6 +242,8 @@ class Config:
                 self.fail(key, f"should be {allowed.__name__} ({what}), not {value!r}.")
             if key in _POSITIVE and value < 1:
                 self.fail(key, f"should be at least 1 ({what}), not {value}.")
+            if key == "batch_size" and value > _MOST_IMAGES:
+                self.fail(key, f"should be at most {_MOST_IMAGES} ({what}), not {value}.")
         for key in _TYPED_SECTIONS:
             if key in self.dic and not isinstance(self.dic[key].get("type"), str):
                 self.fail(key, "needs a `type`, the name of a registered component.")

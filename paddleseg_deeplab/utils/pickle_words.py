@@ -14,6 +14,7 @@ import numpy as np
 _MAX_DIMENSIONS = 32
 # Numbers can be chosen so that a table of them takes hours to fill; text cannot.
 _MAX_NUMBER_KEYS = 1000
+_MAX_KEY_PARTS = 8  # of a tuple that is a key
 _DTYPES = {
     *("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"),
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -172,11 +173,18 @@ def check_keys(keys, already=0):
             continue
         numbers += 1
         parts = key if type(key) is tuple else (key,)
+        # Python hashes tuples and long integers anew for each table that they are a key of.
+        if len(parts) > _MAX_KEY_PARTS or any(_is_long(p) for p in parts):
+            raise Refused(f"a {type(key).__name__} too long for a key is the key of a table")
         if not all(isinstance(p, (str, bytes, int, float, type(None), np.generic)) for p in parts):
             raise Refused(f"a {type(key).__name__} is the key of a table")
         if numbers > _MAX_NUMBER_KEYS:
             raise Refused(f"a table has more than {_MAX_NUMBER_KEYS} keys that are not text")
     return keys
+
+
+def _is_long(value):
+    return type(value) is int and value.bit_length() > 1024
 
 
 def _short(value):

@@ -55,9 +55,10 @@ def load(path, *, return_numpy=False):
             value = _joined(value)
     except pickle_machine.Refused as error:
         raise UserError(
-            f"{path} is refused: {_printable(error)}. Only tensors, numbers, text and plain containers are "
-            "loaded, since the rest may run any code; nothing in the file was run. If you trust "
-            "it, save its tensors alone where it came from: paddle.save(model.state_dict(), ...)."
+            f"{path} is refused: {_printable(error)}. Only tensors, numbers, text and plain "
+            "containers are loaded, since the rest may run any code; nothing in the file was run. "
+            "If you trust it, save its tensors alone where it came from: "
+            "paddle.save(model.state_dict(), ...)."
         ) from error
     except pickle_machine.Damaged as error:
         raise UserError(

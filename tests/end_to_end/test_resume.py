@@ -18,6 +18,7 @@ import yaml
 # Helpers and fixtures of the neighbour; pytest puts this folder on the path.
 from test_train import CONFIG, ROOT, DropoutNet, assert_same, config, run  # noqa: F401
 
+from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core import checkpoint_folder, state
 from paddleseg_deeplab.cvlibs import manager
 
@@ -299,3 +300,16 @@ def test_killed_for_real_and_resumed(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "equal the undisturbed run's" in done.stdout
+
+
+def test_a_refused_resume_leaves_no_folder(config, tmp_path, capsys):  # noqa: F811
+    first, other = tmp_path / "first", tmp_path / "other"
+    flags = ["--config", str(config), "--device", "cpu", "--iters", "1"]
+    assert train.main([*flags, "--save_dir", str(first)]) == 0
+    changed = ["--resume_model", str(first / "iter_1"), "--opts", "optimizer.weight_decay=0.5"]
+    assert train.main([*flags, "--save_dir", str(other), *changed]) == 2
+    assert "weight_decay" in capsys.readouterr().err
+    assert not other.exists()
+    other.mkdir()
+    assert train.main([*flags, "--save_dir", str(other), *changed]) == 2
+    assert not list(other.iterdir())

@@ -248,6 +248,15 @@ def test_names_with_line_breaks_stay_on_one_line(tmp_path):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("key", [tuple(range(9)), 1 << 2000, (1, 1 << 2000)])
+def test_long_keys_are_refused(key, tmp_path):
+    """A key of n parts in m tables would be hashed in n * m steps."""
+    path = tmp_path / "file.pdparams"
+    path.write_bytes(pickle.dumps([{key: 1}, {key: 2}], protocol=2))
+    with pytest.raises(UserError, match="too long for a key"):
+        safe_pickle.load(path)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         safe_pickle.load(tmp_path / "none.pdparams")
