@@ -2,7 +2,8 @@
 # make quickstart   environment, small training, evaluation, export, deployment, pictures
 # make test         environment with the test extra, ruff, all tests
 # Needs Python 3.9 or newer with venv; PYTHON=python3.12 chooses another one. JOBS=4 runs the tests
-# in four processes.
+# in four processes, of one thread each: Paddle's threads, which wait in a loop, would take the cores
+# from each other.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -35,7 +36,7 @@ quickstart: $(VENV)/.base
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(JOBS)
+	MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -14,13 +14,21 @@ from paddleseg_deeplab.utils.logger import logger, setup_console
 _PADDLE_NOISE = ("No ccache found", "When training, we now always track global mean and variance")
 
 
+# Flags that are a place or a name. Empty, from an unset variable of a shell, they would mean the
+# folder at hand.
+_PLACES = (
+    *("config", "device", "save_dir", "model_path", "model_dir", "image_path", "resume_model"),
+    *("input", "output"),
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the flags in one line."""
 
     def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
-        for name, value in vars(parsed).items():
-            if value == "":  # an unset variable of a shell: as a path it would mean this folder
+        for name in _PLACES:
+            if getattr(parsed, name, None) == "":
                 self.error(f"--{name} is empty: give a value or leave the flag out")
         return parsed
 
