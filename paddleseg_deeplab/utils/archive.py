@@ -126,6 +126,10 @@ def _zip_members(path):
             yield member.filename, member.is_dir(), source
 
 
+class _LongHeader(EOFError):
+    """No ReadError: Python 3.9's tarfile takes that for a sign to try the next compression."""
+
+
 class _BoundedTarInfo(tarfile.TarInfo):
     """Refuses headers that tarfile would read into memory whatever their size."""
 
@@ -133,7 +137,7 @@ class _BoundedTarInfo(tarfile.TarInfo):
     def frombuf(cls, buf, encoding, errors):
         member = super().frombuf(buf, encoding, errors)
         if member.type in _HEADERS and member.size > _MAX_TAR_HEADER:
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
+            raise _LongHeader(f"a header of {member.size} bytes")
         return member
 
 
