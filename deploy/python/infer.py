@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paddleseg_deeplab import transforms
-from paddleseg_deeplab.cli.common import Parser
+from paddleseg_deeplab.cli.common import Parser, status_of
 from paddleseg_deeplab.core import refine
 from paddleseg_deeplab.core.feed import equal_size_batches
 from paddleseg_deeplab.cvlibs import manager
@@ -373,16 +373,7 @@ def main(argv=None):
         # Paddle's own warnings, which no user can act upon.
         os.environ.setdefault("GLOG_minloglevel", "2")
         warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
-    try:
-        return run(args)
-    except UserError as e:
-        if args.debug:
-            logger.exception("The error below came from here:")
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return status_of(run, args)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,16 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     for message in _PADDLE_NOISE:
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle's C++ side: errors only
+    return status_of(run, args)
+
+
+def status_of(run, args):
+    """Runs a command; its exit status, with what went wrong as one line on stderr.
+
+    Args:
+        run (callable): Takes the parsed flags; returns an exit status or None for 0.
+        args: The flags, ``debug`` among them: whether to show tracebacks.
+    """
     try:
         return int(run(args) or 0)
     except UserError as error:
