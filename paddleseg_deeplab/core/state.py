@@ -13,7 +13,7 @@ import paddle
 from paddleseg_deeplab.core import checkpoint_folder
 from paddleseg_deeplab.core.same_run import CONFIG
 from paddleseg_deeplab.utils import safe_pickle
-from paddleseg_deeplab.utils.checkpoint import load_weights, save_weights
+from paddleseg_deeplab.utils.checkpoint import load_tensors, read_weights, save_weights
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -208,10 +208,12 @@ def resume(folder, model, step, ema=None):
             f"optimizer is {optimizer}. Keep the optimizer, or start anew from these weights with "
             "--opts model.pretrained=<folder>."
         )
-    load_weights(model, str(folder / _WEIGHTS))
+    file = str(folder / _WEIGHTS)
+    weights = read_weights(file)
+    load_tensors(model, weights, file)
     saved = _load(folder / _OPTIMIZER)
     try:
-        saved = _renamed(saved, _load(folder / _WEIGHTS), model)
+        saved = _renamed(saved, weights, model)
         _advance_schedule(step.optimizer, saved, progress.iteration)
         step.optimizer.set_state_dict(saved)
         if step.scaler.is_enable() and (folder / _SCALER).is_file():

@@ -72,7 +72,11 @@ def load_weights(layer, path, *, strict=True, skip=(), what="model"):
         UserError: the file is missing, broken, holds no weights, or does not fit.
     """
     file = find_weights(path)
-    tensors = read_weights(file)
+    return load_tensors(layer, read_weights(file), file, strict=strict, skip=skip, what=what)
+
+
+def load_tensors(layer, tensors, file, *, strict=True, skip=(), what="model"):
+    """As `load_weights`, with what `read_weights` gave for ``file``, which messages name."""
     own = layer.state_dict()
     report = _compare(own, tensors, skip)
     _check(report, file, strict, what)
