@@ -23,6 +23,7 @@ from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models.layers import batch_norms
 from paddleseg_deeplab.transforms import Normalize
+from paddleseg_deeplab.utils.checkpoint import read_weights
 
 # name on the command line: (registered name, settings)
 VARIANTS = {
@@ -116,7 +117,7 @@ def rows_of(name, image, strides, model_path=None):
         take_statistics(coarse, image)
         state = coarse.state_dict()
     else:
-        trained = paddle.load(model_path).items()
+        trained = read_weights(model_path).items()
         state = {k[len("backbone.") :]: v for k, v in trained if k.startswith("backbone.")}
         assert state.keys() == coarse.state_dict().keys(), f"{model_path} is not of {name}"
     expected = features(coarse, image, state)[-1]

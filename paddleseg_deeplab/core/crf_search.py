@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from paddleseg_deeplab.core.refine import refine
+from paddleseg_deeplab.postprocess.lattice_cache import LatticeCache
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
@@ -85,6 +86,9 @@ def load_image(folder, number):
 def score_image(folder, number, settings, ignore_index, threads=None):
     """Runs several CRFs on one image.
 
+    Those that differ in weights and iterations alone share their lattices, if they follow each
+    other.
+
     Args:
         folder (str), number (int): As of `save_image`.
         settings (list[dict]): Parameters of `DenseCRF`, one dict a run.
@@ -95,9 +99,10 @@ def score_image(folder, number, settings, ignore_index, threads=None):
         np.ndarray: int64 [len(settings), K, K], a confusion matrix a run.
     """
     probabilities, image, label = load_image(folder, number)
-    out = []
+    out, lattices = [], LatticeCache(2)  # one for each kernel
     for params in settings:
-        labels, _ = refine(make_crf(params, threads=threads), probabilities, image)
+        crf = make_crf(params, threads=threads, lattices=lattices)
+        labels, _ = refine(crf, probabilities, image)
         confusion = ConfusionMatrix(len(probabilities), ignore_index)
         confusion.update(labels, label)
         out.append(confusion.matrix)

@@ -6,13 +6,17 @@ Krähenbühl, Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian
 symmetrically, each pixel's own message kept.
 """
 
+import hashlib
 import numbers
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from paddleseg_deeplab.postprocess.lattice_cache import LatticeCache
 from paddleseg_deeplab.postprocess.lattice_filter import LatticeFilter, row_blocks
 from paddleseg_deeplab.postprocess.permutohedral import Lattice
+from paddleseg_deeplab.postprocess.plane_lattice import PlaneLattice, Sparse
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 
@@ -46,6 +50,8 @@ class DenseCRF:
             used; ``compat=weight * C`` there is the same.
         threads (int, optional): As many as Paddle was told to use, by default. The result does not
             depend on it.
+        lattices (LatticeCache, optional): Keeps the lattices of images too, for CRFs that share it
+            and run on one image with the same standard deviations.
 
     Raises:
         UserError: a setting out of range, or SciPy is not installed.
@@ -72,6 +78,7 @@ class DenseCRF:
         compatibility=None,
         *,
         threads=None,
+        lattices=None,
     ):
         self.iterations = _whole("iterations", iterations, 0)
         self.bilateral_weight = _number("bilateral_weight", bilateral_weight)
@@ -82,7 +89,8 @@ class DenseCRF:
         self.compatibility = _matrix(compatibility)
         self.threads = thread_count() if threads is None else _whole("threads", threads, 1)
         import_extra("scipy.sparse", need="The dense CRF", extra="crf")
-        self._flat = None  # the last Gaussian lattice: images of one size share it
+        # Images of one size share the Gaussian's lattice.
+        self._gaussian, self._bilateral = lattices or LatticeCache(1), lattices
 
     def __repr__(self):
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.PARAMETERS)
@@ -129,19 +137,33 @@ class DenseCRF:
         height, width, _ = image.shape
         kernels = []
         if self.gaussian_weight:
-            key = (height, width, self.gaussian_xy)
-            flat = self._flat  # read once: other threads may be at images of another size
-            if flat is None or flat[0] != key:
-                features = _positions(height, width, self.gaussian_xy)
-                flat = self._flat = (key, self._lattice(features, "gaussian_xy", run))
-            kernels.append((flat[1], self.gaussian_weight))
+            key = ("gaussian", height, width, self.gaussian_xy)
+            lattice = self._gaussian.get(
+                key,
+                lambda: self._lattice(
+                    _positions(height, width, self.gaussian_xy), "gaussian_xy", run
+                ),
+            )
+            kernels.append((lattice, self.gaussian_weight))
         if self.bilateral_weight:
+            lattice = self._bilateral_lattice(image, run)
+            kernels.append((lattice, self.bilateral_weight))
+        return kernels
+
+    def _bilateral_lattice(self, image, run):
+        height, width, _ = image.shape
+
+        def make():
             colours = image.reshape(height * width, -1).T.astype(np.float32)
             colours /= np.float32(self.bilateral_rgb)
             features = np.concatenate([_positions(height, width, self.bilateral_xy), colours])
-            names = "bilateral_xy or bilateral_rgb"
-            kernels.append((self._lattice(features, names, run), self.bilateral_weight))
-        return kernels
+            return self._lattice(features, "bilateral_xy or bilateral_rgb", run)
+
+        if self._bilateral is None:
+            return make()
+        digest = hashlib.blake2b(image.tobytes()).digest()
+        key = (image.shape, image.dtype.str, digest, self.bilateral_xy, self.bilateral_rgb)
+        return self._bilateral.get(key, make)
 
     @staticmethod
     def _lattice(features, names, run):
@@ -152,7 +174,7 @@ class DenseCRF:
         if count % 4:
             features = np.pad(features, ((0, 0), (0, 1)))
         try:
-            lattice = Lattice(features, run)
+            lattice = _make_lattice(features, run)
         except ValueError as e:
             raise UserError(f"{names} is too small for this image: {e}") from e
         lattice.corners, lattice.weights = lattice.corners[:count], lattice.weights[:count]
@@ -161,6 +183,15 @@ class DenseCRF:
 
 def _one_by_one(function, jobs):
     return [function(job) for job in jobs]
+
+
+def _make_lattice(features, run):
+    if len(features) == 2:
+        try:
+            return PlaneLattice(features, run)
+        except Sparse:  # a narrow kernel or image
+            pass
+    return Lattice(features, run)
 
 
 def _positions(height, width, deviation):
@@ -185,24 +216,32 @@ class _MeanField:
             symmetric = 0.5 * (compatibility + compatibility.T)
             self._costs, kept = np.ascontiguousarray(-symmetric, np.float32), classes
         self._unary = np.empty((count, kept), np.float32)
-        self._last_unary = np.empty(count, np.float32)
+        self._last = np.empty(count, np.float32)  # the last class's, with the messages of ones
         self._q = np.empty_like(self._unary)
         self.result = np.empty((classes, count), np.float32)
         rows = max(1, _VALUES_AT_ONCE // classes)
         self._pixels = row_blocks(0, count, rows)
-        run(lambda block: self._start(block, probabilities), self._pixels)
         self._filter = None
         if kernels and classes > 1:
             self._filter = LatticeFilter(kernels, kept, rows, run, threads)
+        run(lambda block: self._start(block, probabilities), self._pixels)
+        if self._filter is not None:
+            # Q is at most 1, so messages are at most those of ones, give or take rounding.
+            self._safe = float(self._filter.of_ones.max()) < _SAFE_EXPONENT
+            self._last += self._filter.of_ones[:, 0]
+        self._buffers = threading.local()
 
     def _start(self, block, probabilities):
         rows, kept = slice(*block), self._q.shape[1]
-        clipped = np.clip(probabilities[:, rows], _LEAST, 1.0).astype(np.float32)
+        clipped = probabilities[:, rows].astype(np.float32)
+        np.clip(clipped, _LEAST, 1.0, out=clipped)
         unary = np.log(clipped)
-        self._unary[rows], self._last_unary[rows] = unary[:kept].T, unary[-1]
+        self._unary[rows], self._last[rows] = unary[:kept].T, unary[-1]
         clipped /= clipped.sum(0)
-        self.result[:, rows] = clipped
-        self._q[rows] = clipped[:kept].T
+        if self._filter is None:
+            self.result[:, rows] = clipped
+        else:
+            self._q[rows] = clipped[:kept].T
 
     def step(self, last):
         """One update; the last one fills ``result``."""
@@ -213,35 +252,47 @@ class _MeanField:
 
     def _update(self, block, last):
         rows = slice(*block)
-        q = self._q[rows]
-        q[:] = 0
-        self._filter.read(q, block)
-        final = self._filter.of_ones[rows, 0] - _row_sums(q) + self._last_unary[rows]
+        q = self._messages(block)
+        final = self._last[rows] - _row_sums(q)
         q += self._unary[rows]
-        # Rarely needed, and a maximum along short rows costs more than all the rest.
-        if max(q.max(), final.max()) > _SAFE_EXPONENT or q.min() < -_SAFE_EXPONENT:
+        if not self._safe:
             highest = np.maximum(q.max(1), final)
             q -= highest[:, None]
             final -= highest
         np.exp(q, out=q)
         np.exp(final, out=final)
         sums = _row_sums(q) + final
-        q /= sums[:, None]
         if last:
-            self.result[:-1, rows] = q.T
+            np.divide(q.T, sums, out=self.result[:-1, rows])
             np.divide(final, sums, out=self.result[-1, rows])
+        else:
+            self._scale(q, 1 / sums, self._q[rows])
 
     def _update_by_costs(self, block, last):
         rows = slice(*block)
-        q = self._q[rows]
-        q[:] = 0
-        self._filter.read(q, block)
-        np.add(q @ self._costs, self._unary[rows], out=q)
+        q = self._messages(block) @ self._costs
+        q += self._unary[rows]
         q -= q.max(1, keepdims=True)
         np.exp(q, out=q)
-        q /= _row_sums(q)[:, None]
+        sums = _row_sums(q)
         if last:
-            self.result[:, rows] = q.T
+            np.divide(q.T, sums, out=self.result[:, rows])
+        else:
+            self._scale(q, 1 / sums, self._q[rows])
+
+    def _messages(self, block):
+        """What the lattices hold for a block, in memory that stays in this thread's cache."""
+        kept = getattr(self._buffers, "kept", None)
+        if kept is None:
+            kept = self._buffers.kept = np.empty_like(self._q[: self._pixels[0][1]])
+        q = kept[: block[1] - block[0]]
+        q[:] = 0
+        self._filter.read(q, block)
+        return q
+
+    @staticmethod
+    def _scale(q, factors, out):
+        np.einsum("ij,i->ij", q, factors, out=out)
 
 
 def _row_sums(array):

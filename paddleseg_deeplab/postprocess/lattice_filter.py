@@ -1,28 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """Filters all classes of an image on the lattices of several kernels, with sparse matrices.
 
-A multiplication by a CSR matrix is one multiply-add of K neighbouring floats for each entry, and
-memory's speed decides. What was tried on a photograph of 512x512 with 21 classes and the default
-kernels, which have 1.2 and 0.5 lattice points a pixel (CPU time, medians of runs in turn):
+A multiplication by a CSR matrix is a multiply-add of K neighbouring floats for each entry: 4 ns for
+20 floats in the cache, more where the rows come from outside it. What was tried on a
+photograph of 512x512 with 21 classes and the default kernels (1.2 and 0.2 lattice points a pixel;
+milliseconds an iteration on one core):
 
-- SciPy's products kernel by kernel, ``slice @ (blur @ (splat @ (norm * Q)))``: 1.3 to 1.8 times
-  as long as this file, which keeps weights and norms in the matrices and its buffers from
-  iteration to iteration, and works on blocks of rows.
-- The 2-D kernel as one matrix over pixels: 32 entries a pixel in place of 16 in five factors, no
-  gain; at deviation 3 it has 280. Its first and last blur taken into splat and slice: 31 ms an
-  iteration in place of 40, but 27 ms to multiply them, and most of the gain is had by `_plan`.
-- All blurs of the bilateral kernel in one matrix: 56 entries a pixel in place of 6. In pairs: as
-  many as apart.
-- Scattering Q by the slice matrix's rows, without a splat matrix: 10 ms in place of 16 for the
-  bilateral kernel, 12 in place of 10 for the other, but each thread needs its own lattices, and
-  sums depend on the number of threads.
+- SciPy's products kernel by kernel, ``slice @ (blur @ (splat @ (norm * Q)))``: 1.3 to 1.8 times as
+  long as with weights and norms in the matrices, buffers that stay, and blocks of rows.
+- The bilateral kernel's splat by pixels (a CSC matrix) in place of lattice points (CSR): 7 in place
+  of 13.6, the same numbers; but one thread's work.
+- The Gaussian's lattice as an array (`plane_lattice`): built in 11 in place of 80, all blurs no
+  shorter than by CSR matrices (14): each addition goes through the second-level cache.
+- Several threads at the array's short additions: no faster than one. One kernel a thread: 27 in
+  place of 43.
+- Q updated, sliced and splat in one go, row by row of the array, on one thread, so that neither Q
+  nor the array leaves the cache: no gain.
+- The Gaussian as one matrix over pixels: 32 entries a pixel, no gain. All blurs of the bilateral
+  kernel in one matrix: 56 entries a pixel in place of 6; in pairs as many as apart.
 - Lattice points by sorted keys: splat and slice 1.4 to 4 times as long as in the order in which
-  the pixels meet them. Pixels in tiles of 64x64: 5 % less in all, not done.
+  the pixels meet them.
 """
 
 from itertools import chain, zip_longest
 
 import numpy as np
+
+from paddleseg_deeplab.postprocess.plane_lattice import PlaneLattice
 
 _TINY = np.float32(1e-20)  # under the root of a kernel's sums, as in pydensecrf
 
@@ -34,91 +38,141 @@ class LatticeFilter:
     w D^-1/2 K D^-1/2 Q over the kernels.
 
     Args:
-        kernels (list): (`Lattice`, weight above 0) of each kernel.
+        kernels (list): (`Lattice` or `PlaneLattice`, weight above 0) of each kernel.
         classes (int): Columns of Q, K or fewer.
         rows (int): Rows of [*, K] worked on at once, as fit into the cache.
         run (Callable): Applies a function to each of a list, in any order, and returns the results.
-        threads (int): How many of them at a time.
+        threads (int): How many of them at a time; the numbers do not depend on it.
 
     Attributes:
         of_ones (np.ndarray): float32 [N, 1], what the filter makes of ones.
     """
 
     def __init__(self, kernels, classes, rows, run, threads):
-        from scipy import sparse
-
-        self._multiply, self._run = _csr_matvecs(), run
-        lattices = [lattice for lattice, _ in kernels]
-        self._spans = np.cumsum([0, *(lattice.size for lattice in lattices)]).tolist()
-        size = self._spans[-1]
-        self._blurs = []
-        for lattice in lattices:
-            halves = np.full(max(len(x) for _, x in lattice.neighbours), 0.5, np.float32)
-            self._blurs.append([(ptr, x, halves[: len(x)]) for ptr, x in lattice.neighbours])
-        self._phases = _merge([_plan(k, x, rows, threads) for k, x in enumerate(lattices)])
-        count = len(lattices[0].corners)
-        corners = np.concatenate(
-            [lattice.corners + np.int32(at) for lattice, at in zip(lattices, self._spans)], 1
-        )
-        indptr = np.arange(0, corners.size + 1, corners.shape[1], dtype=np.int32)
-        weights = np.concatenate([lattice.weights for lattice in lattices], 1)
-        self._slice = (indptr, corners.ravel(), weights.ravel())
-        # The kernels' sums: ones through the lattice, before the weights are scaled.
-        ones = np.bincount(corners.ravel(), weights.ravel(), size).astype(np.float32)[:, None]
-        self._values = [ones, ones.copy()]
-        self._pass(None)
-        at = 0
+        self._run = run
+        # Few long calls: threads that take turns at many short ones mostly wait for each other.
+        self._whole = threads <= len(kernels)
+        self._kernels = []
         for lattice, weight in kernels:
-            part = slice(at, at + lattice.weights.shape[1])
-            at = part.stop
-            read = self._values[0][corners[:, part], 0]
-            sums = np.einsum("ij,ij->i", read, lattice.weights) * np.float32(lattice.scale)
-            # Half of the weight and scale goes to each side, so one array serves both.
-            norm = np.sqrt(np.float32(weight * lattice.scale)) / np.sqrt(sums + _TINY)
-            weights[:, part] *= norm[:, None]
-        back = sparse.csr_matrix((weights.ravel(), corners.ravel(), indptr), (count, size))
-        forth = back.T.tocsr()
-        self._splat = (forth.indptr, forth.indices, forth.data)
-        self._values = [np.empty((size, 1), np.float32) for _ in range(2)]
-        self._pass(np.ones((count, 1), np.float32))
+            kind = _PlaneKernel if isinstance(lattice, PlaneLattice) else _Kernel
+            self._kernels.append(kind(lattice, weight, rows, threads))
+        run(lambda kernel: kernel.count(), self._kernels)
+        self.spread(None)
+        run(lambda kernel: kernel.normalise(), self._kernels)
+        count = len(kernels[0][0].corners)
         self.of_ones = np.zeros((count, 1), np.float32)
+        self.spread(np.ones_like(self.of_ones))
         self.read(self.of_ones, (0, count))
-        self._values = [np.empty((size, classes), np.float32) for _ in range(2)]
+        for kernel in self._kernels:
+            kernel.resize(classes)
 
     def spread(self, q):
-        """Splats all of Q, [N, K], onto the lattices and blurs there."""
-        self._pass(q)
+        """Splats all of Q, [N, K], onto the lattices and blurs there; None: what `count` left."""
+        phases = [kernel.phases(q) for kernel in self._kernels]
+        if self._whole:
+            self._run(lambda jobs: list(map(_do, jobs)), [chain.from_iterable(p) for p in phases])
+            return
+        for phase in zip_longest(*phases, fillvalue=()):
+            self._run(_do, list(chain.from_iterable(phase)))
 
     def read(self, q, block):
         """Adds to ``q``, the rows ``block`` of [N, K], what the lattices hold there."""
+        for kernel in self._kernels:
+            kernel.read(q, block)
+
+
+def _do(job):
+    job[0](*job[1:])
+
+
+class _Kernel:
+    """A kernel's weights, which hold its norm after `normalise`, and its values on the lattice."""
+
+    def __init__(self, lattice, weight, rows, threads):
+        self._lattice, self._weight = lattice, np.float32(weight * lattice.scale)
+        self._rows, self._threads = rows, threads
+        self._multiply, self._scatter = _products()
+        self._weights = lattice.weights.copy()
+        count, width = self._weights.shape
+        indptr = np.arange(0, count * width + 1, width, dtype=np.int32)
+        self._slice = indptr, lattice.corners.ravel(), self._weights.ravel()
+        self._splat = None  # the transpose's rows
+        self._counts = None
+        neighbours = getattr(lattice, "neighbours", ())
+        halves = np.full(max((len(x) for _, x in neighbours), default=0), 0.5, np.float32)
+        self._blurs = [(pointers, x, halves[: len(x)]) for pointers, x in neighbours]
+        self.resize(1)
+
+    def resize(self, classes):
+        """New values, of so many classes."""
+        number = 2 if self._blurs else 1
+        self._values = [np.zeros((self._lattice.size, classes), np.float32) for _ in range(number)]
+
+    def count(self):
+        """Splats ones with the plain weights, for `normalise`."""
+        count = len(self._weights)
+        self._counts = np.zeros((self._lattice.size, 1), np.float32)
+        ones = np.ones(count, np.float32)
+        self._scatter(*self._counts.shape[:1], count, 1, *self._slice, ones, self._counts.ravel())
+
+    def normalise(self):
+        """Takes the kernel's sums, which the lattice holds now, and its weight into the weights."""
+        sums = np.zeros((len(self._weights), 1), np.float32)
+        self.read(sums, (0, len(sums)))
+        sums *= np.float32(self._lattice.scale)
+        # Half of the weight and scale goes to each side, so one array serves both.
+        norm = np.sqrt(self._weight) / np.sqrt(sums + _TINY)
+        for column in self._weights.T:  # long rows
+            column *= norm[:, 0]
+        self._counts = None
+        if self._threads > 2 or isinstance(self, _PlaneKernel):
+            from scipy import sparse
+
+            indptr, corners, weights = self._slice
+            shape = len(indptr) - 1, self._lattice.size
+            splat = sparse.csr_matrix((weights, corners, indptr), shape).T.tocsr()
+            self._splat = splat.indptr, splat.indices, splat.data
+
+    def read(self, q, block):
         self._add(self._slice, block, self._values[0], q)
 
-    def _pass(self, q):
-        """All steps of all kernels; without ``q`` the splats are there already."""
-
-        def follow(jobs):
-            for kernel, step, first, last in jobs:
-                if step or q is not None:
-                    self._step(q, kernel, step, first, last)
-
-        for chains in self._phases:
-            self._run(follow, chains)
-
-    def _step(self, q, kernel, step, first, last):
-        """Step 0 splats, step n blurs with [1/2, 1, 1/2] along direction n - 1: rows of a lattice.
+    def phases(self, q):
+        """[[(function, *arguments), ...], ...]: phases one after the other, of jobs in any order.
 
         To and fro between the two arrays of values: a lattice of n directions starts in array
         n % 2, so that all of them end in the first.
         """
-        blurs, start, stop = self._blurs[kernel], *self._spans[kernel : kernel + 2]
-        out = self._values[(len(blurs) - step) % 2][start + first : start + last]
-        if step == 0:
-            out[:] = 0
-            self._add(self._splat, (start + first, start + last), q, out)
+        blocks = row_blocks(0, self._lattice.size, self._rows)
+        if q is None or self._splat is None:
+            splat = [(self._splat_all, q)]
         else:
-            source = self._values[(len(blurs) - step + 1) % 2][start:stop]
-            np.copyto(out, source[first:last])
-            self._add(blurs[step - 1], (first, last), source, out)
+            splat = [
+                (self._fill, q, self._values[len(self._blurs) % 2], *block) for block in blocks
+            ]
+        steps = range(1, len(self._blurs) + 1)
+        return [splat, *([(self._blur, step, *block) for block in blocks] for step in steps)]
+
+    def _splat_all(self, q):
+        """By pixels: they are in order, and so twice as fast as `_fill`, but by one thread."""
+        out = self._values[len(self._blurs) % 2]
+        if q is None:
+            np.copyto(out, self._counts)
+            return
+        out[:] = 0
+        self._scatter(len(out), *q.shape, *self._slice, q.ravel(), out.ravel())
+
+    def _fill(self, q, out, first, last):
+        """By lattice points: ``out[first:last]``. Adds up in the same order as `_splat_all`."""
+        out = out[first:last]
+        out[:] = 0
+        self._add(self._splat, (first, last), q, out)
+
+    def _blur(self, step, first, last):
+        """Blurs with [1/2, 1, 1/2] along direction step - 1."""
+        to = (len(self._blurs) - step) % 2
+        source, out = self._values[1 - to], self._values[to][first:last]
+        np.copyto(out, source[first:last])
+        self._add(self._blurs[step - 1], (first, last), source, out)
 
     def _add(self, matrix, block, x, y):
         """y += matrix[block] @ x"""
@@ -130,17 +184,36 @@ class LatticeFilter:
         )
 
 
-def _csr_matvecs():
-    """SciPy's y += A x for rows of a CSR matrix.
+class _PlaneKernel(_Kernel):
+    """The same on a `PlaneLattice`, which blurs the splats while they are in the cache."""
+
+    def phases(self, q):
+        rows = self._lattice.rows
+        each = rows if self._threads <= 2 else -(-rows // (2 * self._threads))
+        return [[(self._filter, q, *block) for block in row_blocks(0, rows, each)]]
+
+    def _filter(self, q, start, stop):
+        def fill(first, last, out):
+            if q is None:
+                np.copyto(out, self._counts[first:last])
+            else:
+                out[:] = 0
+                self._add(self._splat, (first, last), q, out)
+
+        self._lattice.filter(fill, self._values[0], start, stop)
+
+
+def _products():
+    """SciPy's y += A x for rows of a CSR matrix, and for a CSC matrix.
 
     The public product makes a new array each time and knows no blocks of rows; SciPy's own
-    routine beneath it does, but is private: should it go one day, the public one takes over.
+    routines beneath it do, but are private: should they go one day, the public one takes over.
     """
     try:
-        from scipy.sparse._sparsetools import csr_matvecs
+        from scipy.sparse._sparsetools import csc_matvecs, csr_matvecs
     except ImportError:
-        return _public_matvecs
-    return csr_matvecs
+        return _public_matvecs, _public_scatter
+    return csr_matvecs, csc_matvecs
 
 
 def _public_matvecs(n_row, n_col, n_vecs, indptr, indices, data, x, y):
@@ -151,49 +224,13 @@ def _public_matvecs(n_row, n_col, n_vecs, indptr, indices, data, x, y):
     y += (sparse.csr_matrix(block, (n_row, n_col)) @ x.reshape(n_col, n_vecs)).ravel()
 
 
+def _public_scatter(n_row, n_col, n_vecs, indptr, indices, data, x, y):
+    from scipy import sparse
+
+    matrix = sparse.csc_matrix((data, indices, indptr), (n_row, n_col))
+    y += (matrix @ x.reshape(n_col, n_vecs)).ravel()
+
+
 def row_blocks(start, stop, rows):
     """[(first, last), ...] of at most so many rows each."""
     return [(at, min(at + rows, stop)) for at in range(start, stop, rows)]
-
-
-def _plan(kernel, lattice, rows, threads):
-    """In which order to do a lattice's steps on its blocks of rows.
-
-    A step on a block needs the step before on the block and, where the lattice's reach is less
-    than a block, on its two neighbours. With numbers in the image's order that is so in two
-    dimensions: there the steps follow each other closely through the lattice while the rows are in
-    the cache, which takes a tenth off the whole time. Else each step waits for the one before.
-
-    Returns:
-        list[list[list[tuple]]]: Phases, one after the other, of chains, at the same time, of
-            (kernel, step, first row, last row), in order.
-    """
-    steps = len(lattice.neighbours) + 1
-    blocks = row_blocks(0, lattice.size, max(1, rows // 4, lattice.reach))
-    segments = min(threads, len(blocks) // (2 * steps))
-    if not segments:
-        blocks = row_blocks(0, lattice.size, rows)
-        return [[[(kernel, step, *block)] for block in blocks] for step in range(steps)]
-    cuts = [len(blocks) * i // segments for i in range(segments + 1)]
-    segment_of = np.repeat(np.arange(segments), np.diff(cuts)).tolist()
-    chains, seams = [[] for _ in range(segments)], [[] for _ in range(segments - 1)]
-    for front in range(len(blocks) + steps - 1):
-        for step in range(steps):
-            at = front - step
-            if not 0 <= at < len(blocks):
-                continue
-            segment, job = segment_of[at], (kernel, step, *blocks[at])
-            # What needs blocks of another segment waits until both are done.
-            if segment and at - step < cuts[segment]:
-                seams[segment - 1].append(job)
-            elif segment < segments - 1 and at + step >= cuts[segment + 1]:
-                seams[segment].append(job)
-            else:
-                chains[segment].append(job)
-    return [chains, [sorted(seam, key=lambda job: job[1]) for seam in seams]]
-
-
-def _merge(plans):
-    """Phases of all kernels at once, the long chains first."""
-    phases = [list(chain.from_iterable(phase)) for phase in zip_longest(*plans, fillvalue=[])]
-    return [sorted(phase, key=len, reverse=True) for phase in phases]

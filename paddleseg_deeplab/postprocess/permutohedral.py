@@ -13,7 +13,7 @@ import numpy as np
 # Lattice coordinates are held to what pydensecrf's 16-bit keys hold: beyond, float32 has too few
 # digits left for the weights.
 MAX_COORDINATE = 32767
-_POINTS_AT_ONCE = 16384  # the rows of all temporary arrays stay in the cache
+POINTS_AT_ONCE = 16384  # the rows of all temporary arrays stay in the cache
 _PACKED_BITS = 62
 
 
@@ -33,7 +33,6 @@ class Lattice:
         weights (np.ndarray): float32 [N, d + 1], barycentric: each row sums to 1.
         neighbours (list): For each of the d + 1 directions (indptr, indices), both int32: row m of
             this CSR pattern lists the points one step before and after m, where they exist.
-        reach (int): How far apart the numbers of neighbours are at most.
         scale (float): 1 / (1 + 2^-d), by which a slice is multiplied.
 
     Raises:
@@ -44,8 +43,8 @@ class Lattice:
         run = run or _run
         dims, count = features.shape
         self.scale = 1.0 / (1.0 + 2.0**-dims)
-        blocks = [slice(at, at + _POINTS_AT_ONCE) for at in range(0, count, _POINTS_AT_ONCE)]
-        parts = run(lambda block: _simplices(features[:, block]), blocks)
+        blocks = [slice(at, at + POINTS_AT_ONCE) for at in range(0, count, POINTS_AT_ONCE)]
+        parts = run(lambda block: simplices(features[:, block]), blocks)
         strides, shift = _strides(parts, dims)
         keys = np.empty((dims + 1, count), np.int64)
         run(lambda job: _pack(*job, strides, shift, keys), list(zip(blocks, parts)))
@@ -88,7 +87,6 @@ class Lattice:
         def connect(direction):
             before = np.full(self.size, -1, np.int32)
             after = np.full(self.size, -1, np.int32)
-            reach = 0
             for colour in range(width):
                 keys, numbers = colours[colour][0], self._numbers[colour]
                 target = (colour - 1) % width
@@ -99,15 +97,13 @@ class Lattice:
                 mine, other = numbers[there], self._numbers[target][found[there]]
                 before[mine] = other
                 after[other] = mine
-                reach = max(reach, int(np.abs(mine - other).max(initial=0)))
             pairs = np.stack([before, after], 1)
             exists = pairs >= 0
             indptr = np.zeros(self.size + 1, np.int32)
             np.cumsum(exists[:, 0].astype(np.int8) + exists[:, 1], out=indptr[1:])
-            return (indptr, pairs[exists]), reach
+            return indptr, pairs[exists]
 
-        found = run(connect, list(range(width)))
-        self.neighbours, self.reach = [pattern for pattern, _ in found], max(r for _, r in found)
+        self.neighbours = run(connect, list(range(width)))
         del self._numbers
 
 
@@ -115,7 +111,7 @@ def _run(function, jobs):
     return [function(job) for job in jobs]
 
 
-def _simplices(features):
+def simplices(features):
     """The simplex around each point.
 
     Args:
@@ -171,9 +167,7 @@ def _strides(parts, dims):
     """
     low = np.min([nearest.min(1) for nearest, _, _ in parts], 0)[:dims]
     high = np.max([nearest.max(1) for nearest, _, _ in parts], 0)[:dims]
-    reach = float(max(-low.min(), high.max())) * (dims + 1)
-    if not reach < MAX_COORDINATE - 2 * (dims + 1):
-        raise ValueError(f"points reach {reach:.0f} in lattice units, allowed is {MAX_COORDINATE}.")
+    check_range(low, high, dims)
     low, high = low.astype(np.int64) - 2, high.astype(np.int64) + 2
     radix = [int(extent) for extent in high - low + 1]
     strides = [1]
@@ -182,6 +176,13 @@ def _strides(parts, dims):
     if strides.pop() >= 2**_PACKED_BITS:
         strides = [int(s) | 1 for s in np.random.default_rng(0).integers(1, 2**58, dims)]
     return [*strides, 0], low
+
+
+def check_range(low, high, dims):
+    """Raises ValueError where coordinates divided by d + 1 are too large for the lattice's keys."""
+    reach = float(max(-low.min(), high.max())) * (dims + 1)
+    if not reach < MAX_COORDINATE - 2 * (dims + 1):
+        raise ValueError(f"points reach {reach:.0f} in lattice units, allowed is {MAX_COORDINATE}.")
 
 
 def _pack(block, part, strides, shift, keys):

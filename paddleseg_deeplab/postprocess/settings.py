@@ -9,7 +9,7 @@ from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.logger import logger
 
 
-def make_crf(settings, place="crf", threads=None):
+def make_crf(settings, place="crf", threads=None, lattices=None):
     """The CRF that a setting describes.
 
     Args:
@@ -17,6 +17,7 @@ def make_crf(settings, place="crf", threads=None):
             `DenseCRF`. A CRF (anything callable): itself.
         place (str): Where the setting stands, for messages.
         threads (int, optional): Of the new CRF; its own default otherwise.
+        lattices (LatticeCache, optional): Of the new CRF; shared by several on one image.
 
     Returns:
         DenseCRF | None: To be called with probabilities, float32 [K, H, W], and the image, uint8
@@ -41,7 +42,7 @@ def make_crf(settings, place="crf", threads=None):
                 f"{nearest(key, DenseCRF.PARAMETERS)}"
             )
     try:
-        return DenseCRF(**settings, threads=threads)
+        return DenseCRF(**settings, threads=threads, lattices=lattices)
     except (TypeError, ValueError) as error:
         raise UserError(f"{place}: {error}") from error
 

@@ -5,14 +5,14 @@ That it equals pydensecrf is shown in tests/golden/test_pydensecrf.py.
 """
 
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 pytest.importorskip("scipy")
-from paddleseg_deeplab.postprocess import dense_crf, lattice_filter, permutohedral
+from paddleseg_deeplab.postprocess import dense_crf, lattice_filter
 from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
+from paddleseg_deeplab.postprocess.lattice_cache import LatticeCache
 from paddleseg_deeplab.postprocess.permutohedral import Lattice
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -174,7 +174,7 @@ def test_public_and_private_products_agree(monkeypatch):
     monkeypatch.setattr(dense_crf, "_VALUES_AT_ONCE", 100)
     np.testing.assert_array_equal(DenseCRF(5)(probabilities(), photo()), expected)
     monkeypatch.setitem(sys.modules, "scipy.sparse._sparsetools", None)
-    assert lattice_filter._csr_matvecs() is lattice_filter._public_matvecs
+    assert lattice_filter._products()[0] is lattice_filter._public_matvecs
     np.testing.assert_allclose(DenseCRF(5)(probabilities(), photo()), expected, **CLOSE)
 
 
@@ -224,60 +224,22 @@ def test_near_the_exact_mean_field(iterations, rgb, xy):
     assert (q.argmax(0) == expected.argmax(0)).mean() > 0.97
 
 
-# ------------------------------------------------------------------------------------------ lattice
+def test_shared_lattices(monkeypatch):
+    made = []
+    monkeypatch.setattr(dense_crf, "Lattice", lambda *a: made.append(1) or Lattice(*a))
+    given, image, lattices = probabilities(), photo(), LatticeCache(2)
 
+    def both(**settings):
+        ours = DenseCRF(2, **settings, lattices=lattices)(given, image)
+        count = len(made)
+        np.testing.assert_array_equal(ours, DenseCRF(2, **settings)(given, image))
+        return count
 
-@pytest.mark.parametrize("dims", [1, 2, 3, 5, 8])
-def test_lattice(dims):
-    features = np.random.default_rng(dims).uniform(-9, 9, (dims, 200)).astype(np.float32)
-    lattice = Lattice(features)
-    assert lattice.corners.shape == lattice.weights.shape == (200, dims + 1)
-    assert set(lattice.corners.ravel()) == set(range(lattice.size))
-    np.testing.assert_allclose(lattice.weights.sum(1), 1, atol=1e-5)
-    assert lattice.weights.min() > -1e-5
-    assert len(lattice.neighbours) == dims + 1
-    for indptr, indices in lattice.neighbours:
-        assert indptr[-1] == len(indices)
-        pairs = {(m, n) for m in range(lattice.size) for n in indices[indptr[m] : indptr[m + 1]]}
-        assert pairs == {(n, m) for m, n in pairs}
-        assert all(m != n for m, n in pairs)
-    # Numbered in the order in which the points meet them.
-    _, first = np.unique(lattice.corners, return_index=True)
-    assert (np.diff(first) > 0).all()
-
-
-def test_equal_points_share_corners_and_weights():
-    base = np.random.default_rng(0).uniform(0, 1, (2, 50)).astype(np.float32)
-    same = Lattice(np.repeat(base, 2, 1))
-    np.testing.assert_array_equal(same.corners[::2], same.corners[1::2])
-    np.testing.assert_array_equal(same.weights[::2], same.weights[1::2])
-
-
-def test_keys_that_do_not_fit_64_bits(monkeypatch):
-    features = np.random.default_rng(0).uniform(0, 30, (5, 300)).astype(np.float32)
-    expected = Lattice(features)
-    monkeypatch.setattr(permutohedral, "_PACKED_BITS", 0)
-    hashed = Lattice(features)
-    np.testing.assert_array_equal(hashed.corners, expected.corners)
-    for one, other in zip(hashed.neighbours, expected.neighbours):
-        np.testing.assert_array_equal(one[0], other[0])
-        np.testing.assert_array_equal(one[1], other[1])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 7, 50])
-@pytest.mark.parametrize(("size", "reach"), [(1000, 9), (1003, 10), (997, 30), (100, 60), (5, 2)])
-def test_plan_does_each_step_after_those_it_needs(size, reach, threads):
-    """Whichever chain of a phase is first: here each is done whole, the last one first."""
-    lattice = SimpleNamespace(size=size, reach=reach, neighbours=[None] * 3)
-    steps_of = np.full((2, size), -1)  # whose step's values each of the two arrays holds
-    for phase in lattice_filter._plan(0, lattice, 40, threads):
-        for jobs in reversed(phase):
-            for _, step, first, last in jobs:
-                if step:
-                    needed = steps_of[(step - 1) % 2, max(0, first - reach) : last + reach]
-                    assert (needed == step - 1).all()
-                steps_of[step % 2, first:last] = step
-    assert (steps_of[1] == 3).all()
+    start = both(bilateral_weight=3)
+    assert both(bilateral_weight=5, gaussian_weight=1) == start + 1  # the plain one's alone
+    assert both(bilateral_rgb=4) == start + 3
+    image = image[::-1]
+    assert both(bilateral_rgb=4) == start + 5
 
 
 # ----------------------------------------------------------------------------------------- refusals
