@@ -77,3 +77,19 @@ def test_what_the_user_set_is_respected():
     environment, report, _ = _import_in_child({"MKL_NUM_THREADS": "7"})
     assert environment["MKL_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS=7 (set before)" in report
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_keeping_freed_memory():
+    """In a child, since it cannot be undone: done unless switched off."""
+    code = "from paddleseg_deeplab.utils.cpu import keep_freed_memory; print(keep_freed_memory())"
+    for value, told in (("1", "True"), ("0", "False")):
+        environment = {**os.environ, "PADDLESEG_DEEPLAB_KEEP_MEMORY": value}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == told

@@ -23,7 +23,7 @@ ALLOWED = [
     ("transforms/functional.py", ()),
     ("transforms/", ("transforms", "cvlibs.manager", "utils")),
     ("datasets/", ("datasets", "transforms", "cvlibs.manager", "utils")),
-    ("models/layers/", ("models.layers",)),
+    ("models/layers/", ("models.layers", "utils")),
     ("models/losses/", ("models.losses", "cvlibs.manager", "utils")),
     ("models/backbones/", ("models.backbones", "models.layers", "cvlibs.manager", "utils")),
     ("models/__init__.py", ("models", "utils.needs_paddle")),

@@ -30,6 +30,7 @@ from paddleseg_deeplab.models.backbones.xception_deeplab import (
     Xception71_deeplab,
     XceptionDeeplab,
 )
+from paddleseg_deeplab.models.layers import cpu_ops
 
 __all__ = [
     "MobileNetV2",
@@ -64,4 +65,5 @@ _TRACED_AS_THEY_ARE = [
     for name, module in sorted(sys.modules.items())
     if name.startswith(f"{__name__}.") or name == "paddleseg_deeplab.models.layers.conv"
 ]
-paddle.jit.ignore_module(_TRACED_AS_THEY_ARE)
+# `cpu_ops` steps aside while a program is traced.
+paddle.jit.ignore_module([*_TRACED_AS_THEY_ARE, cpu_ops])

@@ -6,6 +6,8 @@ from fractions import Fraction
 import paddle
 import paddle.nn.functional as F
 
+from paddleseg_deeplab.models.layers import cpu_ops
+
 DATA_FORMATS = ("NCHW", "NHWC")
 _LARGEST_DENOMINATOR = 100
 
@@ -40,9 +42,12 @@ def resize(x, size, align_corners=False, data_format="NCHW"):
     Returns:
         Tensor: of x's dtype, format and channels, and of the given size.
     """
-    return F.interpolate(
-        x, size, mode="bilinear", align_corners=align_corners, data_format=data_format
-    )
+    y = cpu_ops.resize(x, size, align_corners, data_format)
+    if y is None:
+        y = F.interpolate(
+            x, size, mode="bilinear", align_corners=align_corners, data_format=data_format
+        )
+    return y
 
 
 def resize_by(x, scale, align_corners=False, data_format="NCHW"):
