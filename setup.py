@@ -23,9 +23,14 @@ _BASE = [
 # paddle2onnx 2.x has no wheel for Python 3.13 (seen with 2.1.0); the ONNX tests are skipped there.
 _ONNX = ['paddle2onnx>=2.0; python_version < "3.13"', "onnx>=1.14", "onnxruntime>=1.16"]
 _CRF = ["scipy>=1.9"]  # sparse matrices for the dense CRF
+_OPENVINO = ["openvino>=2024.0"]  # runs networks on CPUs, in bf16 too
+_FAST = ["isal>=1.5"]  # decompresses PNG training images faster than zlib
 # Peers that benchmarks/run.py measures beside this package; torch in its build for CPUs will do.
 # pydensecrf2 is not among them: it needs a compiler.
-_BENCH = [*_ONNX, *_CRF, "openvino>=2024.0", "scikit-learn>=1.3", "torch>=2.0", "torchmetrics>=1.0"]
+_BENCH = [
+    *(*_ONNX, *_CRF, *_OPENVINO, *_FAST),
+    *("scikit-learn>=1.3", "torch>=2.0", "torchmetrics>=1.0"),
+]
 _CPU = ["paddlepaddle>=3.0"]
 
 setup(
@@ -45,8 +50,13 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0"],
         "onnx": _ONNX,
         "crf": _CRF,
+        "openvino": _OPENVINO,
+        "fast": _FAST,
         "bench": _BENCH,
-        "test": [*_ONNX, *_CRF, "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "test": [
+            *(*_ONNX, *_CRF, *_OPENVINO, *_FAST),
+            *("hypothesis>=6", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"),
+        ],
     },
     entry_points={"console_scripts": ["paddleseg-deeplab=paddleseg_deeplab.cli.main:main"]},
     classifiers=[

@@ -2,7 +2,7 @@
 """Predicts images with an exported network: python deploy/python/infer.py --help
 
 Needs the folder that export.py wrote and the installed package; no config, no checkpoint, no
-training code. An ONNX folder runs without Paddle.
+training code. ONNX Runtime and OpenVINO run it without Paddle.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from paddleseg_deeplab.utils.prediction_files import (
 )
 from paddleseg_deeplab.utils.predictors import (
     PRECISIONS,
+    RUNTIMES,
     InferenceSettings,
     check_settings,
     choose_device,
@@ -85,6 +86,15 @@ def parse_args(argv=None):
     )
     add("--batch_size", type=int, default=1, help="images of equal size at once (default: 1)")
     add("--device", help="cpu, gpu or gpu:N (default: the GPU where there is one)")
+    add(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what runs the network; openvino reads the formats legacy and onnx (default: auto, "
+        "Paddle Inference, or ONNX Runtime for onnx)",
+    )
+    precision = "bf16: a CPU; fp16: a GPU; int8: TensorRT (default: fp32)"
+    add("--precision", choices=PRECISIONS, default="fp32", help=precision)
     add("--benchmark", default=False, **boolean, help="print times at the end")
     add("--print_detail", default=False, **boolean, help="show Paddle Inference's log")
     add("--debug", action="store_true", help="show tracebacks and debug lines")
@@ -94,7 +104,6 @@ def parse_args(argv=None):
     cpu("--cpu_threads", type=int, help="default: all that this process may use")
     cpu("--enable_mkldnn", **boolean, help="oneDNN (default: on where Paddle can)")
     gpu = parser.add_argument_group("on a GPU").add_argument
-    gpu("--precision", choices=PRECISIONS, default="fp32", help="default: fp32; int8: TensorRT")
     gpu("--use_trt", default=False, **boolean, help="TensorRT, for the format legacy")
     gpu("--min_subgraph_size", type=int, default=3, help="for TensorRT (default: 3)")
     gpu("--enable_auto_tune", default=False, **boolean, help="learn TensorRT's shapes from images")
@@ -118,8 +127,9 @@ def settings_of(args, info):
         raise UserError(f"--num_workers should be at least 0, not {args.num_workers}.")
     if args.enable_auto_tune and not args.use_trt:
         raise UserError("--enable_auto_tune learns shapes for TensorRT: add --use_trt True.")
+    device = args.device or ("cpu" if args.precision == "bf16" else None)
     settings = InferenceSettings(
-        device=choose_device(args.device, info.format),
+        device=choose_device(device, info.format, args.runtime),
         cpu_threads=args.cpu_threads,
         mkldnn=args.enable_mkldnn,
         precision=args.precision,
@@ -131,6 +141,7 @@ def settings_of(args, info):
         trt_max_shape=args.trt_max_shape,
         tuned_shape_file=args.auto_tuned_shape_file,
         print_detail=args.print_detail,
+        runtime=args.runtime,
     )
     check_settings(settings, info)
     return settings
@@ -334,7 +345,8 @@ def run(args):
                 f"--auto_tuned_shape_file {tuned}: no such file. Add --enable_auto_tune."
             )
     inferer = Inferer(info, settings)
-    logger.info("%s on %s: %d images.", info.model_path, settings.device, len(paths))
+    where = f"{inferer.predictor.runtime} ({settings.precision}) on {settings.device}"
+    logger.info("%s in %s: %d images.", info.model_path, where, len(paths))
     if args.benchmark:
         warm_up(inferer, paths)
     failures, start = [], time.perf_counter()

@@ -199,6 +199,7 @@ def run(args):
             input_shape=shape,
             output_op=_choose_output_op(args, dicts, resized, crf),
             format=form,
+            target=target,
             transforms=dicts,
             to_rgb=compose.to_rgb,
             class_names=names,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a trained network for deployment, loads what was written, and compares the two."""
+"""Writes a trained network for deployment, loads what was written, and compares the two.
+
+What is written is a rearranged copy, see `export_fold`.
+"""
 
 import contextlib
 import os
@@ -12,6 +15,7 @@ from paddle import nn
 
 from paddleseg_deeplab import __version__
 from paddleseg_deeplab.core.export_check import ExportMismatch, compare_export
+from paddleseg_deeplab.core.export_fold import folded_copy
 from paddleseg_deeplab.core.export_probe import best_cpu_format
 from paddleseg_deeplab.core.forward import evaluation_mode, run_model
 from paddleseg_deeplab.postprocess.settings import complete_settings
@@ -133,6 +137,18 @@ def _ir_guard(form):
     )
 
 
+def _save(model, info, target):
+    """Writes a rearranged copy of the network into ``info.folder``."""
+    # Widened for oneDNN: ONNX's runtimes and GPUs have no need of it.
+    widen = info.format != "onnx" and target == "cpu"
+    wrapper = ExportedModel(folded_copy(model, widen), info.output_op)
+    wrapper.eval()
+    if info.format == "onnx":
+        _save_onnx(wrapper, info.folder, info.input_shape)
+    else:
+        _save_paddle(wrapper, info.folder, info.format, info.input_shape)
+
+
 def _save_paddle(model, folder, form, input_shape):
     # A copy: InputSpec writes -1 into the list that it is given.
     spec = [paddle.static.InputSpec(list(input_shape), "float32", name="x")]
@@ -241,7 +257,7 @@ def export(
             "none": logits, float32 [N, num_classes, H, W].
         format (str): "pir" (model.json), "legacy" (model.pdmodel), "onnx" or "auto", see
             `resolve_format`.
-        target (str): "cpu" or "gpu", what "auto" chooses for.
+        target (str): "cpu" or "gpu", what "auto" chooses for and what the network is arranged for.
         transforms (Sequence[dict]): Preprocessing for deploy.yaml, each with its ``type``.
         to_rgb (bool): Whether the preprocessing turns BGR into RGB.
         class_names (Sequence[str]), palette (np.ndarray, uint8 [num_classes, 3] RGB): For
@@ -290,12 +306,7 @@ def export(
     try:
         info.folder = temporary
         with evaluation_mode(model), paddle.no_grad():
-            wrapper = ExportedModel(model, output_op)
-            wrapper.eval()
-            if form == "onnx":
-                _save_onnx(wrapper, temporary, info.input_shape)
-            else:
-                _save_paddle(wrapper, temporary, form, info.input_shape)
+            _save(model, info, target)
             info.checks = compare_export(model, info, sample, device)
         deploy_yaml.write(info, os.path.join(temporary, deploy_yaml.FILE_NAME))
         _move_into_place(temporary, save_dir)

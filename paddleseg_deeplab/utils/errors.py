@@ -21,7 +21,7 @@ class UserError(ValueError):
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the weights are as before that iteration."""
+    """The loss became NaN or infinite; nothing is saved from that iteration on."""
 
 
 class RunStopped(RuntimeError):

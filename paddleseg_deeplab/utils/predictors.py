@@ -1,91 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an exported network: Paddle Inference or ONNX Runtime behind one call. No training code.
+"""Runs an exported network: Paddle Inference, ONNX Runtime or OpenVINO behind one call.
 
-Paddle and ONNX Runtime are imported where they are needed: an ONNX folder runs without Paddle.
+Each is imported where it is needed: with the other two a folder runs without Paddle.
 """
-
-from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
+from paddleseg_deeplab.utils.inference_settings import (
+    PRECISIONS,
+    RUNTIMES,
+    InferenceSettings,
+    check_settings,
+    choose_runtime,
+)
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.other_runtimes import OnnxPredictor, OpenvinoPredictor
 
-PRECISIONS = ("fp32", "fp16", "int8")
+__all__ = [
+    "PRECISIONS",
+    "RUNTIMES",
+    "InferenceSettings",
+    "OnnxPredictor",
+    "OpenvinoPredictor",
+    "PaddlePredictor",
+    "check_settings",
+    "choose_device",
+    "choose_runtime",
+    "import_extra",
+    "make_config",
+    "open_predictor",
+    "trt_shapes",
+]
+
 _GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
 _TRT_WORKSPACE = 1 << 30
 # PaddleSeg's defaults for a network of free size: [channels] is put in between.
 _TRT_SIZES = {"min": (100, 100), "opt": (512, 1024), "max": (2000, 3000)}
-
-
-@dataclass
-class InferenceSettings:
-    """How to run an exported network.
-
-    Attributes:
-        device (str): "cpu", "gpu" or "gpu:N".
-        cpu_threads (int | None): None takes all that this process may use.
-        mkldnn (bool | None): oneDNN on the CPU. None means: on, and off where Paddle cannot run
-            this network with it.
-        precision (str): "fp32", or on a GPU "fp16", or with TensorRT "int8".
-        use_trt (bool): TensorRT for the sub graphs that it can run (legacy format only).
-        batch_size (int): Largest batch, for TensorRT.
-        min_subgraph_size (int): Fewest operators that TensorRT is given at a time.
-        trt_min_shape, trt_opt_shape, trt_max_shape (list[int] | None): N C H W bounds of a free
-            input size; PaddleSeg's 100x100, 512x1024, 2000x3000 where None.
-        tuned_shape_file (str | None): Shape ranges that a run with ``collect_shapes`` wrote, used
-            in place of the bounds above.
-        collect_shapes (bool): Write ``tuned_shape_file`` in this run, without TensorRT.
-        print_detail (bool): Show Paddle Inference's own log.
-    """
-
-    device: str = "cpu"
-    cpu_threads: Optional[int] = None
-    mkldnn: Optional[bool] = None
-    precision: str = "fp32"
-    use_trt: bool = False
-    batch_size: int = 1
-    min_subgraph_size: int = 3
-    trt_min_shape: Optional[list] = None
-    trt_opt_shape: Optional[list] = None
-    trt_max_shape: Optional[list] = None
-    tuned_shape_file: Optional[str] = None
-    collect_shapes: bool = False
-    print_detail: bool = False
-
-
-def check_settings(settings, info):
-    """Refuses settings that would be ignored or cannot work for the exported ``info``.
-
-    Raises:
-        UserError: naming the flag and what to do instead.
-    """
-    on_cpu = settings.device == "cpu"
-    if settings.precision not in PRECISIONS:
-        raise UserError(f"--precision {settings.precision}: one of {', '.join(PRECISIONS)}.")
-    if on_cpu and settings.use_trt:
-        raise UserError("--use_trt needs a GPU; TensorRT does not run on a CPU. Drop it.")
-    if on_cpu and settings.precision != "fp32":
-        raise UserError(
-            f"--precision {settings.precision} needs --device gpu; the CPU computes in fp32."
-        )
-    if not on_cpu and settings.mkldnn:
-        raise UserError("--enable_mkldnn True is for --device cpu; oneDNN does not run on a GPU.")
-    if settings.precision == "int8" and not settings.use_trt:
-        raise UserError("--precision int8 needs --use_trt True.")
-    if info.format == "onnx" and (settings.use_trt or settings.precision != "fp32"):
-        raise UserError(
-            f"{info.model_path}: TensorRT and precisions other than fp32 are for Paddle models; "
-            "export again with --format legacy."
-        )
-    if info.format == "pir" and settings.use_trt:
-        # Paddle 3.0's guide: Config.enable_tensorrt_engine is for .pdmodel alone.
-        raise UserError(
-            f"{info.model_path}: Paddle Inference runs TensorRT on the legacy format only; "
-            "export again with --format legacy."
-        )
 
 
 def make_config(info, settings, inference, *, mkldnn=True):
@@ -134,6 +86,11 @@ def _set_cpu(config, settings, mkldnn):
         # Kernels are built for each input size and kept for the last ten.
         _call(config, ("set_onednn_cache_capacity", "set_mkldnn_cache_capacity"), 10)
         _call(config, ("enable_onednn", "enable_mkldnn"))
+        if settings.precision == "bf16":
+            _call(config, ("enable_onednn_bfloat16", "enable_mkldnn_bfloat16"))
+            # Only where the work is. With all that it would take, Paddle 3.3.1 stops at the
+            # classifier's bias: "(float32) does not match the type of data (bfloat16)".
+            config.set_bfloat16_op({"conv2d", "fused_conv2d"})
     else:
         # On by default since Paddle 3.3; older versions may lack the call, and have it off.
         _call(config, ("disable_onednn", "disable_mkldnn"))
@@ -196,6 +153,8 @@ class PaddlePredictor:
         mkldnn (bool): Whether oneDNN is in use; may change at a `run` where the wish is automatic.
     """
 
+    runtime = "Paddle Inference"
+
     def __init__(self, info, settings, inference=None):
         check_settings(settings, info)
         if inference is None:
@@ -204,6 +163,8 @@ class PaddlePredictor:
         self.mkldnn = settings.device == "cpu" and settings.mkldnn is not False
         if info.format == "legacy":
             _check_program(info.model_path)
+        if settings.precision == "bf16":
+            _check_bf16_processor()
         self._predictor = self._create(self.mkldnn)
 
     def _create(self, mkldnn):
@@ -239,10 +200,11 @@ class PaddlePredictor:
         From then on, and only if that helps: else it was not oneDNN, and ``error`` is raised.
         """
         reason = " ".join(str(error).split())[:200]
-        if self._settings.mkldnn:
+        if self._settings.mkldnn or self._settings.precision == "bf16":
             raise UserError(
-                f"{self._info.model_path}: the installed Paddle cannot run it with oneDNN "
-                f"({reason}). Drop --enable_mkldnn True, or export with --format legacy."
+                f"{self._info.model_path}: the installed Paddle cannot run it with oneDNN in "
+                f"{self._settings.precision} ({reason}). Drop --enable_mkldnn True and --precision "
+                "bf16, or export with --format legacy."
             ) from error
         with_mkldnn, self._predictor = self._predictor, self._create(False)
         try:
@@ -258,6 +220,18 @@ class PaddlePredictor:
         logger.debug("oneDNN said: %s", reason)
         self.mkldnn = False
         return output
+
+
+def _check_bf16_processor():
+    """Refuses bf16 where Paddle would compute in fp32 without a word."""
+    from paddle.base import core
+
+    can = getattr(core, "supports_bfloat16", None)  # not a public function
+    if can is not None and not can():
+        raise UserError(
+            "--precision bf16: this processor computes in fp32 (oneDNN's bf16 needs AVX-512). Use "
+            "--precision fp32."
+        )
 
 
 def _check_program(path):
@@ -278,55 +252,25 @@ def _check_program(path):
         raise UserError(f"{path} is damaged, or no network; copy it or export again.")
 
 
-class OnnxPredictor:
-    """An exported network in ONNX Runtime.
+def open_predictor(info, settings):
+    """The predictor for an exported folder, see `choose_runtime`.
 
     Args:
-        info (DeployInfo): Of format "onnx".
-        settings (InferenceSettings): Device and threads count; the rest is for Paddle.
+        info (DeployInfo): The folder.
+        settings (InferenceSettings): How to run it.
+
+    Returns:
+        An object whose ``run(batch)`` takes float32 [N, C, H, W] and returns what the exported
+        network gives, and whose ``runtime`` names what runs it.
 
     Raises:
-        UserError: ONNX Runtime is missing, or has no GPU provider and a GPU is asked for.
+        UserError: the network's files are damaged, a setting cannot work, or the runtime is not
+            installed.
     """
-
-    mkldnn = False
-
-    def __init__(self, info, settings):
-        check_settings(settings, info)
-        onnxruntime = import_extra("onnxruntime")
-        provider, options = "CPUExecutionProvider", {}
-        if settings.device != "cpu":
-            provider = "CUDAExecutionProvider"
-            options = {"device_id": int(settings.device.partition(":")[2] or 0)}
-            if provider not in onnxruntime.get_available_providers():
-                raise UserError(
-                    f"--device {settings.device}: this ONNX Runtime has no CUDA provider. Install "
-                    "onnxruntime-gpu, or use --device cpu."
-                )
-        session = onnxruntime.SessionOptions()
-        session.intra_op_num_threads = settings.cpu_threads or thread_count()
-        session.log_severity_level = 2 if settings.print_detail else 3
-        self._session = onnxruntime.InferenceSession(
-            info.model_path, session, providers=[(provider, options)]
-        )
-        if provider not in self._session.get_providers():
-            raise UserError(f"--device {settings.device}: ONNX Runtime could not start it.")
-        self._name = self._session.get_inputs()[0].name
-
-    def run(self, batch):
-        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives."""
-        return self._session.run(None, {self._name: np.ascontiguousarray(batch, np.float32)})[0]
-
-
-def open_predictor(info, settings):
-    """The predictor for an exported folder's format.
-
-    Raises:
-        UserError: the network's files are damaged, or a setting cannot work.
-    """
-    kind = OnnxPredictor if info.format == "onnx" else PaddlePredictor
+    check_settings(settings, info)
+    kinds = {"paddle": PaddlePredictor, "onnxruntime": OnnxPredictor, "openvino": OpenvinoPredictor}
     try:
-        return kind(info, settings)
+        return kinds[choose_runtime(info, settings)](info, settings)
     except UserError:
         raise
     except Exception as e:  # each runtime has its own exceptions
@@ -337,12 +281,14 @@ def open_predictor(info, settings):
         ) from e
 
 
-def choose_device(name=None, form="legacy"):
+def choose_device(name=None, form="legacy", runtime="auto"):
     """The device to run on: ``name`` if it is there, else the best present.
 
     Args:
         name (str | None): "cpu", "gpu" or "gpu:N".
         form (str): The exported format; ONNX Runtime's devices are not Paddle's.
+        runtime (str): See `choose_runtime`; "openvino" is for the CPU (`check_settings` refuses
+            others).
 
     Raises:
         UserError: unknown, or not there. It is never changed silently.
@@ -352,6 +298,8 @@ def choose_device(name=None, form="legacy"):
         raise UserError(f"--device {name}: use cpu, gpu or gpu:N.")
     if kind == "cpu":
         return "cpu"
+    if runtime == "openvino":
+        return name or "cpu"
     if form == "onnx":
         present = "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
         return name if name else ("gpu:0" if present else "cpu")

@@ -219,7 +219,7 @@ def test_tensorrt_learns_shapes():
         ("legacy", {"use_trt": True}, "needs a GPU"),
         ("legacy", {"precision": "fp16"}, "--device gpu"),
         ("legacy", {"precision": "int8"}, "--device gpu"),
-        ("legacy", {"precision": "int4"}, "fp32, fp16, int8"),
+        ("legacy", {"precision": "int4"}, "fp32, fp16, bf16, int8"),
         ("legacy", {"device": "gpu", "precision": "int8"}, "--use_trt"),
         ("legacy", {"device": "gpu", "mkldnn": True}, "--enable_mkldnn"),
         ("pir", {"device": "gpu", "use_trt": True}, "--format legacy"),
@@ -288,8 +288,10 @@ def test_every_call_exists_in_paddle_inference():
         calls_of(device="gpu", use_trt=True, tuned_shape_file="t"),
         calls_of("pir", device="gpu", precision="fp16"),
         calls_of("pir", onednn=False, lacks=("enable_onednn", "disable_onednn")),
+        calls_of(precision="bf16"),
     ]
-    new = {"enable_onednn", "disable_onednn", "set_onednn_cache_capacity"}  # from Paddle 3.3 on
+    # From Paddle 3.3 on.
+    new = {"enable_onednn", "disable_onednn", "set_onednn_cache_capacity", "enable_onednn_bfloat16"}
     for calls in recorded:
         for name, (_, named) in calls.items():
             if name == "Config" or (name in new and not hasattr(real, name)):

@@ -88,6 +88,8 @@ def test_infer_shows_images_in_their_own_colours(tmp_path, monkeypatch, to_rgb):
     seen = []
 
     class Predictor:
+        runtime = "a test"
+
         def run(self, batch):
             seen.append(batch)
             return (batch[:, 0] > 128).astype(np.int32)
