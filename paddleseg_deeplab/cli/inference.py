@@ -2,15 +2,19 @@
 """Flags and settings that val and predict share."""
 
 from paddleseg_deeplab.postprocess.settings import add_crf_arguments, crf_settings
+from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
+# As core.engine.KINDS, which needs Paddle.
+ENGINES = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")
+_MOST_WORKERS = 2
 _AUG_KEYS = ("scales", "flip_horizontal", "flip_vertical")
 _WINDOW_KEYS = ("crop_size", "stride")
 
 
 def add_inference_arguments(parser, aug_flag, crf=True):
-    """Adds the flags of scales, flips, sliding window, batches, precision and the CRF.
+    """Adds the flags of scales, flips, sliding window, batches, engine, precision and the CRF.
 
     Args:
         parser (argparse.ArgumentParser): Takes them.
@@ -19,16 +23,29 @@ def add_inference_arguments(parser, aug_flag, crf=True):
     """
     run = parser.add_argument_group("the run")
     run.add_argument(
-        "--batch_size", type=int, default=1, help="images of equal size at once (default: 1)"
+        "--batch_size",
+        type=int,
+        help="images of equal size at once (default: 1, small ones together)",
     )
     run.add_argument(
-        "--num_workers", type=int, default=0, help="threads that read ahead (default: 0)"
+        "--num_workers",
+        type=int,
+        help="threads that read ahead, and that write (default: 2, or 1 on one processor)",
+    )
+    run.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="what runs the network on a CPU: dygraph, or an export of it in Paddle Inference, "
+        "ONNX Runtime or OpenVINO. auto (default): where there are enough images to pay for the "
+        "export, OpenVINO if it is installed, else Paddle Inference",
     )
     run.add_argument(
         "--precision",
         choices=["fp32", "fp16", "bf16"],
         default="fp32",
-        help="mixed precision, on a GPU only (default: fp32)",
+        help="fp16 and bf16: mixed precision on a GPU; bf16 with --engine openvino: on a CPU that "
+        "has it (default: fp32)",
     )
     run.add_argument("--amp_level", choices=["O1", "O2"], default="O1", help="default: O1")
     aug = parser.add_argument_group("several scales and flips (probabilities are averaged)")
@@ -63,7 +80,7 @@ def inference_settings(config, args, aug_flag):
         UserError: A flag's value is not allowed.
     """
     for name, least in (("batch_size", 1), ("num_workers", 0)):
-        if getattr(args, name) < least:
+        if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name} should be at least {least}, not {getattr(args, name)}.")
     settings = config.test_config
     crf = settings.pop("crf", None)
@@ -91,8 +108,10 @@ def inference_settings(config, args, aug_flag):
             settings[key] = getattr(args, key) or settings.get(key)
     elif not settings.get("is_slide"):
         _warn_of_idle_flags(args, _WINDOW_KEYS, "is_slide")
-    for key in ("batch_size", "num_workers", "precision", "amp_level"):
+    for key in ("batch_size", "num_workers", "engine", "precision", "amp_level"):
         settings[key] = getattr(args, key)
+    if args.num_workers is None:
+        settings["num_workers"] = min(thread_count(), _MOST_WORKERS)
     return settings
 
 

@@ -3,6 +3,7 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from itertools import islice
 
 import paddle
@@ -12,7 +13,7 @@ from paddleseg_deeplab.core import crf_search, infer
 from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.refine import image_of_sample
-from paddleseg_deeplab.core.val import count_image, predictions
+from paddleseg_deeplab.core.val import count_image, engine_for, predictions
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
@@ -29,6 +30,7 @@ def save_probabilities(
     precision="fp32",
     amp_level="O1",
     progress=True,
+    engine="dygraph",
     **settings,
 ):
     """Runs the network over the first images of a set and keeps what the search needs.
@@ -38,7 +40,8 @@ def save_probabilities(
         dataset: As of `core.val.evaluate`, with a way to the images themselves.
         folder (str): An empty, temporary folder.
         images (int): How many; all where the set has fewer.
-        aug_eval, batch_size, num_workers, precision, amp_level, progress: As of `evaluate`.
+        aug_eval, batch_size, num_workers, precision, amp_level, progress, engine: As of
+            `evaluate`.
         **settings: ``scales``, ``is_slide`` and the like, as of `evaluate`.
 
     Returns:
@@ -53,12 +56,14 @@ def save_probabilities(
     ignore_index = getattr(dataset, "ignore_index", 255)
     confusion = ConfusionMatrix(dataset.num_classes, ignore_index)
     samples = read_ahead(lambda i: dict(dataset[i], index=i), range(count), num_workers)
-    batches = equal_size_batches(samples, batch_size)
     bar = tqdm(total=count, desc="network", unit="image", disable=None if progress else True)
-    with bar, evaluation_mode(model), paddle.no_grad():
+    with bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
+        network, samples = stack.enter_context(
+            engine_for(model, samples, count, engine, precision, aug_eval, settings)
+        )
         found = predictions(
-            model,
-            batches,
+            network,
+            equal_size_batches(samples, batch_size),
             aug_eval,
             settings,
             precision=(precision, amp_level),

@@ -2,9 +2,13 @@
 """Feeds images to evaluation and prediction: reading ahead in threads, batches of equal sizes."""
 
 import collections
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+_PIXELS_TOGETHER = 1 << 17
+_MOST_TOGETHER = 8
 
 
 def read_ahead(load, keys, num_workers=0):
@@ -41,6 +45,29 @@ def read_ahead(load, keys, num_workers=0):
                 future.cancel()
 
 
+def automatic_batch(size):
+    """How many images of a size go through the network together where nobody says.
+
+    On two CPU cores an image in a batch was not faster than one alone from 480x360 on, a fifth to
+    a third faster at 128x128; larger batches only take memory (docs/performance.md).
+
+    Args:
+        size (Sequence[int]): (height, width).
+
+    Returns:
+        int: 1 to 8, with at most 131072 pixels together.
+    """
+    return min(max(_PIXELS_TOGETHER // (size[0] * size[1]), 1), _MOST_TOGETHER)
+
+
+def peek(items):
+    """The first of `items`, None where there is none, and an iterator over all of them."""
+    items = iter(items)
+    for first in items:
+        return first, itertools.chain([first], items)
+    return None, iter(())
+
+
 def equal_size_batches(samples, batch_size):
     """Groups samples whose images have the same size, so that any batch size works.
 
@@ -50,14 +77,15 @@ def equal_size_batches(samples, batch_size):
 
     Args:
         samples (Iterable[dict]): With ``img``, float32 [C, H, W].
-        batch_size (int): Most samples a batch.
+        batch_size (int | None): Most samples a batch; None: `automatic_batch`.
 
     Yields:
         tuple[list[dict], np.ndarray]: The samples and their images, float32 [N, C, H, W]. The
         order is not that of the input.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    most = 2 * (batch_size or _MOST_TOGETHER)
     groups = {}  # insertion order: the first one is the oldest
     waiting = 0
     for sample in samples:
@@ -65,9 +93,9 @@ def equal_size_batches(samples, batch_size):
         group = groups.setdefault(shape, [])
         group.append(sample)
         waiting += 1
-        if len(group) == batch_size:
+        if len(group) == (batch_size or automatic_batch(shape[1:])):
             out = shape
-        elif waiting >= 2 * batch_size:
+        elif waiting >= most:
             out = next(iter(groups))
         else:
             continue

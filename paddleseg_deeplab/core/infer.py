@@ -4,99 +4,40 @@
 Three deviations from PaddleSeg, each where it happens: scales and flips average probabilities, not
 logits; results come back as one NumPy label map an image, at its original size; and where scores
 are not asked for, only labels leave the device.
+
+A model is an nn.Layer, or an `engine.Engine` in its place. On a CPU what follows the network is
+done in NumPy and OpenCV (`averaging`).
 """
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.core.forward import infer_logits
+from paddleseg_deeplab.core.averaging import add_probabilities, best_classes
+from paddleseg_deeplab.core.engine import Engine, run_network
+from paddleseg_deeplab.core.feed import automatic_batch
+from paddleseg_deeplab.core.slide import check_window, slide_logits, window_starts
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils.errors import UserError
 
-
-def _size_pair(name, value):
-    """(w, h) of a setting as two positive int."""
-    if value is None:
-        raise UserError(f"A sliding window needs {name}: two numbers, width and height.")
-    pair = value if isinstance(value, (list, tuple)) else [value, value]
-    if len(pair) != 2 or any(type(v) is not int or v < 1 for v in pair):
-        raise UserError(f"{name} takes two positive whole numbers (width, height), got {value!r}.")
-    return int(pair[0]), int(pair[1])
-
-
-def check_window(crop_size, stride):
-    """Checks a sliding window's settings.
-
-    Args:
-        crop_size, stride (Sequence[int]): (width, height) in pixels.
-
-    Returns:
-        tuple: ``(crop_w, crop_h), (stride_w, stride_h)``.
-
-    Raises:
-        UserError: One is missing or not positive, or the stride would leave pixels out.
-    """
-    crop, step = _size_pair("crop_size", crop_size), _size_pair("stride", stride)
-    if step[0] > crop[0] or step[1] > crop[1]:
-        raise UserError(
-            f"The stride {step} is larger than the crop_size {crop}: pixels between the windows "
-            "would be left out. Use a stride of at most the crop size."
-        )
-    return crop, step
-
-
-def window_starts(size, crop, stride):
-    """First pixels of the windows along one side: a regular grid whose last window ends exactly
-    at the edge; one window where the image is not larger than the crop."""
-    if size <= crop:
-        return [0]
-    return [*range(0, size - crop, stride), size - crop]
-
-
-def _coverage(size, crop, starts):
-    count = np.zeros(size, dtype=np.float32)
-    for start in starts:
-        count[start : start + crop] += 1
-    return count
-
-
-def slide_logits(model, im, crop_size, stride):
-    """Mean logits of overlapping windows.
-
-    The windows' logits are added up in one buffer of the images' size in host memory, so the
-    device holds one window at a time, and divided by the number of windows over each pixel.
-
-    Args:
-        model (nn.Layer): In eval mode.
-        im (Tensor): float32 [N, C, H, W]; where a side is smaller than the crop, the window is as
-            long as the side.
-        crop_size, stride (Sequence[int]): (width, height).
-
-    Returns:
-        np.ndarray: float32 [N, num_classes, H, W].
-    """
-    (crop_w, crop_h), (stride_w, stride_h) = check_window(crop_size, stride)
-    height, width = im.shape[-2:]
-    rows = window_starts(height, crop_h, stride_h)
-    columns = window_starts(width, crop_w, stride_w)
-    total = None
-    for y in rows:
-        for x in columns:
-            window = im[:, :, y : y + crop_h, x : x + crop_w]
-            logits = infer_logits(model, window).numpy()  # [N, K, <= crop_h, <= crop_w]
-            if total is None:
-                total = np.zeros((*logits.shape[:2], height, width), dtype=np.float32)
-            total[:, :, y : y + crop_h, x : x + crop_w] += logits
-    total /= _coverage(height, crop_h, rows)[:, None]
-    total /= _coverage(width, crop_w, columns)
-    return total
+__all__ = [
+    "aug_inference",
+    "aug_probabilities",
+    "check_finite",
+    "check_scales",
+    "check_window",
+    "flip_combinations",
+    "inference",
+    "labels_and_scores",
+    "per_image_trans_info",
+    "slide_logits",
+    "window_starts",
+]
 
 
 def _logits(model, im, is_slide, stride, crop_size):
-    if is_slide:
-        return paddle.to_tensor(slide_logits(model, im, crop_size, stride))
-    return infer_logits(model, im)
+    """Tensor, or array from windows and from an `Engine`."""
+    return slide_logits(model, im, crop_size, stride) if is_slide else run_network(model, im)
 
 
 def per_image_trans_info(trans_info, count):
@@ -157,10 +98,13 @@ def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):
         labels = paddle.argmax(scores, axis=1, dtype="int32").numpy()
         return [pipeline.labels_to_original(m, info) for m, info in zip(labels, infos)], None
     host = scores if on_host else scores.numpy()
+    if not (resized or return_scores):
+        labels = [best_classes(s) for s in host]
+        return [pipeline.labels_to_original(m, info) for m, info in zip(labels, infos)], None
     if not return_scores:
         return [pipeline.scores_to_labels(s, info) for s, info in zip(host, infos)], None
     restored = [pipeline.restore(s, info, "linear") for s, info in zip(host, infos)]
-    return [pipeline.scores_to_labels(s, []) for s in restored], restored
+    return [best_classes(s) for s in restored], restored
 
 
 def inference(
@@ -177,8 +121,8 @@ def inference(
     """Inference of a batch of images of one size; the caller sets eval mode.
 
     Args:
-        model (nn.Layer): Gives a list of logits.
-        im (Tensor): float32 [N, C, H, W], preprocessed.
+        model (nn.Layer | Engine): A layer gives a list of logits.
+        im (Tensor | np.ndarray): float32 [N, C, H, W], preprocessed.
         trans_info (list, optional): Resize and padding steps to undo: one image's list, which
             holds for all, or a list of such lists. None: see Returns.
         is_slide (bool): Use a sliding window. Default False.
@@ -198,11 +142,9 @@ def inference(
     """
     with paddle.no_grad():
         if trans_info is None:
-            return _logits(model, im, is_slide, stride, crop_size)
-        if is_slide:
-            logits = slide_logits(model, im, crop_size, stride)
-        else:
-            logits = infer_logits(model, im)
+            logits = _logits(model, im, is_slide, stride, crop_size)
+            return paddle.to_tensor(logits) if isinstance(logits, np.ndarray) else logits
+        logits = _logits(model, im, is_slide, stride, crop_size)
         return labels_and_scores(logits, trans_info, return_scores, names=names)
 
 
@@ -250,26 +192,62 @@ def aug_probabilities(
     PaddleSeg averages logits, which lets one confident pass outvote the others. Each pass' logits
     are flipped back and resized to the input's size before the softmax.
 
+    Small images go through the network with their flips in one batch (`feed.automatic_batch`).
+    Beside the network's own memory the CPU needs ``4 * N * K * (H * W + n * h * w)`` bytes for K
+    classes and n passes of the largest size h x w at a time (n is 1 from 65536 pixels on).
+
     Args:
         As of `inference` and `aug_inference`.
 
     Returns:
-        Tensor: float32 [N, K, H, W], sums to 1 over K.
+        np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU.
     """
     scales = check_scales(scales)
     height, width = im.shape[-2:]
     passes = flip_combinations(flip_horizontal, flip_vertical)
+    on_host = isinstance(model, Engine) or paddle.get_device() == "cpu"
+    add = _add_on_host if on_host else _add_on_device
+    im = paddle.to_tensor(im) if isinstance(im, np.ndarray) else im
     total = None
     for scale in scales:
         size = [max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)]
         scaled = _resize(im, size)
-        for axes in passes:
-            flipped = paddle.flip(scaled, axes) if axes else scaled
-            logits = _logits(model, flipped, is_slide, stride, crop_size)
-            logits = paddle.flip(logits, axes) if axes else logits
-            probabilities = F.softmax(_resize(logits, [height, width]), axis=1)
-            total = probabilities if total is None else total.add_(probabilities)
-    return total / (len(scales) * len(passes))
+        scaled = scaled.numpy() if on_host else scaled
+        at_once = max(automatic_batch(size) // im.shape[0], 1)
+        for first in range(0, len(passes), at_once):
+            group = passes[first : first + at_once]
+            batch = _flipped(scaled, group)
+            logits = _logits(model, batch, is_slide, stride, crop_size)
+            total = add(total, logits, group, (height, width), len(scales) * len(passes))
+    return total
+
+
+def _flipped(images, passes):
+    """The images once for each pass's flips: [len(passes) * N, C, H, W]."""
+    if isinstance(images, np.ndarray):
+        flipped = [np.flip(images, axes) for axes in passes]
+        return np.ascontiguousarray(np.concatenate(flipped) if len(flipped) > 1 else flipped[0])
+    flipped = [paddle.flip(images, axes) if axes else images for axes in passes]
+    return paddle.concat(flipped) if len(flipped) > 1 else flipped[0]
+
+
+def _add_on_host(total, logits, passes, size, count):
+    logits = np.asarray(logits)
+    images = len(logits) // len(passes)
+    if total is None:
+        total = np.zeros((images, logits.shape[1], *size), np.float32)
+    for i, one in enumerate(logits):
+        add_probabilities(total[i % images], one, passes[i // images], count)
+    return total
+
+
+def _add_on_device(total, logits, passes, size, count):
+    parts = paddle.split(paddle.to_tensor(logits), len(passes))
+    for axes, part in zip(passes, parts):
+        part = paddle.flip(part, axes) if axes else part
+        probabilities = F.softmax(_resize(part, list(size)), axis=1) / count
+        total = probabilities if total is None else total.add_(probabilities)
+    return total
 
 
 def aug_inference(
@@ -289,8 +267,8 @@ def aug_inference(
     """Inference over several scales and flips, probabilities averaged.
 
     Args:
-        model (nn.Layer): Gives a list of logits.
-        im (Tensor): float32 [N, C, H, W], preprocessed.
+        model (nn.Layer | Engine): A layer gives a list of logits.
+        im (Tensor | np.ndarray): float32 [N, C, H, W], preprocessed.
         trans_info (list): Steps to undo, as for `inference`.
         scales (float | Sequence[float]): Sizes relative to the input. Default 1.0.
         flip_horizontal (bool): Add a pass over the mirrored image. Default False.

@@ -2,6 +2,7 @@
 """Prediction of image files into files: overlays, palette PNGs, raw ids, probabilities."""
 
 import dataclasses
+from contextlib import ExitStack
 
 import numpy as np
 import paddle
@@ -9,9 +10,10 @@ from tqdm import tqdm
 
 from paddleseg_deeplab.core import infer, refine
 from paddleseg_deeplab.core.distributed import join
+from paddleseg_deeplab.core.engine import check_engine
 from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
 from paddleseg_deeplab.core.forward import evaluation_mode
-from paddleseg_deeplab.core.val import predictions
+from paddleseg_deeplab.core.val import engine_for, predictions
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils import prediction_files, visualize
@@ -71,6 +73,25 @@ def _reader(transforms, failed, for_crf):
     return read
 
 
+def _writer(save_dir, names, palette, outputs):
+    """A function that writes one (sample, labels, probabilities); returns its path and files."""
+
+    def write(result):
+        sample, labels, probabilities = result
+        files = prediction_files.write_outputs(
+            save_dir,
+            names[sample["index"]],
+            image=sample["original"],
+            labels=labels,
+            palette=palette,
+            probabilities=probabilities,
+            outputs=outputs,
+        )
+        return sample["im_path"], files
+
+    return write
+
+
 def _readable(samples, bar):
     for sample in samples:
         if sample is None:
@@ -116,6 +137,7 @@ def predict(
     amp_level="O1",
     progress=True,
     crf=None,
+    engine="dygraph",
 ):
     """Predicts images and writes the results at the images' original sizes.
 
@@ -145,11 +167,13 @@ def predict(
         class_names (list[str], optional): For the legend.
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
-        batch_size (int): Images of equal size that go through the network together.
-        num_workers (int): Threads that read ahead; with a CRF as many again run it.
+        batch_size (int | None): As for `core.val.evaluate`.
+        num_workers (int): Threads that read ahead; as many again write the results, and where
+            there is a CRF as many run it.
         precision, amp_level (str): As for `core.val.evaluate`.
         progress (bool): Show a progress bar on a terminal.
         crf (optional): As for `core.val.evaluate`; "prob" then is what the CRF gives.
+        engine (str): What runs the network, see `core.engine.open_engine`. Default "dygraph".
 
     Returns:
         PredictionResult: Files written, and the images that could not be read with the reason.
@@ -159,6 +183,7 @@ def predict(
             values for an image, which is named. OSError: a result could not be written.
     """
     outputs = _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs)
+    check_engine(engine, precision)
     palette = _palette(palette, custom_color, class_names)
     image_list = [str(path) for path in image_list]
     root = image_dir if image_dir is not None else prediction_files.collect_images(image_list)[1]
@@ -176,10 +201,17 @@ def predict(
     samples = read_ahead(reader, own, num_workers)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
-    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad():
+    write = _writer(save_dir, names, palette, outputs)
+    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
+        network, samples = stack.enter_context(
+            engine_for(
+                *(model, _readable(samples, bar), len(own)),
+                *(engine, precision, aug_pred, settings),
+            )
+        )
         results = predictions(
-            model,
-            equal_size_batches(_readable(samples, bar), batch_size),
+            network,
+            equal_size_batches(samples, batch_size),
             aug_pred,
             settings,
             precision=(precision, amp_level),
@@ -187,16 +219,8 @@ def predict(
         )
         if crf is not None:
             results = refine.refined(crf, results, lambda s: s["crf_image"], num_workers)
-        for sample, labels, probabilities in results:
-            written[sample["im_path"]] = prediction_files.write_outputs(
-                save_dir,
-                names[sample["index"]],
-                image=sample["original"],
-                labels=labels,
-                palette=palette,
-                probabilities=probabilities,
-                outputs=outputs,
-            )
+        for path, files in read_ahead(write, results, num_workers):
+            written[path] = files
             bar.update(1)
     parts = ranks.gather((written, failed))
     written = {path: files for part in parts for path, files in part[0].items()}

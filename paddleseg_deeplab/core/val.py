@@ -3,6 +3,7 @@
 
 import math
 import time
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import cv2
@@ -12,13 +13,15 @@ from tqdm import tqdm
 
 from paddleseg_deeplab.core import infer, refine
 from paddleseg_deeplab.core.distributed import join
-from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
-from paddleseg_deeplab.core.forward import (
-    compute_losses,
-    evaluation_mode,
-    infer_logits,
-    precision_context,
+from paddleseg_deeplab.core.engine import (
+    Engine,
+    check_engine,
+    open_engine,
+    pixels_to_run,
+    run_network,
 )
+from paddleseg_deeplab.core.feed import equal_size_batches, peek, read_ahead
+from paddleseg_deeplab.core.forward import compute_losses, evaluation_mode, precision_context
 from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms import functional, pipeline
@@ -81,7 +84,9 @@ class _ValidationLoss:
                 continue  # a label of another size is an error, which `_count` raises
             label = label_like_input(label, steps, size, self.ignore_index)
             label = paddle.to_tensor(label[None].astype(np.int64))
-            value = compute_losses([logits[i : i + 1]], label, self.losses)[0]
+            one = logits[i : i + 1]
+            one = paddle.to_tensor(one) if isinstance(one, np.ndarray) else one
+            value = compute_losses([one], label, self.losses)[0]
             self.values.append(float(value))
 
 
@@ -126,6 +131,7 @@ def evaluate(
     worst=10,
     progress=True,
     crf=None,
+    engine="dygraph",
 ):
     """Evaluates a model at the labels' original size.
 
@@ -142,13 +148,15 @@ def evaluate(
         scales, flip_horizontal, flip_vertical: See `core.infer.aug_inference`; for `aug_eval`.
         is_slide (bool): Use a sliding window. Default False.
         stride, crop_size (Sequence[int], optional): Of the window, (width, height).
-        precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU only.
+        precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU, or "bf16" with the engine
+            "openvino".
         amp_level (str): "O1" or "O2".
         num_workers (int): Threads that read and transform images ahead (PaddleSeg: processes);
             with a CRF as many again run it.
         print_detail (bool): Log the figures and the table of classes.
-        batch_size (int): Images of equal size that go through the network together; the figures
-            do not depend on it, beyond the last digits of float32.
+        batch_size (int | None): Images of equal size that go through the network together; None:
+            `feed.automatic_batch`. The figures do not depend on it, beyond the last digits of
+            float32.
         losses (dict, optional): ``types`` and ``coef`` as `SegBuilder.loss`, for the validation
             loss: the first (main) one, on the network's input grid, mean over images.
         worst (int): How many of the worst images to list.
@@ -156,6 +164,8 @@ def evaluate(
         crf (optional): A `DenseCRF`, or its settings as `postprocess.settings.make_crf` takes
             them. It refines the mean class probabilities at the image's own size, for which the
             dataset needs ``load_image(index)`` or samples with ``im_path``.
+        engine (str): What runs the network, see `core.engine.open_engine`. Default "dygraph", as
+            an evaluation within a training would export anew each time.
 
     Returns:
         EvaluationResult: Unpacks into mIoU, accuracy, class IoU, class precision, kappa.
@@ -166,6 +176,7 @@ def evaluate(
             the file is named.
     """
     losses = _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size)
+    check_engine(engine, precision)
     crf = make_crf(crf)
     start = time.perf_counter()
     settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
@@ -183,9 +194,12 @@ def evaluate(
     samples = read_ahead(lambda i: dict(eval_dataset[i], index=i), indices, num_workers)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(indices), desc="evaluate", unit="image", disable=hide, leave=False)
-    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad():
+    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
+        network, samples = stack.enter_context(
+            engine_for(model, samples, len(indices), engine, precision, aug_eval, settings)
+        )
         results = predictions(
-            model,
+            network,
             equal_size_batches(samples, batch_size),
             aug_eval,
             settings,
@@ -222,24 +236,48 @@ def _warn_of_one_class(confusion, names):
         )
 
 
+@contextmanager
+def engine_for(model, samples, count, kind, precision, aug, settings):
+    """`open_engine` for a stream of samples.
+
+    Args:
+        model (nn.Layer): In eval mode.
+        samples (Iterable[dict]): With ``img``, float32 [C, h, w]; the first one is drawn.
+        count (int): How many there are.
+        kind, precision (str): As for `open_engine`.
+        aug (bool), settings (dict): As for `predictions`.
+
+    Yields:
+        tuple: The network, for `predictions`, and the samples, all of them.
+    """
+    first, samples = peek(samples)
+    image = None if first is None else np.asarray(first["img"], np.float32)
+    size = (0, 0) if image is None else image.shape[1:]
+    pixels = pixels_to_run(count, size, aug, settings)
+    with open_engine(model, image, kind, precision=precision, pixels=pixels) as network:
+        yield network, samples
+
+
 def predictions(
     model, batches, aug, settings, *, loss=None, precision=("fp32", "O1"), probabilities=False
 ):
     """Runs the network over batches; the caller sets eval mode and turns gradients off.
 
     Args:
-        model (nn.Layer): In eval mode.
+        model (nn.Layer | Engine): A layer in eval mode.
         batches (Iterable): Of (samples, images float32 [N, C, h, w]).
         aug (bool): Use `infer.aug_inference`, else `infer.inference`.
         settings (dict): Keyword arguments of either.
         loss (optional): Gets logits and samples of each batch where it holds losses.
-        precision (tuple): Arguments of `precision_context`.
+        precision (tuple): Arguments of `precision_context`; an `Engine` has its own.
         probabilities (bool): Give them too.
 
     Yields:
         tuple: sample; labels, int32 [H, W] at the original size; mean class probabilities,
         float32 [K, H, W], or None.
     """
+    if isinstance(model, Engine):
+        precision = ()
     for samples, images in batches:
         with precision_context(*precision):
             results = _predict(model, samples, images, aug, settings, loss, probabilities)
@@ -248,11 +286,12 @@ def predictions(
 
 def _predict(model, samples, images, aug, settings, loss, want_probabilities):
     """Labels and probabilities (or None) of a batch; adds its loss where that is wanted."""
-    images = paddle.to_tensor(images)
+    if not isinstance(model, Engine):
+        images = paddle.to_tensor(images)
     infos = [sample.get("trans_info", []) for sample in samples]
     names = [_name_of(sample) for sample in samples]
     if loss is not None and loss.losses is not None:
-        logits = infer_logits(model, images)
+        logits = run_network(model, images)
         labels, scores = infer.labels_and_scores(logits, infos, want_probabilities, names=names)
         loss.add(logits, samples)
     else:

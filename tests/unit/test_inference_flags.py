@@ -6,9 +6,16 @@ import argparse
 import pytest
 
 from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
+from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
 
-BATCH = {"batch_size": 1, "num_workers": 0, "precision": "fp32", "amp_level": "O1"}
+BATCH = {
+    "batch_size": None,
+    "num_workers": min(thread_count(), 2),
+    "engine": "auto",
+    "precision": "fp32",
+    "amp_level": "O1",
+}
 NO_FLIPS = {"flip_horizontal": False, "flip_vertical": False}
 
 

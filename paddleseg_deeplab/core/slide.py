@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sliding windows: logits of an image from overlapping crops of it."""
+
+import numpy as np
+import paddle
+
+from paddleseg_deeplab.core.engine import run_network
+from paddleseg_deeplab.core.feed import automatic_batch
+from paddleseg_deeplab.utils.errors import UserError
+
+
+def _size_pair(name, value):
+    """(w, h) of a setting as two positive int."""
+    if value is None:
+        raise UserError(f"A sliding window needs {name}: two numbers, width and height.")
+    pair = value if isinstance(value, (list, tuple)) else [value, value]
+    if len(pair) != 2 or any(type(v) is not int or v < 1 for v in pair):
+        raise UserError(f"{name} takes two positive whole numbers (width, height), got {value!r}.")
+    return int(pair[0]), int(pair[1])
+
+
+def check_window(crop_size, stride):
+    """Checks a sliding window's settings.
+
+    Args:
+        crop_size, stride (Sequence[int]): (width, height) in pixels.
+
+    Returns:
+        tuple: ``(crop_w, crop_h), (stride_w, stride_h)``.
+
+    Raises:
+        UserError: One is missing or not positive, or the stride would leave pixels out.
+    """
+    crop, step = _size_pair("crop_size", crop_size), _size_pair("stride", stride)
+    if step[0] > crop[0] or step[1] > crop[1]:
+        raise UserError(
+            f"The stride {step} is larger than the crop_size {crop}: pixels between the windows "
+            "would be left out. Use a stride of at most the crop size."
+        )
+    return crop, step
+
+
+def window_starts(size, crop, stride):
+    """First pixels of the windows along one side: a regular grid whose last window ends exactly
+    at the edge; one window where the image is not larger than the crop."""
+    if size <= crop:
+        return [0]
+    return [*range(0, size - crop, stride), size - crop]
+
+
+def _coverage(size, crop, starts):
+    count = np.zeros(size, dtype=np.float32)
+    for start in starts:
+        count[start : start + crop] += 1
+    return count
+
+
+def slide_logits(model, im, crop_size, stride):
+    """Mean logits of overlapping windows.
+
+    The windows' logits are added up in one buffer of the images' size in host memory and divided
+    by the number of windows over each pixel. Small windows go through the network several at a
+    time, as many as `feed.automatic_batch` puts into a batch. Beside the network's own memory it
+    needs ``4 * N * K * (H * W + n * h * w)`` bytes for K classes and n windows of h x w at a time.
+
+    Args:
+        model (nn.Layer | Engine): In eval mode.
+        im (Tensor | np.ndarray): float32 [N, C, H, W]; where a side is smaller than the crop, the
+            window is as long as the side.
+        crop_size, stride (Sequence[int]): (width, height).
+
+    Returns:
+        np.ndarray: float32 [N, num_classes, H, W].
+    """
+    (crop_w, crop_h), (stride_w, stride_h) = check_window(crop_size, stride)
+    count, _, height, width = im.shape
+    crop_h, crop_w = min(crop_h, height), min(crop_w, width)
+    rows = window_starts(height, crop_h, stride_h)
+    columns = window_starts(width, crop_w, stride_w)
+    corners = [(y, x) for y in rows for x in columns]
+    join = np.concatenate if isinstance(im, np.ndarray) else paddle.concat
+    at_once = max(automatic_batch((crop_h, crop_w)) // count, 1)
+    total = None
+    for first in range(0, len(corners), at_once):
+        group = corners[first : first + at_once]
+        windows = [im[:, :, y : y + crop_h, x : x + crop_w] for y, x in group]
+        windows = join(windows, axis=0) if len(windows) > 1 else windows[0]
+        logits = np.asarray(run_network(model, windows))  # [len(group) * N, K, crop_h, crop_w]
+        if total is None:
+            total = np.zeros((count, logits.shape[1], height, width), dtype=np.float32)
+        for i, (y, x) in enumerate(group):
+            part = logits[i * count : (i + 1) * count]
+            total[:, :, y : y + crop_h, x : x + crop_w] += part
+    # One pass over the buffer; products of two small whole numbers are exact.
+    total /= np.outer(_coverage(height, crop_h, rows), _coverage(width, crop_w, columns))
+    return total
