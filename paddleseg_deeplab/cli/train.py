@@ -49,6 +49,18 @@ def add_arguments(parser):
         "--deterministic", action="store_true", help="make a GPU repeat a run; slower there"
     )
     run.add_argument("--amp_level", choices=["O1", "O2"], default="O1", help="default: O1")
+    run.add_argument(
+        "--to_static_training",
+        action="store_true",
+        help="train the network as a compiled program; needs images of one size",
+    )
+    run.add_argument(
+        "--loss_interval",
+        type=int,
+        default=1,
+        help="iterations after which losses are read at the latest; more than 1 spares a GPU the "
+        "waiting, and a loss that is not finite is then noticed later (default: 1)",
+    )
     run.add_argument("--use_ema", action="store_true", help="evaluate a moving average of weights")
     keep = parser.add_argument_group("checkpoints and evaluation")
     keep.add_argument("--save_dir", default="output", help="default: output")
@@ -80,7 +92,10 @@ def add_arguments(parser):
 
 
 def _check(args):
-    positive = ("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals")
+    positive = (
+        *("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals"),
+        "loss_interval",
+    )
     for name in positive:
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -241,6 +256,8 @@ def _train(args, config, builder, ranks):
         hyper_parameters=_hyper_parameters(config, args, ranks.size),
         image_rates=builder.sampler.rates if builder.sampler else None,
         save_format=args.save_format,
+        loss_interval=args.loss_interval,
+        to_static_training=args.to_static_training or config.to_static_training,
     )
 
 
@@ -256,10 +273,13 @@ def run(args):
     )
     from paddleseg_deeplab.core.determinism import make_deterministic
     from paddleseg_deeplab.core.forward import precision_context
+    from paddleseg_deeplab.utils.cpu import keep_freed_memory
 
     if args.deterministic:
         make_deterministic(False if args.device == "cpu" else None)
     device = common.select_device(args.device)
+    if device == "cpu":
+        keep_freed_memory()
     precision_context(args.precision, args.amp_level)  # refuses what this device cannot do
     ranks = common.join_ranks(args.device)
     from paddleseg_deeplab.core.interrupt import Interrupted

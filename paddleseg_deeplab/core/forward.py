@@ -98,7 +98,7 @@ def compute_losses(logits_list, label, losses, data_format="NCHW", *, shares=Non
         label (Tensor): int64 [N, H, W].
         losses (dict): ``types`` and ``coef``, one entry an output, as `SegBuilder.loss`.
         data_format (str): Layout of the logits.
-        shares (Sequence[float], optional): A factor for each part, in their order.
+        shares (Sequence[float] | Tensor, optional): A factor for each part, in their order.
 
     Returns:
         tuple[Tensor, dict[str, Tensor]]: The sum (scalar, float32) and the weighted parts by name.
@@ -123,7 +123,11 @@ def compute_losses(logits_list, label, losses, data_format="NCHW", *, shares=Non
         else:
             parts[type(loss).__name__ + suffix] = coef * value
     if shares is not None:
-        parts = {name: part * float(share) for (name, part), share in zip(parts.items(), shares)}
+        if isinstance(shares, paddle.Tensor):
+            shares = shares.astype("float32").unbind()
+        else:
+            shares = map(float, shares)
+        parts = {name: part * share for (name, part), share in zip(parts.items(), shares)}
     return sum(parts.values()), parts
 
 
@@ -154,8 +158,8 @@ def batch_weights(label, sizes, losses):
         losses (dict): As `compute_losses` takes them.
 
     Returns:
-        list[float]: In the parts' order; 1.0 for a loss that has no method ``batch_weight``, such
-            as one written for PaddleSeg.
+        list[float | Tensor]: Scalars in the parts' order; 1.0 for a loss that has no method
+            ``batch_weight``, such as one written for PaddleSeg.
     """
     _check_outputs(sizes, losses["types"])
     out = []
@@ -163,5 +167,5 @@ def batch_weights(label, sizes, losses):
         on_grid = _label_on_grid(label, height, width)
         for part in getattr(loss, "losses", None) or [loss]:
             weight = getattr(part, "batch_weight", None)
-            out.append(1.0 if weight is None else float(weight(on_grid)))
+            out.append(1.0 if weight is None else weight(on_grid))
     return out

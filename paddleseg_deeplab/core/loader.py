@@ -91,17 +91,19 @@ class _Guarded:
         self.seed = seed
         # Datasets written for PaddleSeg take a plain index only.
         self.takes_epoch = getattr(dataset, "takes_epoch", False)
+        self.is_ours = _is_ours(dataset)
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, key):
         index, epoch = key
-        # Our transforms have a generator of their own. Those written for PaddleSeg draw from the
-        # global ones, whose state all forked workers would share.
-        state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
-        random.seed(int(state))
-        np.random.seed(state)
+        if not self.is_ours:
+            # Ours have a generator of their own. What is written for PaddleSeg draws from the
+            # global ones, whose state all forked workers would share.
+            state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
+            random.seed(int(state))
+            np.random.seed(state)
         try:
             if self.takes_epoch:
                 # The run's seed in the upper bits: a dataset's own seed may choose its content.
@@ -112,6 +114,18 @@ class _Guarded:
         except Exception:
             name = sample_names(self.dataset, [key])[0]
             return {"error": f"{name} could not be read.\n{traceback.format_exc()}", "user": False}
+
+
+def _is_ours(dataset):
+    """Whether a dataset and all its transforms are this package's, which leave the global random
+    states alone."""
+    transforms = getattr(getattr(dataset, "transforms", None), "transforms", None)
+    parts = [dataset, *(transforms or [])]
+    return transforms is not None and all(
+        kind.__module__.startswith("paddleseg_deeplab.")
+        for part in parts
+        for kind in type(part).__mro__[:-1]
+    )
 
 
 def _error(text, user=True):
@@ -156,14 +170,14 @@ def _quiet_worker(_worker_id):
 
 
 def _ending_workers(batches):
-    """Passes batches on, and at their end ends the workers, which signals do not (see
-    `obey_the_parent_alone`): Python waits at its exit for every process it started."""
+    """Passes batches on, and at their end ends the workers, or the reading thread. Signals do not
+    (see `obey_the_parent_alone`), and Python waits at its exit for every process it started."""
     workers = list(getattr(batches, "_workers", ()))
 
     def end():
         shut_down = getattr(batches, "_try_shutdown_all", None)
         if shut_down is not None:
-            shut_down(1)  # seconds
+            shut_down(*([1] if workers else []))  # seconds to wait for them
         for worker in workers:
             if worker.is_alive():
                 worker.kill()
@@ -176,9 +190,21 @@ def _ending_workers(batches):
         end()
 
 
-def _read(guarded, sampler, num_workers):
-    """The batches that `_collate` makes, as Tensors."""
-    if num_workers:
+def _read(guarded, sampler, num_workers, in_thread=None):
+    """The batches that `_collate` makes, as Tensors on the device.
+
+    Paddle's reader makes them ahead of use and, for a GPU, copies them through pinned memory on a
+    stream of its own while the GPU computes. It reads in processes, or without any in a thread.
+    A thread shares the global random states with the network and the loss: what a dataset draws
+    from them would depend on timing, so one that may do so is read in turn. So is everything on a
+    CPU, where the thread would only take a core from the network.
+
+    Args:
+        in_thread (bool, optional): Whether to read ahead without workers; by default, see above.
+    """
+    if in_thread is None:
+        in_thread = paddle.get_device() != "cpu" and guarded.is_ours
+    if num_workers or in_thread:
         loader = paddle.io.DataLoader(
             guarded,
             batch_sampler=sampler,
@@ -188,8 +214,6 @@ def _read(guarded, sampler, num_workers):
             worker_init_fn=_quiet_worker,
         )
         return _ending_workers(iter(loader))
-    # Paddle would read ahead in a thread, which shares the global random states with the network
-    # and the loss: what either draws would then depend on the threads' timing.
     return (
         {
             name: paddle.to_tensor(value)
@@ -228,7 +252,7 @@ def training_batches(
         batch_size (int): Images a batch.
         start, stop (int): Numbers of the first batch and of the one after the last.
         seed (int): Of the order and of the samples' randomness.
-        num_workers (int): Processes that read ahead; 0 reads in this process, when a batch is due.
+        num_workers (int): Processes that read ahead; 0 reads in this process, see `_read`.
         shuffle (bool): False keeps the set's order.
         rank, ranks (int): This process and how many share the stream; a batch number then is one
             batch on each.

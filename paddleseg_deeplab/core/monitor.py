@@ -62,6 +62,10 @@ class TrainMonitor:
         self._reader = 0.0
         self._step = 0.0
 
+    def tells(self, iteration):
+        """Whether a line is due at an iteration, counted from 1."""
+        return iteration % self.log_iters == 0 or iteration == self.iters
+
     def record(self, iteration, loss, parts, learning_rate, reader_seconds, step_seconds):
         """Takes one iteration's figures; reports when a line is due.
 
@@ -79,7 +83,7 @@ class TrainMonitor:
         for name, value in {"loss": loss, **parts}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self.bar.update(1)
-        if iteration % self.log_iters == 0 or iteration == self.iters:
+        if self.tells(iteration):
             self._report(iteration, learning_rate)
             self._reset()
 

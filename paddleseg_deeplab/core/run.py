@@ -27,6 +27,10 @@ class Run:
         keep (int): Checkpoints kept.
         config_text (str): Goes into them.
         early_stop (int | None): Evaluations without gain after which to stop.
+
+    Attributes:
+        before_saving (callable): Called before a checkpoint is written; raises where the weights
+            are not fit to be kept.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Run:
         self.keep = keep
         self.config_text = config_text
         self.early_stop = early_stop
+        self.before_saving = lambda: None
 
     def make_up_evaluation(self, resumed, iters):
         """Makes the evaluation that was cut off after the checkpoint; True if it was the end."""
@@ -83,6 +88,7 @@ class Run:
         return ends
 
     def _save(self, interrupted=False):
+        self.before_saving()
         self.progress.interrupted = interrupted
         self.progress.evaluation_due = self.evaluation is not None and not interrupted
         folder = self.save_dir / f"iter_{self.progress.iteration}"

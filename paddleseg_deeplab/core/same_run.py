@@ -10,8 +10,8 @@ from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 CONFIG = "config.yml"
-# Not part of what is learned: how long, how it is evaluated and exported. What an iteration reads
-# is compared as a setting, since processes share it.
+# Not part of what is learned: how long, how it is evaluated and exported, how it is run. What an
+# iteration reads is compared as a setting, since processes share it.
 _FREE = (
     "batch_size",
     "accumulation_steps",
@@ -20,9 +20,13 @@ _FREE = (
     "test_config",
     "export",
     "dataset_root",
+    "to_static_training",
 )
-# Where files lie; and weights that the checkpoint's own replace.
-_FREE_ANYWHERE = ("dataset_root", "train_path", "val_path", "test_path", "pretrained")
+# Where files lie; weights that the checkpoint's own replace; how an update is computed.
+_FREE_ANYWHERE = (
+    *("dataset_root", "train_path", "val_path", "test_path", "pretrained"),
+    "use_multi_tensor",
+)
 _ABSENT = "(absent)"
 
 
@@ -30,8 +34,9 @@ def differences(old, new):
     """What differs between two configs beyond what a resumed run may change.
 
     ``batch_size`` and ``accumulation_steps`` are left to the settings of `check_same_run`. Free
-    to differ are ``iters``, ``val_dataset``, ``test_config``, ``export``, folders and list
-    files of the training set, and pretrained weights, which the checkpoint's replace.
+    to differ are ``iters``, ``val_dataset``, ``test_config``, ``export``, ``to_static_training``
+    and ``use_multi_tensor``, folders and list files of the training set, and pretrained weights,
+    which the checkpoint's replace.
 
     Args:
         old, new (dict): Resolved configs.

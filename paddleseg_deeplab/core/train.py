@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from paddleseg_deeplab.core import checkpoint_folder, distributed, state
+from paddleseg_deeplab.core.figures import Journal
 from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
 from paddleseg_deeplab.core.loader import sample_names, training_batches
 from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
@@ -61,6 +62,8 @@ def train(
     resume_ignore_config=False,
     image_rates=None,
     save_format="pdparams",
+    loss_interval=1,
+    to_static_training=False,
 ):
     """Trains a model and keeps checkpoints in ``<save_dir>/iter_N`` and ``best_model``.
 
@@ -100,6 +103,11 @@ def train(
         image_rates (array, optional): float [images], how often an epoch holds each image on
             average (see `Sampler`); once by default.
         save_format (str): Suffix of the best model's file, "pdparams" or "safetensors".
+        loss_interval (int): Iterations after which losses are read at the latest (and at each log
+            line, and before a checkpoint). With 1 each loss is known to be finite before the
+            weights move; with more a GPU need not wait in between.
+        to_static_training (bool): Trains the network as a compiled program; the same numbers up to
+            rounding (see `TrainStep`).
 
     SIGTERM and SIGINT, where this runs in the main thread, end the iteration (or the evaluation),
     leave a checkpoint and raise `Interrupted`; a second signal ends the process at once.
@@ -111,12 +119,13 @@ def train(
         UserError: A setting or a sample is wrong, the checkpoint is damaged or of another config,
             or the disk is full.
         Interrupted: A signal came; the checkpoint is written.
-        NonFiniteLoss: Names the iteration and the batch's files; the parameters are as before it.
+        NonFiniteLoss: Names the iteration and the batch's files; the parameters are as before it,
+            unless loss_interval is more than 1: they have moved then, and are not saved.
     """
     ranks = distributed.join()
-    if accumulation_steps < 1:
-        raise UserError(f"accumulation_steps should be at least 1, not {accumulation_steps}.")
-    step = TrainStep(model, optimizer, losses, precision, amp_level, ranks=ranks)
+    _check_positive(accumulation_steps=accumulation_steps, loss_interval=loss_interval)
+    how = {"ranks": ranks, "to_static": to_static_training}
+    step = TrainStep(model, optimizer, losses, precision, amp_level, **how)
     ema = ModelEMA(model, decay=ema_decay) if use_ema else None
     sampler = None if image_rates is None else Sampler(image_rates, len(train_dataset))
     settings = {
@@ -168,11 +177,17 @@ def train(
         try:
             if not run.make_up_evaluation(resumed, iters):
                 one = partial(_iterate, step, batches, accumulation_steps, progress, train_dataset)
-                _loop(one, run, monitor, iters, save_interval)
+                _loop(one, run, monitor, iters, save_interval, loss_interval)
         except Interrupted as reason:
             logger.info("The run was %s at iteration %d.", reason, progress.iteration)
             raise
     return progress
+
+
+def _check_positive(**numbers):
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} should be at least 1, not {value}.")
 
 
 def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignore):
@@ -196,16 +211,18 @@ def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignor
     return resumed, progress
 
 
-def _loop(one, run, monitor, iters, save_interval):
-    """Iterates until the end; ``one`` makes an iteration and returns its figures."""
+def _loop(one, run, monitor, iters, save_interval, loss_interval):
+    """Iterates until the end; ``one`` makes an iteration and returns what `Journal.add` takes."""
     run.step.model.train()
     watch = Stopwatch()
+    journal = Journal(monitor, watch, loss_interval)
+    run.before_saving = journal.read
     progress, ended = run.progress, False
     while progress.iteration < iters and not ended:
-        figures = one(watch)
+        figures = one(loss_interval == 1, watch)
         if run.ema is not None:
             run.ema.update()
-        monitor.record(progress.iteration, *figures)
+        journal.add(progress.iteration, *figures)
         last = progress.iteration == iters
         due = last or progress.iteration % save_interval == 0
         ended = run.after_iteration(due, last)
@@ -249,12 +266,12 @@ def _joined(settings):
     return {"images an iteration": math.prod(settings[key] for key in parts), **rest}
 
 
-def _iterate(step, batches, count, progress, dataset, watch):
+def _iterate(step, batches, count, progress, dataset, wait, watch):
     """One update of the weights from the next ``count`` batches of each rank; counts it in
     ``progress``.
 
     Returns:
-        tuple: Loss, its parts by name, the learning rate used, seconds for reading and computing.
+        tuple: `Figures`, the learning rate used, seconds for reading and computing.
     """
     keys, taken = [], []
     with step.ranks.guard():
@@ -277,7 +294,7 @@ def _iterate(step, batches, count, progress, dataset, watch):
             "(optimizer.grad_clip_cfg), or look at these files."
         )
 
-    loss, parts = step(taken, explain)
+    figures = step.run(taken, explain, wait=wait)
     progress.iteration = iteration
     progress.images += len(keys) * step.ranks.size
-    return loss, parts, rate, reader_seconds, watch.lap()
+    return figures, rate, reader_seconds, watch.lap()

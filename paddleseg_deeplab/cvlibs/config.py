@@ -30,6 +30,7 @@ _TOP_LEVEL = {
     "sampler": (dict, "how often an epoch of training holds each image"),
     "ema": (dict, "exponential moving average of the weights: `decay`"),
     "test_config": (dict, "settings of evaluation: `aug_eval`, `scales`, `is_slide`, ..."),
+    "to_static_training": (bool, "whether training runs the network as a compiled program"),
     "export": (dict, "settings of export: `transforms` in place of the validation set's"),
 }
 _MOST_IMAGES = 65536  # in one step; a slip of the hand would fill the memory for minutes
@@ -238,7 +239,7 @@ class Config:
             if key not in _TOP_LEVEL:
                 self.fail(key, f"unknown key. {nearest(key, _TOP_LEVEL)}")
             allowed, what = _TOP_LEVEL[key]
-            if not isinstance(value, allowed) or isinstance(value, bool):
+            if not isinstance(value, allowed) or isinstance(value, bool) != (allowed is bool):
                 self.fail(key, f"should be {allowed.__name__} ({what}), not {value!r}.")
             if key in _POSITIVE and value < 1:
                 self.fail(key, f"should be at least 1 ({what}), not {value}.")
@@ -288,6 +289,10 @@ class Config:
         if "iters" not in self.dic:
             self.fail("iters", "is missing; give it here or with --iters.")
         return self.dic["iters"]
+
+    @property
+    def to_static_training(self):
+        return self.dic.get("to_static_training", False)
 
     @property
     def accumulation_steps(self):

@@ -212,6 +212,9 @@ class SGD(_L2Optimizer):
         momentum (float or None): Momentum, in [0, 1); None for plain SGD. (In PaddleSeg the config
             reader turns ``type: SGD`` with this key into Momentum.)
         use_nesterov (bool): Nesterov's form; needs momentum.
+        use_multi_tensor (bool): One kernel updates all parameters, in place of one for each; the
+            same numbers, for a GPU. Needs momentum (in Adam, Paddle 3.3.1 computes another update
+            with it where parameters have learning rate factors).
     """
 
     def __init__(
@@ -223,6 +226,7 @@ class SGD(_L2Optimizer):
         momentum=None,
         use_nesterov=False,
         no_decay_bias_norm=False,
+        use_multi_tensor=False,
     ):
         super().__init__(
             weight_decay, grad_clip_cfg, custom_cfg, no_decay_bias_norm=no_decay_bias_norm
@@ -231,8 +235,10 @@ class SGD(_L2Optimizer):
             _check_number("momentum", momentum, 0)
             if momentum >= 1:
                 raise UserError(f"optimizer: momentum must be below 1, not {momentum!r}.")
-        elif use_nesterov:
-            raise UserError("optimizer: use_nesterov needs momentum.")
+        elif use_nesterov or use_multi_tensor:
+            name = "use_nesterov" if use_nesterov else "use_multi_tensor"
+            raise UserError(f"optimizer: {name} needs momentum.")
+        self.use_multi_tensor = bool(use_multi_tensor)
         self.momentum = momentum
         self.use_nesterov = bool(use_nesterov)
 
@@ -242,7 +248,10 @@ class SGD(_L2Optimizer):
         if self.momentum is None:
             return paddle.optimizer.SGD(**common)
         return paddle.optimizer.Momentum(
-            momentum=float(self.momentum), use_nesterov=self.use_nesterov, **common
+            momentum=float(self.momentum),
+            use_nesterov=self.use_nesterov,
+            use_multi_tensor=self.use_multi_tensor,
+            **common,
         )
 
 
@@ -254,6 +263,7 @@ class Momentum(SGD):
         momentum (float): In [0, 1).
         use_nesterov (bool): Nesterov's form.
         weight_decay, grad_clip_cfg, custom_cfg, no_decay_bias_norm: see :class:`BaseOptimizer`.
+        use_multi_tensor (bool): See :class:`SGD`.
     """
 
     def __init__(
@@ -265,6 +275,7 @@ class Momentum(SGD):
         custom_cfg=None,
         *,
         no_decay_bias_norm=False,
+        use_multi_tensor=False,
     ):
         super().__init__(
             weight_decay,
@@ -273,6 +284,7 @@ class Momentum(SGD):
             momentum=momentum,
             use_nesterov=use_nesterov,
             no_decay_bias_norm=no_decay_bias_norm,
+            use_multi_tensor=use_multi_tensor,
         )
 
 

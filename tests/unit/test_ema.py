@@ -55,6 +55,22 @@ def test_integer_buffers_are_copied():
     assert ema.state_dict()["average"]["count"].tolist() == [7]
 
 
+def test_update_is_paddle_s_interpolation_bit_for_bit():
+    rng = np.random.default_rng(0)
+    net = nn.Linear(7, 5)
+    ema = ModelEMA(net, decay=0.97)
+    expected = {name: value.numpy().copy() for name, value in net.state_dict().items()}
+    for count in range(4):
+        for value in net.state_dict().values():
+            value.set_value(rng.standard_normal(value.shape).astype("float32"))
+        ema.update()
+        for name, value in net.state_dict().items():
+            rate = 1.0 - min(0.97, (1.0 + count) / (10.0 + count))
+            mean = paddle.lerp(paddle.to_tensor(expected[name]), value, rate)
+            expected[name] = mean.numpy()
+            np.testing.assert_array_equal(ema.state_dict()["average"][name].numpy(), expected[name])
+
+
 def test_applied_swaps_and_restores_bit_for_bit(model):
     rng = np.random.default_rng(1)
     ema = ModelEMA(model, 0.9)

@@ -2,8 +2,10 @@
 """The order of the training data, and samples on their way into batches."""
 
 import random
+import threading
 
 import numpy as np
+import paddle
 import pytest
 
 from paddleseg_deeplab.core.loader import SampleStream, sample_names, training_batches
@@ -146,16 +148,69 @@ def test_errors_come_out_as_they_are(fault, kind, words, num_workers):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_broken_image_is_named(tmp_path, num_workers):
+def with_a_broken_image(tmp_path):
     for i in range(3):
         save_image(tmp_path / f"{i}.png", np.zeros((8, 8, 3), np.uint8))
         save_image(tmp_path / f"{i}_label.png", np.zeros((8, 8), np.uint8))
     (tmp_path / "2.png").write_bytes(b"not an image")
     lines = "".join(f"{i}.png {i}_label.png\n" for i in range(3))
     (tmp_path / "train.txt").write_text(lines, encoding="utf-8")
-    dataset = Dataset("train", str(tmp_path), [Normalize()], 2, train_path="train.txt")
+    return Dataset("train", str(tmp_path), [Normalize()], 2, train_path="train.txt")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_image_is_named(tmp_path, num_workers):
+    dataset = with_a_broken_image(tmp_path)
     with pytest.raises(UserError, match=r"2\.png"):
         read(dataset, num_workers=num_workers)
     assert sample_names(dataset, [(2, 0)]) == [str(tmp_path / "2.png")]
     assert sample_names(Foreign(), [(2, 0)]) == ["sample 2"]
+
+
+def on_a_gpu(monkeypatch):
+    """Makes the reader think so, and returns the list of the workers that it asks Paddle for."""
+    asked, loader = [], paddle.io.DataLoader
+
+    def keep(*args, **settings):
+        asked.append(settings["num_workers"])
+        return loader(*args, **settings)
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle.io, "DataLoader", keep)
+    return asked
+
+
+def test_a_gpu_s_batches_are_read_ahead_and_are_the_same(monkeypatch):
+    plain, plain_foreign = read(shapes()), read(Foreign(), batch_size=2)
+    asked = on_a_gpu(monkeypatch)
+    states = random.getstate(), np.random.get_state()[1].copy()
+    assert_equal_batches(plain, read(shapes()))
+    assert_equal_batches(plain[2:], read(shapes(), start=2))
+    assert asked == [0, 0]
+    # The thread leaves the global states alone, since it shares them with the network.
+    assert random.getstate() == states[0]
+    np.testing.assert_array_equal(np.random.get_state()[1], states[1])
+    # What may draw from them is read in turn.
+    assert_equal_batches(plain_foreign, read(Foreign(), batch_size=2))
+    mixed = shapes()
+    mixed.transforms.transforms.append(lambda data: data)
+    assert_equal_batches(plain, read(mixed))
+    assert asked == [0, 0]
+
+
+def test_reading_ahead_ends_with_the_run(monkeypatch):
+    on_a_gpu(monkeypatch)
+    before = threading.active_count()
+    batches = training_batches(shapes(), 3, 0, 1000, seed=0)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_errors_come_out_of_reading_ahead(monkeypatch, tmp_path):
+    dataset = with_a_broken_image(tmp_path)
+    asked = on_a_gpu(monkeypatch)
+    with pytest.raises(UserError, match=r"2\.png"):
+        read(dataset)
+    assert asked == [0]

@@ -141,7 +141,7 @@ class SegmentationLoss(nn.Layer):
             label (Tensor): integer [N, H, W], on the logits' grid.
 
         Returns:
-            float: at least 0; only the ratio between batches matters.
+            float | Tensor: a scalar of at least 0; only the ratio between batches matters.
         """
         return 1.0
 
@@ -182,8 +182,8 @@ def check_label_range(label, num_classes, ignore_index, name):
 
 
 def valid_pixels(label, ignore_index):
-    """float: how many pixels of a label count."""
-    return float((label != ignore_index).sum())
+    """Tensor: how many pixels of a label count, float64; not read, since that would wait for it."""
+    return (label != ignore_index).sum().astype("float64")
 
 
 def one_hot(label, valid, num_classes):

@@ -98,7 +98,7 @@ class CrossEntropyLoss(SegmentationLoss):
         label = label.astype("int64")
         known = label.clip(0, len(self.weight) - 1)
         weights = self.pixel_weights(known, label != self.ignore_index)
-        return float(weights.astype("float64").sum())
+        return weights.astype("float64").sum()
 
     def _hardest(self, loss, share, valid):
         if self.avg_non_ignore:

@@ -55,4 +55,4 @@ class DiceLoss(SegmentationLoss):
 
     def batch_weight(self, label):
         """Images with a valid pixel."""
-        return float((label != self.ignore_index).any(axis=[1, 2]).astype("int64").sum())
+        return (label != self.ignore_index).any(axis=[1, 2]).astype("float64").sum()

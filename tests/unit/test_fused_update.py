@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One kernel for all parameters (`use_multi_tensor`) updates as one for each does."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from paddleseg_deeplab.core import state
+from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.models import CrossEntropyLoss
+from paddleseg_deeplab.optimizers.optimizer import SGD, Momentum
+from paddleseg_deeplab.utils.errors import UserError
+
+
+class Net(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        paddle.seed(0)
+        self.body = nn.Sequential(nn.Conv2D(3, 6, 3, padding=1), nn.BatchNorm2D(6))
+        self.head = nn.Conv2D(6, 4, 1)
+        self.other = nn.Conv2D(6, 4, 1)
+        self.use_other = False
+
+    def forward(self, x):
+        y = self.body(x)
+        return [self.head(y) + self.other(y) if self.use_other else self.head(y)]
+
+
+def make(kind=SGD, **settings):
+    groups = [{"name": "head", "lr_mult": 10.0, "weight_decay_mult": 0.5}]
+    clip = {"name": "ClipGradByGlobalNorm", "clip_norm": 0.1}
+    settings = {"momentum": 0.9, "custom_cfg": groups, "grad_clip_cfg": clip, **settings}
+    net = Net()
+    net.train()
+    scheduler = paddle.optimizer.lr.StepDecay(0.1, 2, 0.5)
+    optimizer = kind(weight_decay=1e-2, no_decay_bias_norm=True, **settings)(net, scheduler)
+    return net, TrainStep(net, optimizer, {"types": [CrossEntropyLoss()], "coef": [1.0]})
+
+
+def batch(seed):
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((2, 3, 6, 5)).astype("float32")
+    return [(paddle.to_tensor(images), paddle.to_tensor(rng.integers(0, 4, (2, 6, 5))))]
+
+
+def assert_same(net, other):
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name].numpy(), value.numpy(), name)
+
+
+@pytest.mark.parametrize("kind", [SGD, Momentum])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_same_bits(kind, nesterov):
+    net, step = make(kind, use_nesterov=nesterov)
+    fused, fused_step = make(kind, use_nesterov=nesterov, use_multi_tensor=True)
+    for seed in range(4):
+        assert step(batch(seed)) == fused_step(batch(seed))
+    assert_same(net, fused)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
+    net, step = make(use_multi_tensor=True)
+    for seed in range(2):
+        step(batch(seed))
+    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    runs = [make(use_multi_tensor=fused) for fused in (True, False)]
+    for other, other_step in runs:
+        state.resume(folder, other, other_step)
+    for seed in (2, 3):
+        step(batch(seed))
+    for other, other_step in runs:
+        for seed in (2, 3):
+            other_step(batch(seed))
+        assert_same(net, other)
+
+
+def test_gradients_that_come_and_go_are_refused():
+    net, step = make(use_multi_tensor=True)
+    step(batch(0))
+    net.use_other = True
+    before = {name: value.numpy() for name, value in net.state_dict().items()}
+    with pytest.raises(UserError, match="use_multi_tensor"):
+        step(batch(1))
+    for name, value in net.named_parameters():
+        if not name.endswith(("_mean", "_variance")):
+            np.testing.assert_array_equal(value.numpy(), before[name])
+    net, step = make()  # without, it is no matter
+    step(batch(0))
+    net.use_other = True
+    step(batch(1))
+
+
+def test_it_needs_momentum():
+    with pytest.raises(UserError, match="use_multi_tensor needs momentum"):
+        SGD(use_multi_tensor=True)
