@@ -28,6 +28,10 @@ SUITES = {
     "confusion": ("suites.confusion", "confusion matrix against scikit-learn and torchmetrics"),
     "crf": ("suites.crf", "dense CRF against pydensecrf"),
     "export": ("suites.export", "exported network against ONNX Runtime, OpenVINO, plain dygraph"),
+    "train_step": ("suites.train_step", "training step against torch"),
+    "input": ("suites.input", "training input pipeline against albumentations"),
+    "evaluate": ("suites.evaluate", "evaluation of a whole set against batch 1 in plain dygraph"),
+    "multiscale": ("suites.multiscale", "scales and flips, sliding window, against plain loops"),
     "start": ("suites.start", "train.py --help, import, start to first step"),
 }
 

@@ -6,6 +6,7 @@ import numbers
 import operator
 import os
 
+import cv2
 import numpy as np
 
 from paddleseg_deeplab.transforms import Compose
@@ -138,14 +139,14 @@ class BaseDataset:
         return result
 
     def _read(self, index):
-        """A sample with img float32 [H, W, C] and, where there is one, label [H, W] of classes."""
+        """A sample for `Compose.apply`: img and, where there is one, label [H, W] of classes."""
         path, label_path = self.file_list[index]
         sample = {"img": path}
         if label_path is not None:
             # The label's values are checked here, the sizes of both by Compose.
             sample["label"] = self.load_label(index)
             sample["label_path"] = label_path
-        return self.transforms.read(sample)
+        return self.transforms.read(sample, lazy=True)
 
     def load_image(self, index):
         """The untransformed image of a sample: float32 [H, W, C], 0..255, RGB."""
@@ -170,6 +171,15 @@ class BaseDataset:
         """Turns the values of a label file into classes, 255 void: uint8 [H, W]."""
         if self._table is None:
             self._use_label_map(None)
+        if label.dtype == np.uint8 and label.size:
+            small = self._table[:256]
+            if self.label_map is None and self.ignore_index == VOID:
+                # Classes already: with 1 added, void wraps around to 0.
+                if (label + np.uint8(1)).max() <= self.num_classes:
+                    return label
+            # Two look-ups of 8 bits, each a tenth of one in the table of 16.
+            elif not cv2.LUT(label, (small < 0).astype(np.uint8)).any():
+                return cv2.LUT(label, small.astype(np.uint8))
         known = (label >= 0) & (label < len(self._table)) if label.dtype != np.uint8 else None
         if known is None or known.all():
             classes = self._table[label]

@@ -5,7 +5,7 @@ keep that range; masks pass through them untouched."""
 import numpy as np
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.transforms import bands, functional
 from paddleseg_deeplab.transforms.base import check_number, rng_of
 
 _BLURS = {
@@ -119,12 +119,13 @@ class RandomDistort:
             setattr(self, f"{name}_range", extent)
             setattr(self, f"{name}_prob", prob)
 
-    def __call__(self, data):
-        rng = rng_of(data)
-        img = data["img"]
+    def bandwise(self, data):
+        """See `transforms.bands`."""
+        rng, img = rng_of(data), data["img"]
         names = ["brightness", "contrast", "sharpness"]
         if img.ndim == 3 and img.shape[2] == 3:
             names += ["saturation", "hue"]
+        steps = []
         for name in rng.permutation(names):
             if rng.random() >= getattr(self, f"{name}_prob"):
                 continue
@@ -132,8 +133,20 @@ class RandomDistort:
             amount = rng.uniform(-extent, extent)
             if name != "hue":
                 amount = max(0.0, 1 + amount)
-            img = getattr(functional, name)(img, amount)
-        return {**data, "img": img}
+            steps.append(_distortion(str(name), amount))
+        return dict(data), steps
+
+    def __call__(self, data):
+        out, steps = self.bandwise(data)
+        return {**out, "img": bands.run(data["img"], steps)}
+
+
+def _distortion(name, amount):
+    """A `bands.Step` of a function of `functional`."""
+    function = getattr(functional, name)
+    if name == "contrast":
+        return bands.Step(lambda img, mean: function(img, amount, mean), functional.mean_grey)
+    return bands.Step(lambda img: function(img, amount), whole=name == "sharpness")
 
 
 @manager.TRANSFORMS.add_component
@@ -163,6 +176,12 @@ class Normalize:
             raise ValueError(f"Normalize: std must not contain 0, but it is {std!r}.")
         self.mean = np.array(mean, dtype=np.float64)
         self.std = np.array(std, dtype=np.float64)
+
+    def bandwise(self, data):
+        """See `transforms.bands`."""
+        img = data["img"]
+        channels = 1 if img.ndim == 2 else img.shape[2]
+        return dict(data), [bands.Affine(*functional.normalization(channels, self.mean, self.std))]
 
     def __call__(self, data):
         return {**data, "img": functional.normalize(data["img"], self.mean, self.std)}

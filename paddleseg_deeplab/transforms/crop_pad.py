@@ -182,25 +182,50 @@ class RandomPaddingCrop:
         counts = counts[classes != self.ignore_index]
         return len(counts) > 1 and counts.max() < self.category_max_ratio * counts.sum()
 
+    def canvas(self, size):
+        """(height, width) of an image of (height, width) `size` once it is padded."""
+        return tuple(max(s, c) for s, c in zip(size, self.crop_size))
+
+    def looks(self, data):
+        """Whether crops are chosen by their label."""
+        return self.category_max_ratio < 1.0 and "label" in data.get("gt_fields", ())
+
+    def draw(self, size, rng, label_at=None):
+        """Draws a crop.
+
+        Args:
+            size (tuple[int, int]): (height, width) of the image, not padded yet.
+            rng (numpy.random.Generator): Is not drawn from where the image has the crop's size.
+            label_at (callable, optional): Takes (top, left), returns the label there, padded and
+                cropped; None to take the first crop.
+
+        Returns:
+            tuple[int, int]: (top, left) in the padded image.
+        """
+        if size == self.crop_size:
+            return 0, 0
+        margins = [s - c for s, c in zip(self.canvas(size), self.crop_size)]
+        corner = tuple(int(rng.integers(m + 1)) for m in margins)
+        if label_at is not None:
+            for _ in range(self.loop_times):
+                if self._balanced(label_at(*corner)):
+                    break
+                corner = tuple(int(rng.integers(m + 1)) for m in margins)
+        return corner
+
     def __call__(self, data):
         size = image_size(data)
         if size == self.crop_size:
             return dict(data)
-        canvas = tuple(max(s, c) for s, c in zip(size, self.crop_size))
-        out = _padded(data, canvas, (self.im_padding_value, self.label_padding_value))
-        rng = rng_of(data)
-        margins = [s - c for s, c in zip(canvas, self.crop_size)]
+        colors = (self.im_padding_value, self.label_padding_value)
+        out = _padded(data, self.canvas(size), colors)
 
-        def draw():
-            return tuple(int(rng.integers(m + 1)) for m in margins)
+        def label_at(top, left):
+            return functional.crop(out["label"], top, left, self.crop_size)
 
-        top, left = draw()
-        if self.category_max_ratio < 1.0 and "label" in data.get("gt_fields", ()):
-            for _ in range(self.loop_times):
-                if self._balanced(functional.crop(out["label"], top, left, self.crop_size)):
-                    break
-                top, left = draw()
-        return _cropped(out, top, left, self.crop_size)
+        looks = self.looks(data)
+        corner = self.draw(size, rng_of(data), label_at if looks else None)
+        return _cropped(out, *corner, self.crop_size)
 
 
 @manager.TRANSFORMS.add_component

@@ -6,6 +6,8 @@ input. Sizes and offsets are (height, width) or (top, left). A result may be a v
 (crops, flips, a resize to the same size), so it must not be written to either.
 """
 
+import math
+
 import cv2
 import numpy as np
 
@@ -67,6 +69,54 @@ def nearest_index(old, new):
         np.ndarray: int64 [new], in 0..old-1.
     """
     return ((2 * np.arange(new, dtype=np.int64) + 1) * old - 1) // (2 * new)
+
+
+def resize_window(old, new, start, length):
+    """Which part of an axis has to be resized for a part of the resized axis.
+
+    With half-pixel centres the weights of a resize repeat: after ``new / g`` outputs the source has
+    moved on by ``old / g`` whole pixels, g being the greatest common divisor. A part of the source
+    that begins and ends at multiples of that period, resized by itself, gives the same pixels as
+    the whole axis, except for a source pixel beyond its ends, which `resize` repeats there. So the
+    part returned holds every source pixel that the outputs asked for look at. Without a common
+    divisor it is the whole axis.
+
+    Args:
+        old (int): Elements of the axis.
+        new (int): Elements of the resized axis.
+        start (int): First output that is wanted.
+        length (int): Number of outputs, at least 1.
+
+    Returns:
+        tuple[int, int, int, int]: (first source element, their number, number of outputs when
+        these are resized, place of output `start` among those).
+    """
+    divisor = math.gcd(old, new)
+    period, outputs = old // divisor, new // divisor
+    # Output i lies at (i + 0.5) * old / new - 0.5, between that rounded down and the next.
+    first = ((2 * start + 1) * old - new) // (2 * new)
+    last = ((2 * (start + length) - 1) * old - new) // (2 * new) + 1
+    low, high = max(first, 0) // period, min(last, old - 1) // period + 1
+    return low * period, (high - low) * period, (high - low) * outputs, start - low * outputs
+
+
+def nearest_window(img, size, top, left, part):
+    """``crop(resize(img, size, INTER_NEAREST), top, left, part)``, made without the rest.
+
+    Args:
+        img (np.ndarray): [H, W] or [H, W, C], any dtype.
+        size (tuple[int, int]): (height, width) of the whole resized image.
+        top, left (int): Upper left corner in it.
+        part (tuple[int, int]): (height, width) of the result.
+
+    Returns:
+        np.ndarray: Of the same dtype; a view where `size` is the image's.
+    """
+    if img.shape[:2] == tuple(size):
+        return crop(img, top, left, part)
+    rows = nearest_index(img.shape[0], size[0])[top : top + part[0]]
+    cols = nearest_index(img.shape[1], size[1])[left : left + part[1]]
+    return img.take(rows, axis=0).take(cols, axis=1)
 
 
 def resize(img, size, interp=cv2.INTER_LINEAR):
@@ -147,7 +197,10 @@ def pad(img, size, value, offset=(0, 0)):
 
 
 def horizontal_flip(img):
-    """Mirrors left and right; a view."""
+    """Mirrors left and right; a view, except for float32 images, whose next reader would pay for
+    the backward rows several times over."""
+    if img.dtype == np.float32 and img.ndim == 3:
+        return _in_groups(lambda part: cv2.flip(part, 1), img, _MANY_CHANNELS)
     return img[:, ::-1]
 
 
@@ -237,6 +290,16 @@ def normalize(img, mean, std):
     """
     planes = img[:, :, None] if img.ndim == 2 else img
     channels = planes.shape[2]
+    scale, shift = normalization(channels, mean, std)
+    out = np.empty((channels, *planes.shape[:2]), np.float32)
+    for c in range(channels):
+        np.multiply(planes[:, :, c], scale[c], out=out[c])
+        out[c] += shift[c]
+    return out[0] if img.ndim == 2 else out.transpose(1, 2, 0)
+
+
+def normalization(channels, mean, std):
+    """What `normalize` multiplies by and what it adds: two float32 [channels]; errors as there."""
     values = []
     for name, value in (("mean", mean), ("std", std)):
         value = np.atleast_1d(np.asarray(value, dtype=np.float64))
@@ -247,12 +310,7 @@ def normalize(img, mean, std):
             )
         values.append(np.broadcast_to(value, channels))
     scale = (1 / (255 * values[1])).astype(np.float32)
-    shift = (-values[0] / values[1]).astype(np.float32)
-    out = np.empty((channels, *planes.shape[:2]), np.float32)
-    for c in range(channels):
-        np.multiply(planes[:, :, c], scale[c], out=out[c])
-        out[c] += shift[c]
-    return out[0] if img.ndim == 2 else out.transpose(1, 2, 0)
+    return scale, (-values[0] / values[1]).astype(np.float32)
 
 
 def _clip(img):
@@ -268,16 +326,20 @@ def brightness(img, factor):
     return _clip(img * np.float32(factor))
 
 
-def contrast(img, factor):
-    """Blends with the image's mean grey: 0 is grey, 1 the image. The mean is of the luma for
-    three channels (RGB), of all values for other numbers of channels."""
-    if _is_rgb(img):
-        mean = float(img.mean(axis=(0, 1), dtype=np.float64) @ _LUMA)
-    else:
-        mean = float(img.mean(dtype=np.float64))
+def contrast(img, factor, mean=None):
+    """Blends with the image's mean grey: 0 is grey, 1 the image. `mean` is what `mean_grey` gives,
+    where `img` is a part of the image."""
     out = img * np.float32(factor)
-    out += np.float32((1 - factor) * mean)
+    out += np.float32((1 - factor) * (mean_grey(img) if mean is None else mean))
     return _clip(out)
+
+
+def mean_grey(img):
+    """The mean of the luma for three channels (RGB), of all values for other numbers of channels;
+    summed in float64."""
+    if _is_rgb(img):
+        return float(np.array(cv2.mean(img)[:3]) @ _LUMA)
+    return float(img.mean(dtype=np.float64))
 
 
 def saturation(img, factor):
@@ -289,9 +351,7 @@ def saturation(img, factor):
 def hue(img, delta):
     """Turns the hue of an RGB image by `delta` 256ths of the colour circle (PaddleSeg's unit)."""
     hsv = cv2.cvtColor(np.ascontiguousarray(img, dtype=np.float32), cv2.COLOR_RGB2HSV)
-    angle = hsv[:, :, 0]
-    angle += np.float32(delta * 360 / 256 % 360)
-    angle[angle >= 360] -= 360
+    hsv[:, :, 0] += np.float32(delta * 360 / 256 % 360)  # 360 and more count as an angle again
     return _clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 

@@ -8,12 +8,14 @@ Order of work: `preprocess` -> the network -> `scores_to_labels` (or `labels_to_
 network was exported with its argmax). The two give the same mask whenever the transforms only pad.
 """
 
+import math
 import os
 
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.transforms import functional, png
+from paddleseg_deeplab.transforms.source import load_npy, open_image, read_content
 from paddleseg_deeplab.utils import image_limit
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -41,68 +43,7 @@ def read_image(path, img_channels=3, to_rgb=True):
     Raises:
         UserError: The file is missing, not an image, or has another number of channels.
     """
-    path = os.fspath(path)
-    if path.lower().endswith(".npy"):
-        img = _load_npy(path, "image")
-    else:
-        img = _decode(path, img_channels)
-        if to_rgb and img.ndim == 3 and img.shape[2] == 3:
-            img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
-        elif to_rgb and img.ndim == 3 and img.shape[2] == 4:
-            img = cv2.cvtColor(img, cv2.COLOR_BGRA2RGBA)
-    if img.ndim == 2:
-        img = img[:, :, None]
-    if img.ndim != 3 or img.shape[2] != img_channels:
-        raise UserError(
-            f"Image {path} has the shape {img.shape}, expected [height, width, {img_channels}]: "
-            "set img_channels to what the files hold."
-        )
-    scale = 1 / 257 if img.dtype == np.uint16 and not path.lower().endswith(".npy") else 1
-    img = img.astype(np.float32)
-    return img if scale == 1 else img * np.float32(scale)
-
-
-def _decode(path, img_channels):
-    """Decodes an image file: uint8 [H, W] for 1, uint8 BGR for 3, anything for other channels."""
-    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
-    content = _content(path, "Image")
-    try:
-        image_limit.check(content)
-    except UserError as e:
-        raise UserError(f"Image {path} {e}.") from e
-    try:
-        img = cv2.imdecode(content, flags) if content.size else None
-    except cv2.error as e:
-        raise UserError(f"Image {path} cannot be decoded: {e}") from e
-    if img is None:
-        raise UserError(f"Image {path} is broken or of a format that OpenCV does not read.")
-    return img
-
-
-def _content(path, what):
-    try:
-        # cv2.imread cannot open every path on every system; NumPy can.
-        return np.fromfile(path, dtype=np.uint8)
-    except FileNotFoundError as e:
-        raise UserError(f"{what} {path} does not exist.") from e
-    except OSError as e:
-        raise UserError(f"{what} {path} cannot be opened: {e.strerror or e}.") from e
-
-
-def _load_npy(path, what):
-    try:
-        # Mapped first: that compares the size in the header with the file's.
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an archive of arrays")
-        array = np.array(array)
-    except FileNotFoundError as e:
-        raise UserError(f"{what.capitalize()} {path} does not exist.") from e
-    except Exception as e:  # a damaged header ends in errors of Python's own parser
-        raise UserError(f"{what.capitalize()} {path} cannot be read: {e}") from e
-    if array.dtype.kind not in "buif":
-        raise UserError(f"{what.capitalize()} {path} holds {array.dtype}, expected numbers.")
-    return array
+    return open_image(path, img_channels, to_rgb, whole=True).whole()
 
 
 def read_label(path):
@@ -120,7 +61,7 @@ def read_label(path):
     """
     path = os.fspath(path)
     if path.lower().endswith(".npy"):
-        label = _load_npy(path, "label")
+        label = load_npy(path, "label")
         if label.ndim != 2 or label.dtype.kind not in "bui":
             raise UserError(
                 f"Label {path} holds {label.dtype} of the shape {label.shape}, expected whole "
@@ -133,7 +74,12 @@ def read_label(path):
 
 
 def _decode_label(path):
-    content = _content(path, "Label")
+    content = read_content(path, "Label")
+    file = png.parse(content)
+    if file is not None and file.is_plain_grey and math.prod(file.size) <= image_limit.max_pixels():
+        label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if label is not None and label.shape == file.size and label.dtype == np.uint8:
+            return label  # Pillow gives the same and takes a fifth longer
     try:
         # Pillow, since OpenCV turns palette indices into colours.
         with image_limit.open_image(content) as file:

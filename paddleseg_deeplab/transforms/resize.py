@@ -157,9 +157,13 @@ class ResizeRangeScaling:
         self.min_value = min_value
         self.max_value = max_value
 
+    def draw(self, size, rng):
+        """The new (height, width) of an image of (height, width) `size`."""
+        long_size = int(rng.uniform(self.min_value, self.max_value) + 0.5)
+        return functional.size_by_long(size, long_size)
+
     def __call__(self, data):
-        long_size = int(rng_of(data).uniform(self.min_value, self.max_value) + 0.5)
-        return resized(data, functional.size_by_long(image_size(data), long_size))
+        return resized(data, self.draw(image_size(data), rng_of(data)))
 
 
 @manager.TRANSFORMS.add_component
@@ -186,15 +190,19 @@ class ResizeStepScaling:
         self.max_scale_factor = max_scale_factor
         self.scale_step_size = scale_step_size
 
-    def __call__(self, data):
+    def draw(self, size, rng):
+        """The new (height, width) of an image of (height, width) `size`."""
         low, high, step = self.min_scale_factor, self.max_scale_factor, self.scale_step_size
         if low == high:
             factor = low
         elif step == 0:
-            factor = rng_of(data).uniform(low, high)
+            factor = rng.uniform(low, high)
         else:
             # PaddleSeg truncates (high - low) / step as floating point computes it, which loses a
             # step where that is 4.999...
             steps = int((high - low) / step + 1e-6)
-            factor = low + (high - low) * rng_of(data).integers(steps + 1) / max(steps, 1)
-        return resized(data, functional.scaled_size(image_size(data), factor))
+            factor = low + (high - low) * rng.integers(steps + 1) / max(steps, 1)
+        return functional.scaled_size(size, factor)
+
+    def __call__(self, data):
+        return resized(data, self.draw(image_size(data), rng_of(data)))

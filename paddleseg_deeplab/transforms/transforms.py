@@ -3,17 +3,18 @@
 
 import os
 
-import cv2
 import numpy as np
 
 from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.transforms import bands, crop_first
 from paddleseg_deeplab.transforms.base import check_int, image_size
-from paddleseg_deeplab.transforms.pipeline import read_image, read_label
+from paddleseg_deeplab.transforms.pipeline import read_label
+from paddleseg_deeplab.transforms.source import ArraySource, open_image
 from paddleseg_deeplab.utils.errors import UserError
 
 
-def _as_image(array, img_channels, to_rgb):
-    """A float32 [H, W, C] copy of an array that holds an image as OpenCV reads it (BGR)."""
+def _as_source(array, img_channels, to_rgb):
+    """An array that holds an image as OpenCV reads it (BGR)."""
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] != img_channels:
@@ -21,10 +22,7 @@ def _as_image(array, img_channels, to_rgb):
             f"img has the shape {array.shape}; expected [H, W, {img_channels}], since "
             f"img_channels is {img_channels}."
         )
-    img = array.astype(np.float32)
-    if to_rgb and img_channels == 3:
-        img = cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
-    return img
+    return ArraySource(array, to_rgb and img_channels == 3)
 
 
 @manager.TRANSFORMS.add_component
@@ -67,10 +65,15 @@ class Compose:
         Raises:
             UserError: A file is missing or broken, or image and label differ in size.
         """
-        return self.apply(self.read(data))
+        return self.apply(self.read(data, lazy=True))
 
-    def read(self, data):
+    def read(self, data, lazy=False):
         """The first half of a call: a new sample whose img and label are arrays.
+
+        Args:
+            data (dict): As for a call.
+            lazy (bool): Leave ``img`` as a source (see `transforms.source`), so that `apply` can
+                make the part alone that a first random crop takes.
 
         Returns:
             dict: ``img`` float32 [H, W, C] in 0..255, a copy that transforms may keep.
@@ -80,10 +83,11 @@ class Compose:
         out = dict(data)
         source = data["img"]
         if isinstance(source, (str, os.PathLike)):
-            out["img"] = read_image(source, self.img_channels, self.to_rgb)
+            whole = not lazy or crop_first.match(self.transforms) is None
+            out["img"] = open_image(source, self.img_channels, self.to_rgb, whole)
             out.setdefault("im_path", str(source))
         elif isinstance(source, np.ndarray):
-            out["img"] = _as_image(source, self.img_channels, self.to_rgb)
+            out["img"] = _as_source(source, self.img_channels, self.to_rgb)
         else:
             raise TypeError(f"Compose: 'img' must be a path or an array, not {type(source)}.")
         label = data.get("label")
@@ -95,6 +99,8 @@ class Compose:
         out["gt_fields"] = list(data.get("gt_fields", ()))
         out["trans_info"] = list(data.get("trans_info", ()))
         self._check_sizes(out)
+        if not lazy:
+            out["img"] = out["img"].whole()
         return out
 
     def _check_sizes(self, data):
@@ -117,7 +123,17 @@ class Compose:
         own_rng = out.get("rng") is None
         if own_rng:
             out["rng"] = np.random.default_rng()
-        for transform in self.transforms:
+        transforms = self.transforms
+        if not isinstance(out["img"], np.ndarray):
+            out, transforms = self._materialize(out)
+        steps = []  # of the image, not done yet
+        for transform in transforms:
+            bandwise = bands.bandwise_of(transform)
+            if bandwise is not None:
+                out, more = self._apply(transform, out, bandwise)
+                steps += more
+                continue
+            out, steps = {**out, "img": bands.run(out["img"], steps)}, []
             out = self._apply(transform, out)
             if not isinstance(out, dict):
                 raise TypeError(
@@ -125,11 +141,20 @@ class Compose:
                 )
         if own_rng:
             out = {key: value for key, value in out.items() if key != "rng"}
-        return self._finish(out)
+        return self._finish(out, steps)
 
-    def _apply(self, transform, data):
+    def _materialize(self, data):
+        """(sample whose img is an array, transforms that are left to do) of a lazy one."""
+        pair = crop_first.match(self.transforms)
+        if pair is None:
+            return {**data, "img": data["img"].whole()}, self.transforms
+        resize, crop = pair
+        out = self._apply(crop, data, lambda sample: crop_first.run(sample, resize, crop))
+        return out, self.transforms[1 if resize is None else 2 :]
+
+    def _apply(self, transform, data, run=None):
         try:
-            return transform(data)
+            return (run or transform)(data)
         except UserError:
             raise
         except ValueError as error:
@@ -141,11 +166,9 @@ class Compose:
             raise UserError(f"{name}: {str(error).rstrip('.')}.{path}") from error
 
     @staticmethod
-    def _finish(out):
-        """Puts img to float32 [C, H, W]."""
-        img = out["img"]
-        planes = img[None] if img.ndim == 2 else img.transpose(2, 0, 1)
-        out["img"] = np.ascontiguousarray(planes, dtype=np.float32)
+    def _finish(out, steps):
+        """Does the image's last steps and puts it to float32 [C, H, W]."""
+        out["img"] = bands.run(out["img"], steps, planes=True)
         label = out.get("label")
         if isinstance(label, np.ndarray) and label.ndim == 3:
             out["label"] = label.transpose(2, 0, 1)

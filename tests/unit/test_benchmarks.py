@@ -15,7 +15,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
-NAMES = ("loss", "confusion", "crf", "export", "start")
+NAMES = (
+    *("loss", "confusion", "crf", "export", "train_step", "input", "evaluate", "multiscale"),
+    "start",
+)
 
 
 @pytest.fixture(scope="module")

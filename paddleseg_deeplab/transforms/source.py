@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images of which a part can be had without making the rest.
+
+`open_image` gives an object with `shape`, the image's (H, W, C), and `window`, which makes any part
+of it: float32, 0..255, as `pipeline.read_image` makes the whole. What a part costs less:
+
+- A PNG of one or three channels is decoded down to the window's last row (see `transforms.png`).
+  The rest is still checked against the file's checksums, so a damaged or cut off file is found.
+- ``.npy``: the file is mapped into memory, and the window's bytes alone are read.
+- Other formats are decoded whole; the window alone is converted.
+"""
+
+import contextlib
+import os
+
+import cv2
+import numpy as np
+
+from paddleseg_deeplab.transforms import functional, png
+from paddleseg_deeplab.utils import image_limit
+from paddleseg_deeplab.utils.errors import UserError
+
+_SWAPS = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+# Above this share of its rows, a PNG takes as long as the whole, which has no way around then.
+_MOST_ROWS = 0.9
+
+
+class ArraySource:
+    """A decoded image.
+
+    Args:
+        array (np.ndarray): [H, W, C] of numbers; it is not changed.
+        swap (bool): Three or four channels are BGR or BGRA and wanted as RGB or RGBA.
+        scale (float): What values are multiplied by.
+    """
+
+    def __init__(self, array, swap=False, scale=1):
+        self._array = np.asarray(array)  # not a memmap, which would hand its class on
+        self._swap = _SWAPS.get(array.shape[2]) if swap else None
+        self._scale = scale
+        self.shape = array.shape
+
+    def window(self, top, left, size):
+        """The part of (height, width) `size` whose upper left corner is (top, left).
+
+        Returns:
+            np.ndarray: float32 [height, width, C] that belongs to the caller.
+        """
+        part = functional.crop(self._array, top, left, size)
+        if self._swap is not None:
+            if part.dtype != np.uint8:  # fewer bytes to move, but OpenCV does not take every dtype
+                part = part.astype(np.float32)
+            part = cv2.cvtColor(part, self._swap)
+        part = part.astype(np.float32, order="C")
+        return part if self._scale == 1 else part * np.float32(self._scale)
+
+    def whole(self):
+        """float32 [H, W, C] that belongs to the caller."""
+        return self.window(0, 0, self.shape[:2])
+
+
+class PngSource:
+    """A PNG file.
+
+    Args:
+        file (png.Png): The file.
+        content (bytes): The same.
+        decode (callable): Decodes a file's bytes: uint8 [H, W], or BGR uint8 [H, W, 3].
+        channels (int): 1 or 3, what `decode` gives.
+        to_rgb (bool): Give three channels as RGB, else as BGR.
+    """
+
+    def __init__(self, file, content, decode, channels, to_rgb):
+        self._file, self._content, self._decode, self._to_rgb = file, content, decode, to_rgb
+        self.shape = (*file.size, channels)
+
+    def window(self, top, left, size):
+        """As `ArraySource.window`.
+
+        Raises:
+            UserError: The file cannot be decoded.
+        """
+        return ArraySource(self._rows(top + size[0]), self._to_rgb).window(top, left, size)
+
+    def whole(self):
+        """float32 [H, W, C] that belongs to the caller."""
+        return self.window(0, 0, self.shape[:2])
+
+    def _rows(self, count):
+        """uint8 [at least `count`, W, C], in OpenCV's order of channels."""
+        if png.is_fast() or count <= _MOST_ROWS * self.shape[0]:
+            first = self._file.first_rows(count)
+            if first is not None:
+                with contextlib.suppress(UserError):  # the file itself decides
+                    return self._decode(first).reshape(count, *self.shape[1:])
+        return self._decode(self._content).reshape(self.shape)
+
+
+# ----------------------------------------------------------------------------------------- opening
+
+
+def open_image(path, img_channels=3, to_rgb=True, whole=False):
+    """Opens an image file; see `pipeline.read_image` for what files may hold.
+
+    Args:
+        path (str | os.PathLike): The file.
+        img_channels (int): Channels wanted.
+        to_rgb (bool): Three channels in the order RGB (four: RGBA), else BGR (BGRA).
+        whole (bool): Nothing is prepared for parts, since the whole image will be taken.
+
+    Returns:
+        ArraySource | PngSource
+
+    Raises:
+        UserError: The file is missing, not an image, or has another number of channels. A PNG whose
+            checksums are right but whose data are not is found when a window is made.
+    """
+    path = os.fspath(path)
+    if path.lower().endswith(".npy"):
+        return _source(path, load_npy(path, "image", mapped=True), img_channels, swap=False)
+    content = read_content(path, "Image")
+    try:
+        image_limit.check(content)
+    except UserError as e:
+        raise UserError(f"Image {path} {e}.") from e
+
+    def decode(file):
+        return _decode(file, path, img_channels)
+
+    file = None
+    if img_channels in (1, 3) and (png.is_fast() or not whole):
+        file = png.parse(content)
+    if file is not None:
+        return PngSource(file, content, decode, img_channels, to_rgb)
+    img = decode(content)
+    scale = 1 / 257 if img.dtype == np.uint16 else 1
+    return _source(path, img, img_channels, to_rgb, scale)
+
+
+def _source(path, img, img_channels, swap, scale=1):
+    if img.ndim == 2:
+        img = img[:, :, None]
+    if img.ndim != 3 or img.shape[2] != img_channels:
+        raise UserError(
+            f"Image {path} has the shape {img.shape}, expected [height, width, {img_channels}]: "
+            "set img_channels to what the files hold."
+        )
+    return ArraySource(img, swap, scale)
+
+
+def _decode(content, path, img_channels):
+    """Decodes an image file: uint8 [H, W] for 1, uint8 BGR for 3, anything for other channels."""
+    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
+    try:
+        img = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    except cv2.error as e:
+        raise UserError(f"Image {path} cannot be decoded: {e}") from e
+    if img is None:
+        raise UserError(f"Image {path} is broken or of a format that OpenCV does not read.")
+    return img
+
+
+def read_content(path, what):
+    """A file's bytes; UserError where it cannot be read. what: "Image" or "Label"."""
+    try:
+        # cv2.imread cannot open every path on every system; Python can.
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as e:
+        raise UserError(f"{what} {path} does not exist.") from e
+    except OSError as e:
+        raise UserError(f"{what} {path} cannot be opened: {e.strerror or e}.") from e
+
+
+def load_npy(path, what, mapped=False):
+    """The array of a ``.npy`` file.
+
+    Args:
+        path (str): The file.
+        what (str): "image" or "label", for errors.
+        mapped (bool): Leave it in the file; it is read where it is looked at.
+
+    Raises:
+        UserError: The file is missing, damaged, or holds no numbers.
+    """
+    try:
+        # Mapped first: that compares the size in the header with the file's.
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        array = array if mapped else np.array(array)
+    except FileNotFoundError as e:
+        raise UserError(f"{what.capitalize()} {path} does not exist.") from e
+    except Exception as e:  # a damaged header ends in errors of Python's own parser
+        raise UserError(f"{what.capitalize()} {path} cannot be read: {e}") from e
+    if array.dtype.kind not in "buif":
+        raise UserError(f"{what.capitalize()} {path} holds {array.dtype}, expected numbers.")
+    return array
