@@ -13,6 +13,7 @@ from paddle import nn
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.models.layers import (
     check_aspp_ratios,
+    convolve,
     resize,
     resize_by,
     scale_fraction,
@@ -142,9 +143,9 @@ class DeepLabV2Head(nn.Layer):
     def forward(self, feat_list):
         """Features to [logits], at the size of the feature that is read."""
         x = feat_list[self.index]
-        logits = self.aspp[0](x)
+        logits = convolve(self.aspp[0], x)
         for classifier in self.aspp[1:]:
-            logits = logits + classifier(x)
+            logits = logits + convolve(classifier, x)
         return [logits]
 
 

@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.layers import ReLU, channel_axis, check_dropouts
+from paddleseg_deeplab.models.layers import ReLU, channel_axis, check_dropouts, convolve
 from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
 
 # (3x3 convolutions, their channels) of the five blocks; a pool follows each.
@@ -165,18 +165,18 @@ class VGG16_LargeFOV(nn.Layer):
         y, pools = inputs, []
         for block, pool in zip(self.block_list, self.pool_list):
             for conv in block:
-                y = self.relu(conv(y))
+                y = self.relu(convolve(conv, y))
             y = pool(y)
             pools.append(y)
         if self.average_pool is not None:
             y = self.average_pool(y)
-        y = self.dropout(self.relu(self.fc6(y)))
-        y = self.dropout(self.relu(self.fc7(y)))
+        y = self.dropout(self.relu(convolve(self.fc6, y)))
+        y = self.dropout(self.relu(convolve(self.fc7, y)))
         if self.fusion is not None:
             joined = [y]
             for branch, x in zip(self.fusion, [inputs, *pools[:4]]):
                 for conv in branch:
-                    x = self.relu(conv(x))
+                    x = self.relu(convolve(conv, x))
                 joined.append(x)
             y = paddle.concat(joined, axis=self._axis)
         return [*(pools[i - 1] for i in _RETURNED), y]

@@ -16,6 +16,7 @@ from paddleseg_deeplab.models.layers.conv import (
     ConvBNReLU,
     ReLU,
     SeparableConvBNReLU,
+    convolve,
 )
 from paddleseg_deeplab.models.layers.norm import (
     SyncBatchNorm,
@@ -49,6 +50,7 @@ __all__ = [
     "check_aspp_ratios",
     "check_dropouts",
     "check_head_bias",
+    "convolve",
     "freeze_batch_norm",
     "resize",
     "resize_by",

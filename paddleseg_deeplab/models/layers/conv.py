@@ -78,11 +78,11 @@ def convolve(conv, x, with_bias=True):
         return conv(x)
     geometry = conv._stride, conv._updated_padding, conv._dilation, conv._groups
     y = None
-    if conv._data_format == "NCHW" and bias is None:
+    if conv._data_format == "NCHW":
         y = cpu_ops.conv2d(x, conv.weight, *geometry)
     if y is None:
-        y = F.conv2d(x, conv.weight, bias, *geometry, conv._data_format)
-    return y
+        return F.conv2d(x, conv.weight, bias, *geometry, conv._data_format)
+    return y if bias is None else y + bias.reshape([1, -1, 1, 1])
 
 
 def _same_padding(kernel_size, dilation):
