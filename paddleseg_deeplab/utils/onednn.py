@@ -17,10 +17,12 @@ import importlib.util
 import os
 import sys
 import threading
+import weakref
 from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 from paddleseg_deeplab.utils.cpu import thread_count
+from paddleseg_deeplab.utils.logger import logger
 
 SWITCH = "PADDLESEG_DEEPLAB_ONEDNN"
 _FILES = {"linux": "libdnnl.so.3", "win32": "dnnl.dll"}
@@ -35,8 +37,25 @@ _QUERY = {"x": 129, "dx": 130, "w": 131, "dw": 132, "y": 133, "dy": 134}
 _ARG = {"x": 1, "y": 17, "w": 33, "dx": 129, "dy": 145, "dw": 161}
 
 
+_CANNOT = (2, 3)  # invalid arguments, unimplemented
+
+
 class Unsupported(Exception):
     """The library has no implementation of this; use another."""
+
+
+class Failed(Exception):
+    """The library could not do this now, for want of memory for instance; it may later."""
+
+
+_warned = []
+
+
+def warn(error):
+    """Logs once that another implementation is used because of `error`."""
+    if not _warned:
+        _warned.append(error)
+        logger.warning(f"oneDNN: {error}; Paddle's operator is used where it fails.")
 
 
 class _Arg(ctypes.Structure):
@@ -61,7 +80,7 @@ class _Library:
     def call(self, name, *arguments):
         status = getattr(self._lib, name)(*arguments)
         if status:
-            raise Unsupported(f"{name} returned {status}")
+            raise (Unsupported if status in _CANNOT else Failed)(f"{name} returned {status}")
 
     def address(self, name, kind, *arguments):
         function = getattr(self._lib, name)
@@ -76,15 +95,42 @@ class _Library:
                 with contextlib.suppress(AttributeError):  # built with another threading
                     pool.omp_set_num_threads(thread_count())
 
-    def descriptor(self, shape, tag):
+
+class _Owner:
+    """What the library made for this object; the library gets it back when the object goes."""
+
+    def __init__(self, lib):
+        self._lib, self._owned = lib, []
+        # Not at the end of the process, when the library may be gone before.
+        weakref.finalize(self, _destroy, lib, self._owned).atexit = False
+
+    def _own(self, kind, handle):
+        self._owned.append((kind, handle))
+        return handle
+
+    def _make(self, kind, name, *arguments):
+        """What `name` makes; `kind` as in the name of its `destroy` function."""
         out = c_void_p()
-        dims = (c_int64 * _MAX_DIMS)(*shape)
-        make = "dnnl_memory_desc_create_with_tag"
-        self.call(make, byref(out), len(shape), dims, _F32, tag)
-        return out
+        self._lib.call(name, byref(out), *arguments)
+        return self._own(kind, out)
+
+    def _layout(self, shape, tag):
+        dims, make = (c_int64 * _MAX_DIMS)(*shape), "dnnl_memory_desc_create_with_tag"
+        return self._make("memory_desc", make, len(shape), dims, _F32, tag)
+
+    def _primitive(self, descriptor):
+        return self._make("primitive", "dnnl_primitive_create", descriptor)
+
+
+def _destroy(lib, owned):
+    with lib.lock:
+        while owned:
+            kind, handle = owned.pop()
+            lib.address(f"dnnl_{kind}_destroy", c_int, handle)
 
 
 _found = []
+_finding = threading.RLock()
 
 
 def find():
@@ -92,21 +138,37 @@ def find():
 
     The environment variable `PADDLESEG_DEEPLAB_ONEDNN` set to 0 switches it off.
     """
-    if not _found:
-        _found.append(None)
-        spec = importlib.util.find_spec("paddle")
-        name = _FILES.get(sys.platform)
-        if name and spec and spec.origin and os.environ.get(SWITCH, "1") != "0":
-            with contextlib.suppress(OSError, AttributeError, Unsupported):
-                _found[0] = _Library(Path(spec.origin).parent / "libs" / name)
-    return _found[0]
+    with _finding:
+        if not _found:
+            try:
+                _found.append(_load())
+            except Failed as error:
+                warn(error)
+                return None
+        return _found[0]
 
 
-class _Operand:
+def _load():
+    spec = importlib.util.find_spec("paddle")
+    name = _FILES.get(sys.platform)
+    if name and spec and spec.origin and os.environ.get(SWITCH, "1") != "0":
+        with contextlib.suppress(OSError, AttributeError, Unsupported):
+            return _Library(Path(spec.origin).parent / "libs" / name)
+    return None
+
+
+def _library():
+    lib = find()
+    if lib is None:
+        raise (Unsupported if _found else Failed)("no library")
+    return lib
+
+
+class _Operand(_Owner):
     """One array of a primitive: plain memory, and the layout that the primitive wants."""
 
     def __init__(self, lib, plain, wanted):
-        self._lib = lib
+        super().__init__(lib)
         self.same = bool(lib.address("dnnl_memory_desc_equal", c_int, plain, wanted))
         self.size = lib.address("dnnl_memory_desc_get_size", c_size_t, wanted)
         self.memory = self.plain = self._memory(plain)
@@ -116,15 +178,13 @@ class _Operand:
             self._from = self._reorder(wanted, plain)
 
     def _memory(self, descriptor):
-        out = c_void_p()
-        self._lib.call("dnnl_memory_create", byref(out), descriptor, self._lib.engine, c_void_p())
-        return out
+        engine = self._lib.engine
+        return self._make("memory", "dnnl_memory_create", descriptor, engine, c_void_p())
 
     def _reorder(self, source, target):
-        out, engine = c_void_p(), self._lib.engine
-        make = "dnnl_reorder_primitive_desc_create"
-        self._lib.call(make, byref(out), source, engine, target, engine, None)
-        return _primitive(self._lib, out)
+        engine, make = self._lib.engine, "dnnl_reorder_primitive_desc_create"
+        descriptor = self._make("primitive_desc", make, source, engine, target, engine, None)
+        return self._primitive(descriptor)
 
     def place(self, address, buffer):
         self._lib.call("dnnl_memory_set_data_handle", self.plain, c_void_p(address))
@@ -140,23 +200,17 @@ class _Operand:
             _execute(self._lib, self._from, {1: self.memory, 17: self.plain})
 
 
-def _primitive(lib, descriptor):
-    out = c_void_p()
-    lib.call("dnnl_primitive_create", byref(out), descriptor)
-    return out
-
-
 def _execute(lib, primitive, arguments):
     items = (_Arg * len(arguments))(*(_Arg(k, m) for k, m in arguments.items()))
     lib.call("dnnl_primitive_execute", primitive, lib.stream, len(items), items)
 
 
-class _Work:
+class _Work(_Owner):
     """A primitive with its operands by name (as in `_ARG`); those in `outputs` are written."""
 
     def __init__(self, lib, descriptor, plain, outputs):
-        self._lib, self._outputs = lib, outputs
-        self._primitive = _primitive(lib, descriptor)
+        super().__init__(lib)
+        self._outputs, self._made = outputs, self._primitive(descriptor)
         self._operands = {}
         for name, layout in plain.items():
             ask = "dnnl_primitive_desc_query_md"
@@ -182,12 +236,12 @@ class _Work:
                 if name not in self._outputs:
                     operand.fetch()
             memory = {_ARG[name]: operand.memory for name, operand in self._operands.items()}
-            _execute(lib, self._primitive, memory)
+            _execute(lib, self._made, memory)
             for name in self._outputs:
                 self._operands[name].store()
 
 
-class Convolution:
+class Convolution(_Owner):
     """A convolution of one geometry, and its gradients.
 
     Args:
@@ -198,51 +252,51 @@ class Convolution:
 
     Raises:
         Unsupported: no implementation, or no library.
+        Failed: the library could not, now. So do `work` and what it gives.
     """
 
     def __init__(self, x_shape, w_shape, stride, padding, dilation, groups):
-        self._lib = lib = find()
-        if lib is None:
-            raise Unsupported("no library")
+        super().__init__(_library())
         y_shape = result_shape(x_shape, w_shape, stride, padding, dilation)
         weights = (list(w_shape), _NCHW)
         if groups > 1:
             weights = ([groups, w_shape[0] // groups, *w_shape[1:]], _GOIHW)
         shapes = {"x": (x_shape, _NCHW), "w": weights, "y": (y_shape, _NCHW)}
-        self._plain = {k: lib.descriptor(*v) for k, v in shapes.items()}
-        self._any = {k: lib.descriptor(v[0], _ANY) for k, v in shapes.items()}
+        self._plain = {k: self._layout(*v) for k, v in shapes.items()}
+        self._any = {k: self._layout(v[0], _ANY) for k, v in shapes.items()}
         pads = (c_int64 * _MAX_DIMS)(*padding)
         steps = (c_int64 * _MAX_DIMS)(*stride), (c_int64 * _MAX_DIMS)(*(d - 1 for d in dilation))
         self._geometry = (*steps, pads, pads)
         self._works = {}
-        lib.use_threads()  # counts when a primitive is made, too
+        self._lib.use_threads()  # counts when a primitive is made, too
         self._hint = self._describe("forward", (_TRAINING, _DIRECT), bias=True)
         self.work("forward")
 
     def _describe(self, kind, first, hint=(), bias=False):
-        out, any_ = c_void_p(), self._any
+        any_ = self._any
         arrays = [any_["x"], any_["w"], *([None] if bias else []), any_["y"]]
         make = f"dnnl_convolution_{kind}_primitive_desc_create"
         arguments = (self._lib.engine, *first, *arrays, *self._geometry, *hint, None)
-        self._lib.call(make, byref(out), *arguments)
-        return out
+        return self._make("primitive_desc", make, *arguments)
 
     def work(self, kind):
         """What to run: forward (x, w -> y), backward_data (w, dy -> dx), backward_weights
         (x, dy -> dw)."""
-        if kind not in self._works:
-            plain, lib = self._plain, self._lib
-            lib.use_threads()
-            if kind == "forward":
-                made = self._hint, plain, ("y",)
-            elif kind == "backward_data":
-                operands = {"dx": plain["x"], "w": plain["w"], "dy": plain["y"]}
-                made = self._describe(kind, (_DIRECT,), (self._hint,)), operands, ("dx",)
-            else:
-                operands = {"x": plain["x"], "dw": plain["w"], "dy": plain["y"]}
-                made = self._describe(kind, (_DIRECT,), (self._hint,), True), operands, ("dw",)
-            self._works[kind] = _Work(lib, *made)
-        return self._works[kind]
+        with self._lib.lock:
+            if kind not in self._works:
+                self._lib.use_threads()
+                self._works[kind] = _Work(self._lib, *self._parts(kind))
+            return self._works[kind]
+
+    def _parts(self, kind):
+        plain = self._plain
+        if kind == "forward":
+            return self._hint, plain, ("y",)
+        if kind == "backward_data":
+            operands = {"dx": plain["x"], "w": plain["w"], "dy": plain["y"]}
+            return self._describe(kind, (_DIRECT,), (self._hint,)), operands, ("dx",)
+        operands = {"x": plain["x"], "dw": plain["w"], "dy": plain["y"]}
+        return self._describe(kind, (_DIRECT,), (self._hint,), bias=True), operands, ("dw",)
 
 
 def result_shape(x_shape, w_shape, stride, padding, dilation):
@@ -252,7 +306,7 @@ def result_shape(x_shape, w_shape, stride, padding, dilation):
     return [x_shape[0], w_shape[0], *size]
 
 
-class ReluGradient:
+class ReluGradient(_Owner):
     """`work` (y, dy -> dx): dy where y is above 0, else 0. dx may be dy.
 
     Args:
@@ -260,20 +314,19 @@ class ReluGradient:
 
     Raises:
         Unsupported: no library.
+        Failed: the library could not, now.
     """
 
     def __init__(self, count):
-        lib = find()
-        if lib is None:
-            raise Unsupported("no library")
+        super().__init__(_library())
+        lib, zero = self._lib, ctypes.c_float(0)
         lib.use_threads()
-        plain = lib.descriptor((count,), _A)
-        forward, backward, zero = c_void_p(), c_void_p(), ctypes.c_float(0)
+        plain, kind = self._layout((count,), _A), "primitive_desc"
         make, last = "dnnl_eltwise_forward_primitive_desc_create", (zero, zero, None)
-        relu = (plain, plain, *last)
-        lib.call(make, byref(forward), lib.engine, _TRAINING, _RELU_BY_OUTPUT, *relu)
+        relu = (_RELU_BY_OUTPUT, plain, plain)
+        forward = self._make(kind, make, lib.engine, _TRAINING, *relu, *last)
         make, last = "dnnl_eltwise_backward_primitive_desc_create", (zero, zero, forward, None)
-        grad = (plain, plain, plain, *last)
-        lib.call(make, byref(backward), lib.engine, _RELU_BY_OUTPUT, *grad)
+        grad = (_RELU_BY_OUTPUT, plain, plain, plain)
+        backward = self._make(kind, make, lib.engine, *grad, *last)
         operands = {"y": plain, "dy": plain, "dx": plain}
         self.work = _Work(lib, backward, operands, ("dx",))

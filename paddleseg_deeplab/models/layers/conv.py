@@ -66,15 +66,16 @@ class ReLU(nn.Layer):
 def convolve(conv, x, with_bias=True):
     """What an ``nn.Conv2D`` gives for x; in dygraph on a CPU the faster way, see `cpu_ops`.
 
+    A layer of a class derived from it, or with hooks, is called as it is.
+
     Args:
-        conv (nn.Conv2D): Padded with zeros.
+        conv (nn.Conv2D): The layer.
         x (Tensor): Its input.
-        with_bias (bool): With its bias, where it has one.
+        with_bias (bool): With its bias, where it has one. False asks for a layer that
+            `_may_be_bypassed`.
     """
     bias = conv.bias if with_bias else None
-    # Hooks belong to a call of the layer.
-    hooked = conv._forward_pre_hooks or conv._forward_post_hooks
-    if not paddle.in_dynamic_mode() or (hooked and bias is conv.bias):
+    if not paddle.in_dynamic_mode() or not _may_be_bypassed(conv, nn.Conv2D):
         return conv(x)
     geometry = conv._stride, conv._updated_padding, conv._dilation, conv._groups
     y = None
@@ -83,6 +84,15 @@ def convolve(conv, x, with_bias=True):
     if y is None:
         return F.conv2d(x, conv.weight, bias, *geometry, conv._data_format)
     return y if bias is None else y + bias.reshape([1, -1, 1, 1])
+
+
+def _may_be_bypassed(layer, kind):
+    """Whether a call of the layer does what is known of `kind`, and nobody looks on: hooks and a
+    forward of its own belong to the call."""
+    if type(layer) is not kind or getattr(layer, "_padding_mode", "zeros") != "zeros":
+        return False
+    hooks = layer._forward_pre_hooks or layer._forward_post_hooks
+    return not hooks and "forward" not in vars(layer)
 
 
 def _same_padding(kernel_size, dilation):
@@ -132,7 +142,9 @@ class ConvBN(nn.Layer):
         costs a tenth of a training step on a CPU. So it is added to the mean instead.
         """
         conv, norm = self._conv, self._batch_norm
-        if conv.bias is None or not paddle.in_dynamic_mode() or type(norm) is not nn.BatchNorm2D:
+        if conv.bias is None or not paddle.in_dynamic_mode():
+            return norm(convolve(conv, x))
+        if not _may_be_bypassed(conv, nn.Conv2D) or not _may_be_bypassed(norm, nn.BatchNorm2D):
             return norm(convolve(conv, x))
         trains = norm.training and not norm._use_global_stats
         if not trains and paddle.is_grad_enabled():

@@ -8,10 +8,15 @@
 
 Each function answers None where it does not apply: tracing, a GPU, channels last, another dtype,
 no library. The caller then uses Paddle's operator. docs/performance.md has what each gives.
+
+Convolution and ReLU are a `PyLayer` each, which can do less than an operator: one backward pass
+through a graph, and no second-order gradients. What they cannot do they refuse with a RuntimeError
+that names the switch to Paddle's operators, `PADDLESEG_DEEPLAB_ONEDNN=0`.
 """
 
 import ctypes
 import functools
+import weakref
 
 import numpy as np
 import paddle
@@ -20,20 +25,31 @@ from paddle.autograd import PyLayer
 from paddleseg_deeplab.models.layers import depthwise_numpy
 from paddleseg_deeplab.utils import onednn
 
+try:
+    from paddle.jit.sot.psdb import in_sot
+except ImportError:  # another version of Paddle
+
+    def in_sot():
+        return False
+
+
 _LARGE = 1024  # pixels of a map from which NumPy's calls are worth their overhead
 _WIDEST, _WIDEST_TRAINED = 384, 1024  # height + width of a map whose resize is worth products
 _GEOMETRIES = 512  # primitives kept: evaluation at several scales meets many sizes
+_INSTEAD = f"set {onednn.SWITCH}=0, which uses Paddle's operators"
 
 
 def applies(*tensors):
-    """Whether these are float32 tensors in a CPU's memory, outside of tracing."""
-    if not paddle.in_dynamic_mode():
+    """Whether these are float32 tensors in a CPU's memory, outside of tracing, and results belong
+    there, too."""
+    # `to_static` without full_graph reads the bytecode in dynamic mode; there this says True.
+    if not paddle.in_dynamic_mode() or in_sot() or paddle.get_device() != "cpu":
         return False
     return all(x.dtype == paddle.float32 and x.place.is_cpu_place() for x in tensors)
 
 
 def _cached(make):
-    """`make(...)` remembered by its arguments; None where the library cannot do it."""
+    """`make(...)` remembered by its arguments; None where the library cannot do it, or fails."""
 
     @functools.lru_cache(maxsize=_GEOMETRIES)
     def made(*arguments):
@@ -42,12 +58,25 @@ def _cached(make):
         except onednn.Unsupported:
             return None
 
-    return made
+    def made_or_none(*arguments):
+        try:
+            return made(*arguments)
+        except onednn.Failed as error:  # not remembered: it may work the next time
+            onednn.warn(error)
+            return None
+
+    return made_or_none
+
+
+def _empty(shape, dtype="float32"):
+    tensor = paddle.empty(shape, dtype=dtype)
+    # Before a backward pass another device may have been chosen.
+    return tensor if tensor.place.is_cpu_place() else tensor.cpu()
 
 
 def _allocate(size):
     """`size` bytes, as `onednn` asks for them."""
-    memory = paddle.empty([size], dtype="uint8")
+    memory = _empty([size], "uint8")
     return memory.data_ptr(), memory
 
 
@@ -60,6 +89,58 @@ def _plain(x):
     return x if x.is_contiguous() else x.contiguous()
 
 
+# -- what a PyLayer lacks ----------------------------------------------------------------------
+
+
+def _apply(layer, *arguments):
+    """`layer.apply`, and an error where a second backward pass would end the process.
+
+    Paddle 3.3.1 drops a PyLayer's context after its backward pass, also with retain_graph, and
+    follows the dangling pointer in the next one. Hooks on the result run before.
+    """
+    contexts = []
+    y = layer.apply(*arguments, lambda ctx: contexts.append(weakref.ref(ctx)))
+    (context,) = contexts
+    ctx = context()
+    # Now, for `apply` counts a result that is an argument as one more change.
+    ctx.versions = [_version(t) for t in ctx.saved_tensor()]
+
+    def refuse_a_second_pass(_):
+        if context() is None:
+            raise RuntimeError(
+                "a second backward() through one graph, which a PyLayer of Paddle does not "
+                f"survive: add the losses up and call backward() once, or {_INSTEAD}"
+            )
+
+    y.register_hook(refuse_a_second_pass)
+    return y
+
+
+def _save(ctx, *tensors):
+    # Detached: a context that held the layer's own result would be a cycle through C++, which
+    # Python's collector cannot free. Detached tensors share memory and version.
+    ctx.save_for_backward(*(t.detach() for t in tensors))
+
+
+def _saved(ctx):
+    """What `_save` got, unless its gradients would be wrong, as Paddle's operators check."""
+    if paddle.is_grad_enabled():  # under create_graph only
+        raise RuntimeError(f"second-order gradients of this operator do not exist here: {_INSTEAD}")
+    tensors = ctx.saved_tensor()
+    if [_version(t) for t in tensors] != ctx.versions:
+        raise RuntimeError(
+            "a tensor that a gradient needs was changed in place after the forward pass: change a "
+            "copy of it"
+        )
+    return tensors
+
+
+def _version(tensor):
+    """How often a tensor was changed in place."""
+    version = getattr(tensor, "inplace_version", 0)
+    return version() if callable(version) else version
+
+
 # -- convolution -------------------------------------------------------------------------------
 
 
@@ -67,8 +148,10 @@ class _Geometry:
     """Convolution of one geometry, forward and backward."""
 
     def __init__(self, x_shape, w_shape, stride, padding, dilation, groups):
-        self._work = onednn.Convolution(x_shape, w_shape, stride, padding, dilation, groups).work
         self._y_shape = onednn.result_shape(x_shape, w_shape, stride, padding, dilation)
+        if min(self._y_shape) < 1:
+            raise onednn.Unsupported("nothing to compute")
+        self._work = onednn.Convolution(x_shape, w_shape, stride, padding, dilation, groups).work
         self._rate = dilation[0]
         # A depthwise convolution that keeps the size is its own gradient, with the kernel turned
         # round; oneDNN's forward pass takes half the time of its backward pass.
@@ -79,29 +162,29 @@ class _Geometry:
         self._by_taps = self._turns and self._rate > 1 and large
 
     def prepare_gradients(self):
-        """Raises `onednn.Unsupported` now, where the backward pass would."""
+        """Raises `onednn.Unsupported` or `Failed` now, where the backward pass would."""
         if not self._turns:
             self._work("backward_data")
         if not self._by_taps:
             self._work("backward_weights")
 
     def forward(self, x, weight):
-        y = paddle.empty(self._y_shape, dtype="float32")
+        y = _empty(self._y_shape)
         _run(self._work("forward"), x=x, w=weight, y=y)
         return y
 
     def x_gradient(self, x, weight, dy):
         if self._turns:
             return self.forward(dy, paddle.flip(weight, [2, 3]))
-        dx = paddle.empty(x.shape, dtype="float32")
+        dx = _empty(x.shape)
         _run(self._work("backward_data"), dx=dx, w=weight, dy=dy)
         return dx
 
     def weight_gradient(self, x, weight, dy):
         if self._by_taps:
             sums = depthwise_numpy.weight_gradient(_array(x), _array(dy), self._rate)
-            return paddle.to_tensor(sums)
-        dw = paddle.empty(weight.shape, dtype="float32")
+            return paddle.to_tensor(sums, place=x.place)
+        dw = _empty(weight.shape)
         _run(self._work("backward_weights"), x=x, dw=dw, dy=dy)
         return dw
 
@@ -117,15 +200,16 @@ class _Convolve(PyLayer):
     """
 
     @staticmethod
-    def forward(ctx, tracked, inputs):
+    def forward(ctx, tracked, inputs, notice):
+        notice(ctx)
         way, x, weight = inputs()
         ctx.way, ctx.wanted = way, (not x.stop_gradient, not weight.stop_gradient)
-        ctx.save_for_backward(x, weight)
+        _save(ctx, x, weight)
         return way.forward(x, weight)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight = ctx.saved_tensor()
+        x, weight = _saved(ctx)
         dy, gradients = _plain(dy), (ctx.way.x_gradient, ctx.way.weight_gradient)
         return [make(x, weight, dy) for make, wanted in zip(gradients, ctx.wanted) if wanted]
 
@@ -138,10 +222,12 @@ def conv2d(x, weight, stride, padding, dilation, groups):
         stride, padding, dilation (int | Sequence[int]): As `F.conv2d` takes them.
         groups (int): 1, or one for each channel.
     """
-    # 1x1 is one matrix product, which Paddle does at the machine's rate.
-    if not applies(x, weight) or (weight.shape[2] == weight.shape[3] == 1):
+    if not applies(x, weight) or x.ndim != 4 or weight.ndim != 4:
         return None
-    numbers = [_pair(v) for v in (stride, padding, dilation)]
+    # 1x1 is one matrix product, which Paddle does at the machine's rate.
+    if weight.shape[2] == weight.shape[3] == 1:
+        return None
+    numbers = [_pair(*limited) for limited in ((stride, 1), (padding, 0), (dilation, 1))]
     if None in numbers or groups not in (1, x.shape[1]) or 0 in x.shape:
         return None
     way = _geometry(tuple(x.shape), tuple(weight.shape), *numbers, groups)
@@ -149,13 +235,16 @@ def conv2d(x, weight, stride, padding, dilation, groups):
         return None
     x, weight = _plain(x), _plain(weight)
     tracked = [t for t in (x, weight) if paddle.is_grad_enabled() and not t.stop_gradient]
-    if not tracked:
-        return way.forward(x, weight)
     try:
+        if not tracked:
+            return way.forward(x, weight)
         way.prepare_gradients()
+        return _apply(_Convolve, tracked, lambda: (way, x, weight))
     except onednn.Unsupported:
         return None
-    return _Convolve.apply(tracked, lambda: (way, x, weight))
+    except onednn.Failed as error:
+        onednn.warn(error)
+        return None
 
 
 def _array(x):
@@ -165,11 +254,12 @@ def _array(x):
     return np.frombuffer(numbers, dtype=np.float32).reshape(x.shape)
 
 
-def _pair(value):
-    if isinstance(value, int):
-        return value, value
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return tuple(value) if is_pair and all(isinstance(v, int) for v in value) else None
+def _pair(value, least):
+    """Two integers of at least `least`, or None."""
+    pair = (value, value) if isinstance(value, int) else value
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        return None
+    return tuple(pair) if all(isinstance(v, int) and v >= least for v in pair) else None
 
 
 # -- ReLU --------------------------------------------------------------------------------------
@@ -182,26 +272,29 @@ class _ReLU(PyLayer):
     """In place; its gradient needs the result alone."""
 
     @staticmethod
-    def forward(ctx, x, gradient):
+    def forward(ctx, x, gradient, notice):
+        notice(ctx)
         paddle.nn.functional.relu_(x)
         ctx.gradient = gradient
-        ctx.save_for_backward(x)
+        _save(ctx, x)
         return x
 
     @staticmethod
     def backward(ctx, dy):
-        (y,) = ctx.saved_tensor()
-        dx = paddle.empty(dy.shape, dtype="float32")
+        (y,) = _saved(ctx)
+        dx = _empty(dy.shape)
         _run(ctx.gradient.work, y=y, dy=_plain(dy), dx=dx)
         return dx
 
 
 def relu_(x):
     """ReLU in place, or None."""
-    if not applies(x) or 0 in x.shape or not x.is_contiguous() or x.stop_gradient:
+    if not applies(x) or 0 in x.shape or not x.is_contiguous():
+        return None
+    if x.stop_gradient or not paddle.is_grad_enabled():
         return None
     gradient = _relu_gradient(int(np.prod(x.shape)))
-    return None if gradient is None else _ReLU.apply(x, gradient)
+    return None if gradient is None else _apply(_ReLU, x, gradient)
 
 
 # -- bilinear resize ---------------------------------------------------------------------------
@@ -229,12 +322,18 @@ def resize(x, size, align_corners, data_format):
     """Bilinear resize of [N, C, H, W] to (height, width), or None.
 
     Paddle's own goes pixel by pixel on one thread, and its gradient even slower.
+
+    A product takes every pixel of a row and a column, most of them times 0. So one Inf or NaN
+    makes its whole map NaN (all of that channel's), where Paddle's own keeps it to the pixels
+    around. Both say that the network has diverged.
     """
-    if not applies(x) or data_format != "NCHW" or 0 in x.shape:
+    if not applies(x) or data_format != "NCHW" or x.ndim != 4 or 0 in x.shape:
         return None
-    if not all(isinstance(n, int) and n > 0 for n in size):
+    if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
         return None
     n, c, height, width = x.shape
+    if (height, width) == tuple(size):
+        return None  # the result would share x's memory
     # The products grow with the map's sides, and Paddle's forward pass does not.
     trains = paddle.is_grad_enabled() and not x.stop_gradient
     if height + width > (_WIDEST_TRAINED if trains else _WIDEST):
