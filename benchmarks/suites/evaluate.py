@@ -7,6 +7,7 @@ Paddle's own operators, on as many threads. The set has the size of CamVid's val
 val.txt), and DeepLabV3+ on ResNet18_vd at stride 16 with 11 classes.
 """
 
+import atexit
 import contextlib
 import os
 import tempfile
@@ -130,7 +131,9 @@ def moved(mine, theirs):
 def memory_work(name, small):
     """For `children.peak_memory`: a few images, an image's memory being the set's."""
     paddle.set_device("cpu")
-    dataset = open_set(tempfile.mkdtemp(), small)
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    dataset = open_set(folder.name, small)
     model = build(small, dataset)
     dataset.file_list = dataset.file_list[:4]
     work = work_of(name, model, dataset)

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from paddleseg_deeplab import transforms
 from paddleseg_deeplab.cli.common import Parser, status_of
 from paddleseg_deeplab.core import refine
-from paddleseg_deeplab.core.feed import equal_size_batches
+from paddleseg_deeplab.core.averaging import check_finite
+from paddleseg_deeplab.core.feed import automatic_workers, equal_size_batches, read_ahead
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.postprocess.settings import (
     add_crf_arguments,
@@ -85,7 +86,7 @@ def parse_args(argv=None):
         help="of overlay, palette, raw, prob (default: overlay palette)",
     )
     add("--batch_size", type=int, default=1, help="images of equal size at once (default: 1)")
-    add("--device", help="cpu, gpu or gpu:N (default: the GPU where there is one)")
+    add("--device", help="cpu, gpu or gpu:N (default: the GPU if there is one; with bf16 the CPU)")
     add(
         "--runtime",
         choices=RUNTIMES,
@@ -99,7 +100,8 @@ def parse_args(argv=None):
     add("--print_detail", default=False, **boolean, help="show Paddle Inference's log")
     add("--debug", action="store_true", help="show tracebacks and debug lines")
     add_crf_arguments(parser, "deploy.yaml")
-    add("--num_workers", type=int, default=0, help="threads that run the CRF (default: 0)")
+    workers = "threads that read ahead, write, and run the CRF (default: 2, or 1 on one processor; "
+    add("--num_workers", type=int, help=workers + "with --benchmark 0: each part by itself)")
     cpu = parser.add_argument_group("on a CPU").add_argument
     cpu("--cpu_threads", type=int, help="default: all that this process may use")
     cpu("--enable_mkldnn", **boolean, help="oneDNN (default: on where Paddle can)")
@@ -110,7 +112,10 @@ def parse_args(argv=None):
     gpu("--auto_tuned_shape_file", help="where they are kept; read where it exists")
     for kind in ("min", "opt", "max"):
         gpu(f"--trt_{kind}_shape", nargs=4, type=int, metavar="N", help=f"{kind}imum, N C H W")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.num_workers is None:
+        args.num_workers = 0 if args.benchmark else automatic_workers()
+    return args
 
 
 def settings_of(args, info):
@@ -158,16 +163,6 @@ def build_compose(info):
             text = e.args[0] if e.args else e
             raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
     return transforms.Compose(steps, to_rgb=info.to_rgb, img_channels=info.img_channels)
-
-
-def check_finite(path, output):
-    """Raises UserError where scores are NaN or infinite; labels (argmax) tell nothing of it."""
-    if output.dtype.kind == "f" and not np.isfinite(output).all():
-        raise UserError(
-            f"{path}: the network gives NaN or infinite values, which have no best class. Either "
-            "the weights that were exported do, or the image's own values are not finite, or "
-            "--precision fp16 overflows."
-        )
 
 
 def postprocess(output, trans_info, output_op, want_probabilities=False):
@@ -220,9 +215,12 @@ class Inferer:
         Raises:
             UserError: it cannot be read, or its size is not the one that the network takes.
         """
-        chw, trans_info, original = self._timed(
-            "preprocess", 1, pipeline.preprocess, path, self.compose
-        )
+        found = self._timed("preprocess", 1, pipeline.preprocess, path, self.compose)
+        chw, trans_info, original = found
+        least = self.predictor.smallest_side
+        if min(chw.shape[1:]) < least:
+            why = f"gives an input {list(chw.shape)}, {self.predictor.runtime} takes sides from"
+            raise UserError(f"{path}: {why} {least} pixels on. Use another --runtime.")
         for want, have in zip(self.info.input_shape[1:], chw.shape):
             if want and want != have:
                 raise UserError(
@@ -256,29 +254,38 @@ class Inferer:
         return refine.crf_image(sample["original"], self.info.to_rgb)
 
 
-def read_all(inferer, paths, failures):
+def read_all(inferer, paths, failures, num_workers=0):
     """Yields samples (dicts); an image that cannot be used goes to ``failures`` with the reason."""
-    for index, path in enumerate(paths):
+
+    def read(item):
+        index, path = item
         try:
             chw, trans_info, original = inferer.prepare(path)
         # Whatever a broken file makes a decoder or a transform raise: the rest has to be done.
         except Exception as e:
-            failures.append((path, str(e) or type(e).__name__))
-            continue
+            return path, str(e) or type(e).__name__
         sample = {"index": index, "im_path": path, "img": chw, "trans_info": trans_info}
-        yield {**sample, "original": original}
+        return {**sample, "original": original}
+
+    for found in read_ahead(read, enumerate(paths), num_workers):
+        if isinstance(found, dict):
+            yield found
+        else:
+            failures.append(found)
 
 
-def batches(inferer, paths, failures):
+def batches(inferer, paths, failures, num_workers=0):
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
-    return equal_size_batches(read_all(inferer, paths, failures), inferer.batch_size)
+    samples = read_all(inferer, paths, failures, num_workers)
+    return equal_size_batches(samples, inferer.batch_size)
 
 
-def results(inferer, paths, failures, want_probabilities):
+def results(inferer, paths, failures, want_probabilities, num_workers=0):
     """Yields (sample, labels, probabilities or None) of each image that can be used."""
-    for samples, batch in batches(inferer, paths, failures):
-        for sample, output in zip(samples, inferer.infer(batch)):
-            check_finite(sample["im_path"], output)
+    for samples, batch in batches(inferer, paths, failures, num_workers):
+        outputs = inferer.infer(batch)
+        check_finite(outputs, [sample["im_path"] for sample in samples])
+        for sample, output in zip(samples, outputs):
             yield (sample, *inferer.finish(output, sample["trans_info"], want_probabilities))
 
 
@@ -337,36 +344,37 @@ def run(args):
     if palette is None:
         palette = visualize.default_palette(info.num_classes or 256)
     tuned = settings.tuned_shape_file
-    if not (tuned and os.path.isfile(tuned)):
-        if args.enable_auto_tune:
-            tune_shapes(info, settings, paths)
-        elif tuned:
-            raise UserError(
-                f"--auto_tuned_shape_file {tuned}: no such file. Add --enable_auto_tune."
-            )
+    if args.enable_auto_tune and not (tuned and os.path.isfile(tuned)):
+        tune_shapes(info, settings, paths)
+    elif tuned and not os.path.isfile(tuned):
+        raise UserError(f"--auto_tuned_shape_file {tuned}: no such file. Add --enable_auto_tune.")
     inferer = Inferer(info, settings)
     where = f"{inferer.predictor.runtime} ({settings.precision}) on {settings.device}"
     logger.info("%s in %s: %d images.", info.model_path, where, len(paths))
     if args.benchmark:
         warm_up(inferer, paths)
-    failures, start = [], time.perf_counter()
-    found = results(inferer, paths, failures, want_probabilities)
+    failures, start, workers = [], time.perf_counter(), args.num_workers
+    found = results(inferer, paths, failures, want_probabilities, workers)
     if crf is not None:
         times = inferer.seconds["CRF"]
-        found = refine.refined(
-            make_crf(crf), found, inferer.crf_image, args.num_workers, seconds=times
+        found = refine.refined(make_crf(crf), found, inferer.crf_image, workers, seconds=times)
+
+    def write(result):
+        sample, labels, scores = result
+        write_outputs(
+            args.save_dir,
+            names[sample["index"]],
+            image=inferer.shown(sample["original"]),
+            labels=labels,
+            palette=palette,
+            probabilities=scores,
+            outputs=outputs,
         )
+
+    if "prob" not in outputs:  # the CRF's are large: threads that wait to write would hold them
+        found = ((sample, labels, None) for sample, labels, _ in found)
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
-        for sample, labels, scores in found:
-            write_outputs(
-                args.save_dir,
-                names[sample["index"]],
-                image=inferer.shown(sample["original"]),
-                labels=labels,
-                palette=palette,
-                probabilities=scores,
-                outputs=outputs,
-            )
+        for _ in read_ahead(write, found, 0 if "prob" in outputs else workers):
             bar.update(1)
     if info.class_names and len(failures) < len(paths):
         legend = visualize.legend(palette, info.class_names)

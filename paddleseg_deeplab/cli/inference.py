@@ -2,13 +2,11 @@
 """Flags and settings that val and predict share."""
 
 from paddleseg_deeplab.postprocess.settings import add_crf_arguments, crf_settings
-from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 # As core.engine.KINDS, which needs Paddle.
 ENGINES = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")
-_MOST_WORKERS = 2
 _AUG_KEYS = ("scales", "flip_horizontal", "flip_vertical")
 _WINDOW_KEYS = ("crop_size", "stride")
 
@@ -30,7 +28,8 @@ def add_inference_arguments(parser, aug_flag, crf=True):
     run.add_argument(
         "--num_workers",
         type=int,
-        help="threads that read ahead, and that write (default: 2, or 1 on one processor)",
+        help="threads that read ahead, and that write (default: 2, or 1 on one processor; 0 with "
+        "datasets or transforms of your own)",
     )
     run.add_argument(
         "--engine",
@@ -110,8 +109,6 @@ def inference_settings(config, args, aug_flag):
         _warn_of_idle_flags(args, _WINDOW_KEYS, "is_slide")
     for key in ("batch_size", "num_workers", "engine", "precision", "amp_level"):
         settings[key] = getattr(args, key)
-    if args.num_workers is None:
-        settings["num_workers"] = min(thread_count(), _MOST_WORKERS)
     return settings
 
 

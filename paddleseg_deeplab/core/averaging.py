@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adding up class probabilities and taking the best class in host memory, a block at a time.
+"""Scores in host memory: adding up probabilities, the best class, whether they are finite.
 
-Blocks stay in the processor's cache and go to several threads (NumPy and OpenCV release the
-interpreter's lock): several times as fast as whole-image operations, and nothing of an image's size
-is made in between.
+The first two work a block at a time. Blocks stay in the processor's cache and go to several threads
+(NumPy and OpenCV release the interpreter's lock): several times as fast as whole-image operations,
+and nothing of an image's size is made in between.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.utils.cpu import thread_count
+from paddleseg_deeplab.utils.errors import UserError
 
 _BLOCK = 1 << 18  # numbers in a block, 1 MiB of float32
 _PIXELS = 1 << 15  # pixels whose best class is taken at once
@@ -101,3 +102,28 @@ def _in_threads(work, items):
         return
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, items))
+
+
+def check_finite(scores, names=None):
+    """Raises UserError where scores are NaN or infinite, whose best class would mean nothing.
+
+    Args:
+        scores (Tensor | np.ndarray): float32 [N, ...]; labels, integers, are always finite.
+        names (Sequence[str], optional): Of the N images, for the message.
+
+    Raises:
+        UserError: Naming the image.
+    """
+    # One sum for a batch; only where it fails, which may be its own overflow, each is looked at.
+    with np.errstate(all="ignore"):
+        if np.isfinite(float(scores.sum())):
+            return
+    for i in range(scores.shape[0]):
+        one = scores[i] if isinstance(scores, np.ndarray) else scores[i].numpy()
+        if not np.isfinite(one).all():
+            name = names[i] if names else f"image {i} of the batch"
+            raise UserError(
+                f"{name}: the network gives NaN or infinite values, which have no best class. "
+                "Either its weights do (a training that diverged: take an earlier checkpoint), or "
+                "the image's own values are not finite, or --precision fp16 overflows."
+            )

@@ -10,7 +10,7 @@ import paddle
 from tqdm import tqdm
 
 from paddleseg_deeplab.core import crf_search, infer
-from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
+from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead, workers_for
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.refine import image_of_sample
 from paddleseg_deeplab.core.val import count_image, engine_for, predictions
@@ -55,6 +55,7 @@ def save_probabilities(
     count = min(images, len(dataset))
     ignore_index = getattr(dataset, "ignore_index", 255)
     confusion = ConfusionMatrix(dataset.num_classes, ignore_index)
+    num_workers = workers_for(dataset, num_workers)
     samples = read_ahead(lambda i: dict(dataset[i], index=i), range(count), num_workers)
     bar = tqdm(total=count, desc="network", unit="image", disable=None if progress else True)
     with bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:

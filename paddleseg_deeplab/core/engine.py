@@ -9,8 +9,10 @@ same up to the order of float32 sums, which is checked before it is used.
 import contextlib
 import importlib.util
 import logging
+import os
 import shutil
 import tempfile
+import textwrap
 import time
 
 import numpy as np
@@ -25,8 +27,9 @@ from paddleseg_deeplab.core.export_check import (
 )
 from paddleseg_deeplab.core.forward import evaluation_mode, infer_logits
 from paddleseg_deeplab.utils.cpu import thread_count
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.other_runtimes import SmallInputError, openvino_core
 from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
 
 KINDS = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")
@@ -34,6 +37,7 @@ KINDS = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")
 # stride 16) to 7 s (ResNet50_vd at stride 8) and saves 0.25 to 3.3 s a million pixels: it is paid
 # for by 8 million pixels there, by 2 million here.
 EXPORT_PIXELS = 6_000_000
+_LITTLE_SPACE = 1 << 20  # bytes
 _FORMATS = {"paddle": "legacy", "openvino": "legacy", "onnxruntime": "onnx"}
 
 
@@ -44,7 +48,8 @@ class Engine:
         model (nn.Layer): The network itself, in eval mode.
         predictor: Of `utils.predictors`; gives logits.
         precision (str): What it computes in.
-        falls_back (bool): Go on with `model` where the runtime fails, rather than raise.
+        falls_back (bool): Go on with `model` where the runtime fails, rather than raise. A batch
+            that is too small for the runtime goes through `model` in any case.
 
     Attributes:
         name (str): For the log.
@@ -55,17 +60,29 @@ class Engine:
         self._model = model
         self._predictor = predictor
         self._falls_back = falls_back
+        self._told = False
 
     def logits(self, images):
-        """float32 [N, num_classes, H, W] from float32 [N, C, H, W], both arrays in host memory."""
+        """float32 [N, num_classes, H, W] from float32 [N, C, H, W], both arrays in host memory.
+
+        Raises:
+            UserError: The runtime fails, and the engine does not fall back.
+        """
         if self._predictor is not None:
             try:
                 return self._predictor.run(images)
+            except SmallInputError:
+                if not self._told:
+                    size = " x ".join(str(side) for side in images.shape[2:])
+                    logger.warning("%s: %s pixels are too few: in dygraph.", self.name, size)
+                self._told = True
             # Each runtime has its own exceptions; kernels are made anew for each size.
             except Exception as error:
+                reason = _reason(error)
                 if not self._falls_back:
-                    raise
-                reason = _one_line(error)
+                    raise UserError(
+                        f"{self.name} failed: {reason} Use --engine dygraph."
+                    ) from error
                 logger.warning("%s failed (%s): going on in dygraph.", self.name, reason)
                 self._predictor = None
         with paddle.no_grad():
@@ -134,11 +151,15 @@ def open_engine(model, sample, kind="auto", *, precision="fp32", pixels=0):
     # fp16 on a CPU is an error that the forward pass raises.
     automatic = kind == "auto" and precision == "fp32" and _pays(model, pixels)
     if sample is None or not (automatic or kind in _FORMATS):
+        del sample  # not to be held for the whole run
         yield model
         return
     folder = tempfile.mkdtemp(prefix="paddleseg_deeplab-")
     try:
         engine = _exported(model, sample, kind, precision, folder)
+        del sample
+        if os.name == "posix":  # has been read whole; a signal that ends the process leaves nothing
+            shutil.rmtree(folder, ignore_errors=True)
         yield model if engine is None else engine
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # a runtime may hold it open on Windows
@@ -184,6 +205,7 @@ def _exported(model, sample, kind, precision, folder):
     infos = {}  # one export serves Paddle and OpenVINO
     for name in kinds:
         try:
+            _check_runtime(name, precision, model)
             form = _FORMATS[name]
             if form not in infos:
                 with _warnings_only():
@@ -194,10 +216,12 @@ def _exported(model, sample, kind, precision, folder):
             note = "" if name != "openvino" else _checked(model, predictor, sample, precision)
         # A network of one's own may do what no export can hold.
         except Exception as error:
+            reason = _reason(error) + _about_disk(error, folder)
             if kind != "auto":
-                reason = _one_line(error)
                 raise UserError(f"--engine {name}: {reason} Or use --engine dygraph.") from error
-            logger.info("No export to %s (%s).", name, _one_line(error))
+            # What was not to be expected is a warning.
+            level = logging.WARNING if isinstance(error, ExportMismatch) else logging.INFO
+            logger.log(level, "No export to %s: %s", name, reason)
             logger.debug("The reason in full:", exc_info=True)
             continue
         engine = Engine(model, predictor, precision, falls_back=kind == "auto")
@@ -208,8 +232,22 @@ def _exported(model, sample, kind, precision, folder):
     return None
 
 
+def _check_runtime(kind, precision, model):
+    """Refuses, before the time of an export, what cannot work after it."""
+    if getattr(model, "data_format", "NCHW") != "NCHW":
+        raise UserError("it needs a network of data_format NCHW, whose weights are the same.")
+    if kind == "openvino":
+        openvino_core(precision)
+    elif kind == "onnxruntime":
+        import_extra("onnxruntime", need="--engine onnxruntime")
+
+
 def _settings(kind, precision):
-    return InferenceSettings(cpu_threads=thread_count(), runtime=kind, precision=precision)
+    # oneDNN or an error, and then dygraph: Paddle's own way without would read the files again.
+    mkldnn = True if kind == "paddle" else None
+    return InferenceSettings(
+        cpu_threads=thread_count(), runtime=kind, precision=precision, mkldnn=mkldnn
+    )
 
 
 def _checked(model, predictor, sample, precision):
@@ -246,5 +284,21 @@ def _warnings_only():
         logger.setLevel(level)
 
 
-def _one_line(error):
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _reason(error):
+    """What went wrong, in one line, without advice about files and flags that nobody has given."""
+    cause = error.__cause__
+    if isinstance(error, ExportMismatch):
+        text = error.reason
+    elif isinstance(error, UserError) and cause and not isinstance(cause, ImportError):
+        text = str(cause)  # the runtime's own words
+    else:
+        text = str(error)
+    text = textwrap.shorten(text, 300, placeholder=" ...") or type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
+def _about_disk(error, folder):
+    """Where the export went, if that may be why it failed."""
+    if isinstance(error, OSError) or shutil.disk_usage(folder).free < _LITTLE_SPACE:
+        return f" It was exported to {os.path.dirname(folder)}; TMPDIR names another folder."
+    return ""

@@ -19,7 +19,16 @@ _LARGEST_SIDE = 512
 
 
 class ExportMismatch(RuntimeError):
-    """The exported network does not give what the trained one gives."""
+    """The exported network does not give what the trained one gives.
+
+    Args:
+        reason (str): What differs.
+        advice (str): What to do; for `export` itself, whose caller has files and formats.
+    """
+
+    def __init__(self, reason, advice=""):
+        super().__init__(f"{reason} {advice}".rstrip())
+        self.reason = reason
 
 
 def sample_batches(sample, input_shape):
@@ -126,7 +135,8 @@ def _judge(checks, info):
     if problems:
         raise ExportMismatch(
             f"The exported network ({info.format}) differs from the trained one: "
-            f"{'; '.join(problems)}. Nothing was written. {_hint(checks)}"
+            f"{'; '.join(problems)}.",
+            f"Nothing was written. {_hint(checks)}",
         )
 
 

@@ -68,15 +68,16 @@ class WidenedDepthwise(nn.Layer):
     channels of 64x64 at rate 12 take 16 ms rather than 73. Padding of the rows is no hindrance.
 
     Args:
-        conv (nn.Conv2D): Depthwise, without bias, at stride 1.
+        conv (nn.Conv2D): Depthwise, float32, NCHW, without bias, at stride 1.
     """
 
     def __init__(self, conv):
         super().__init__()
         channels, (rows, columns) = conv.weight.shape[0], _pair(conv._updated_padding)
-        kwargs = {"groups": channels, "bias_attr": False}
+        # A constant first value: a random one would move Paddle's random state.
+        one = paddle.ParamAttr(initializer=nn.initializer.Constant(1.0))
+        kwargs = {"groups": channels, "bias_attr": False, "weight_attr": one}
         self.widen = nn.Conv2D(channels, channels, 1, padding=[0, columns], **kwargs)
-        self.widen.weight.set_value(np.ones([channels, 1, 1, 1], np.float32))
         kernel, dilation = conv.weight.shape[2:], conv._dilation
         kwargs["dilation"] = dilation
         self.conv = nn.Conv2D(channels, channels, kernel, padding=[rows, 0], **kwargs)
@@ -118,7 +119,7 @@ def _is(layer, names):
 
 def _drop_bias(conv, norm):
     """Takes a convolution's bias off the batch norm's mean: (x + b) - mean = x - (mean - b)."""
-    if conv.bias is None or not isinstance(norm, _NORMS):
+    if not _known_pair(conv, norm) or conv.bias is None:
         return
     norm._mean.set_value(_rounded(_double(norm._mean) - _double(conv.bias), norm._mean))
     conv.bias = None
@@ -134,11 +135,13 @@ def _fold_depthwise(layer, first, second, alone, widen):
     if not _is(depthwise, ("ConvBN",)) or not _is(pointwise, _CONV_BN):
         return
     conv, norm, after = depthwise._conv, depthwise._batch_norm, pointwise._batch_norm
-    known = isinstance(norm, _NORMS) and isinstance(after, _NORMS)
+    known = _known_pair(conv, norm) and _known_pair(pointwise._conv, after)
     one_place = alone.are(layer, depthwise, pointwise) and alone.are(depthwise, conv, norm)
     if not known or not one_place or not alone.are(pointwise, pointwise._conv, after):
         return
-    if conv.bias is not None or tuple(pointwise._conv.weight.shape[2:]) != (1, 1):
+    if _has_hooks(depthwise) or _has_hooks(pointwise) or not _is_pointwise(pointwise._conv):
+        return
+    if conv.bias is not None or not conv._groups == conv._in_channels == conv._out_channels:
         return
     scale, shift = _affine(norm)
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
@@ -147,6 +150,32 @@ def _fold_depthwise(layer, first, second, alone, widen):
     constant = _double(pointwise._conv.weight)[:, :, 0, 0] @ shift
     after._mean.set_value(_rounded(_double(after._mean) - constant, after._mean))
     setattr(layer, first, WidenedDepthwise(conv) if widen and _is_wide(conv) else conv)
+
+
+def _known_pair(conv, norm):
+    """Whether the two do what their names say: no hooks (weight norm is one), no class of somebody
+    else's, and the batch norm uses its running statistics."""
+    known = type(conv) is nn.Conv2D and type(norm) in _NORMS
+    return (
+        known
+        and not _has_hooks(conv)
+        and not _has_hooks(norm)
+        and norm._use_global_stats is not False
+    )
+
+
+def _has_hooks(layer):
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+def _is_pointwise(conv):
+    """Whether a constant for each channel comes out as a constant for each channel."""
+    return (
+        tuple(conv.weight.shape[2:]) == (1, 1)
+        and conv._groups == 1
+        and list(conv._stride) == [1, 1]
+        and _pair(conv._updated_padding) == [0, 0]
+    )
 
 
 def _affine(norm):
@@ -160,6 +189,7 @@ def _affine(norm):
 def _is_wide(conv):
     padding = _pair(conv._updated_padding)
     plain = padding is not None and list(conv._stride) == [1, 1] and conv._padding_mode == "zeros"
+    plain = plain and conv._data_format == "NCHW" and conv.weight.dtype == paddle.float32
     return plain and padding[1] > _WIDEST_PADDING and max(conv._dilation) > 1
 
 

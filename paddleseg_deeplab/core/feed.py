@@ -2,20 +2,46 @@
 """Feeds images to evaluation and prediction: reading ahead in threads, batches of equal sizes."""
 
 import collections
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from paddleseg_deeplab.utils.cpu import thread_count
+
 _PIXELS_TOGETHER = 1 << 17
 _MOST_TOGETHER = 8
+_MOST_WORKERS = 2
+
+
+def automatic_workers():
+    """Threads for `read_ahead` where nobody says how many: 1 or 2."""
+    return min(thread_count(), _MOST_WORKERS)
+
+
+def workers_for(dataset, num_workers=None):
+    """Threads for `read_ahead`: `num_workers`, or where that is None `automatic_workers`.
+
+    A dataset or transform of one's own need not bear several threads (one open file, one random
+    state): then it is 0 unless somebody says another number.
+
+    Args:
+        dataset: With ``transforms``, a `Compose`.
+        num_workers (int | None): What the user says.
+    """
+    if num_workers is not None:
+        return num_workers
+    from paddleseg_deeplab.transforms.transforms import is_ours
+
+    return automatic_workers() if is_ours(dataset) else 0
 
 
 def read_ahead(load, keys, num_workers=0):
     """Yields ``load(key)`` for each key, in order.
 
     Threads, not processes: OpenCV and NumPy release the interpreter's lock while they decode and
-    resize, and nothing has to be copied between processes. At most two results a thread wait.
+    resize, and nothing has to be copied between processes. At most two results a thread wait. It
+    also serves to write behind: `load` then writes, and what `keys` gave before it failed is
+    written all the same.
 
     Args:
         load (callable): Takes a key; must be safe to call from several threads.
@@ -23,7 +49,8 @@ def read_ahead(load, keys, num_workers=0):
         num_workers (int): Threads; 0 loads each item when it is asked for.
 
     Raises:
-        Exception: What `load` raised, at that key's turn.
+        Exception: What `load` raised, at that key's turn, and then the later keys may be left out;
+            or what `keys` raised, after the results of all keys before.
     """
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more, got {num_workers}.")
@@ -31,15 +58,25 @@ def read_ahead(load, keys, num_workers=0):
         yield from map(load, keys)
         return
     keys = iter(keys)
-    waiting = collections.deque()
+    waiting, failure = collections.deque(), None
     with ThreadPoolExecutor(num_workers) as pool:
         try:
-            for key in keys:
+            while True:
+                try:
+                    key = next(keys)
+                except StopIteration:
+                    break
+                except Exception as error:  # of whatever makes the keys; it has its turn below
+                    failure = error
+                    break
                 waiting.append(pool.submit(load, key))
+                del key  # it may be large, and the next one takes its time
                 if len(waiting) > 2 * num_workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+            if failure is not None:
+                raise failure
         finally:
             for future in waiting:
                 future.cancel()
@@ -61,11 +98,19 @@ def automatic_batch(size):
 
 
 def peek(items):
-    """The first of `items`, None where there is none, and an iterator over all of them."""
+    """The first of `items`, None where there is none, and an iterator over all of them.
+
+    The iterator holds the first one no longer than till its turn.
+    """
     items = iter(items)
     for first in items:
-        return first, itertools.chain([first], items)
+        return first, _resumed([first], items)
     return None, iter(())
+
+
+def _resumed(head, items):
+    yield head.pop()
+    yield from items
 
 
 def equal_size_batches(samples, batch_size):

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.core.averaging import add_probabilities, best_classes
+from paddleseg_deeplab.core.averaging import add_probabilities, best_classes, check_finite
 from paddleseg_deeplab.core.engine import Engine, run_network
 from paddleseg_deeplab.core.feed import automatic_batch
 from paddleseg_deeplab.core.slide import check_window, slide_logits, window_starts
@@ -23,7 +23,6 @@ from paddleseg_deeplab.utils.errors import UserError
 __all__ = [
     "aug_inference",
     "aug_probabilities",
-    "check_finite",
     "check_scales",
     "check_window",
     "flip_combinations",
@@ -49,28 +48,6 @@ def per_image_trans_info(trans_info, count):
     if len(trans_info) != count:
         raise ValueError(f"trans_info of {len(trans_info)} images for {count} images.")
     return list(trans_info)
-
-
-def check_finite(scores, names=None):
-    """Raises UserError where scores are NaN or infinite, whose best class would mean nothing.
-
-    Args:
-        scores (Tensor | np.ndarray): float32 [N, ...].
-        names (Sequence[str], optional): Of the N images, for the message.
-    """
-    # One sum for a batch; only where it fails, which may be its own overflow, each is looked at.
-    with np.errstate(all="ignore"):
-        if np.isfinite(float(scores.sum())):
-            return
-    for i in range(scores.shape[0]):
-        one = scores[i] if isinstance(scores, np.ndarray) else scores[i].numpy()
-        if not np.isfinite(one).all():
-            name = names[i] if names else f"image {i} of the batch"
-            raise UserError(
-                f"{name}: the network gives NaN or infinite values, which have no best class. "
-                "Either its weights do (a training that diverged: take an earlier checkpoint), or "
-                "the image's own values are not finite, or --precision fp16 overflows."
-            )
 
 
 def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):

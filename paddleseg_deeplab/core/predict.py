@@ -11,7 +11,7 @@ from tqdm import tqdm
 from paddleseg_deeplab.core import infer, refine
 from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.engine import check_engine
-from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
+from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead, workers_for
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.val import engine_for, predictions
 from paddleseg_deeplab.postprocess.settings import make_crf
@@ -71,6 +71,22 @@ def _reader(transforms, failed, for_crf):
         }
 
     return read
+
+
+class _Images:
+    """Stands for a dataset where there are a `Compose` and files."""
+
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+
+def _written(write, results, outputs, num_workers):
+    """`read_ahead` of `write`. A result without probabilities is small beside the image's input;
+    with them it may take gigabytes, and each is written before the next is made."""
+    if "prob" in outputs:
+        return read_ahead(write, results)
+    results = ((sample, labels, None) for sample, labels, _ in results)
+    return read_ahead(write, results, num_workers)
 
 
 def _writer(save_dir, names, palette, outputs):
@@ -168,8 +184,8 @@ def predict(
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
         batch_size (int | None): As for `core.val.evaluate`.
-        num_workers (int): Threads that read ahead; as many again write the results, and where
-            there is a CRF as many run it.
+        num_workers (int | None): Threads that read ahead; as many again write the results (not
+            with "prob"), and where there is a CRF as many run it. None: `feed.workers_for`.
         precision, amp_level (str): As for `core.val.evaluate`.
         progress (bool): Show a progress bar on a terminal.
         crf (optional): As for `core.val.evaluate`; "prob" then is what the CRF gives.
@@ -198,6 +214,7 @@ def predict(
     reader = _reader(transforms, failed, crf is not None)
     ranks = join()
     own = list(enumerate(image_list))[ranks.rank :: ranks.size]
+    num_workers = workers_for(_Images(transforms), num_workers)
     samples = read_ahead(reader, own, num_workers)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
@@ -205,7 +222,7 @@ def predict(
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
         network, samples = stack.enter_context(
             engine_for(
-                *(model, _readable(samples, bar), len(own)),
+                *(model, _readable(samples, bar), len(image_list)),
                 *(engine, precision, aug_pred, settings),
             )
         )
@@ -219,7 +236,7 @@ def predict(
         )
         if crf is not None:
             results = refine.refined(crf, results, lambda s: s["crf_image"], num_workers)
-        for path, files in read_ahead(write, results, num_workers):
+        for path, files in _written(write, results, outputs, num_workers):
             written[path] = files
             bar.update(1)
     parts = ranks.gather((written, failed))

@@ -20,7 +20,7 @@ from paddleseg_deeplab.core.engine import (
     pixels_to_run,
     run_network,
 )
-from paddleseg_deeplab.core.feed import equal_size_batches, peek, read_ahead
+from paddleseg_deeplab.core.feed import equal_size_batches, peek, read_ahead, workers_for
 from paddleseg_deeplab.core.forward import compute_losses, evaluation_mode, precision_context
 from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
 from paddleseg_deeplab.postprocess.settings import make_crf
@@ -151,8 +151,8 @@ def evaluate(
         precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU, or "bf16" with the engine
             "openvino".
         amp_level (str): "O1" or "O2".
-        num_workers (int): Threads that read and transform images ahead (PaddleSeg: processes);
-            with a CRF as many again run it.
+        num_workers (int | None): Threads that read and transform images ahead (PaddleSeg:
+            processes); with a CRF as many again run it. None: `feed.workers_for`.
         print_detail (bool): Log the figures and the table of classes.
         batch_size (int | None): Images of equal size that go through the network together; None:
             `feed.automatic_batch`. The figures do not depend on it, beyond the last digits of
@@ -191,12 +191,13 @@ def evaluate(
     records = []
     ranks = join()
     indices = range(ranks.rank, len(eval_dataset), ranks.size)
+    num_workers = workers_for(eval_dataset, num_workers)
     samples = read_ahead(lambda i: dict(eval_dataset[i], index=i), indices, num_workers)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(indices), desc="evaluate", unit="image", disable=hide, leave=False)
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
         network, samples = stack.enter_context(
-            engine_for(model, samples, len(indices), engine, precision, aug_eval, settings)
+            engine_for(model, samples, len(eval_dataset), engine, precision, aug_eval, settings)
         )
         results = predictions(
             network,
@@ -243,7 +244,7 @@ def engine_for(model, samples, count, kind, precision, aug, settings):
     Args:
         model (nn.Layer): In eval mode.
         samples (Iterable[dict]): With ``img``, float32 [C, h, w]; the first one is drawn.
-        count (int): How many there are.
+        count (int): How many images there are, on all ranks.
         kind, precision (str): As for `open_engine`.
         aug (bool), settings (dict): As for `predictions`.
 
@@ -255,6 +256,7 @@ def engine_for(model, samples, count, kind, precision, aug, settings):
     size = (0, 0) if image is None else image.shape[1:]
     pixels = pixels_to_run(count, size, aug, settings)
     with open_engine(model, image, kind, precision=precision, pixels=pixels) as network:
+        del first, image  # not to be held for the whole run
         yield network, samples
 
 

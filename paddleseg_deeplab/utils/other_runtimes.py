@@ -7,6 +7,10 @@ from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 
 
+class SmallInputError(UserError):
+    """An input of which OpenVINO would give something else than the network does."""
+
+
 class OnnxPredictor:
     """An exported network in ONNX Runtime.
 
@@ -20,6 +24,7 @@ class OnnxPredictor:
 
     runtime = "ONNX Runtime"
     mkldnn = False
+    smallest_side = 1
 
     def __init__(self, info, settings):
         onnxruntime = import_extra("onnxruntime")
@@ -47,11 +52,35 @@ class OnnxPredictor:
         return self._session.run(None, {self._name: np.ascontiguousarray(batch, np.float32)})[0]
 
 
+def openvino_core(precision="fp32"):
+    """OpenVINO's ``Core``.
+
+    Raises:
+        UserError: OpenVINO is missing, or bf16 is asked of a processor without it.
+    """
+    openvino = import_extra("openvino", need="--runtime openvino", extra="openvino")
+    core = openvino.Core()
+    if precision == "bf16":
+        known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in known:
+            raise UserError(
+                "--precision bf16: this processor computes in fp32 (OpenVINO names "
+                f"{', '.join(known)}). Use --precision fp32."
+            )
+    return core
+
+
 class OpenvinoPredictor:
     """An exported network in OpenVINO, on the CPU.
 
     It reads ``.pdmodel`` and ``.onnx`` alike. The precision is always said: left to itself OpenVINO
     computes in bfloat16 where the processor has instructions for it.
+
+    Where a map inside the network becomes empty (ResNet_vd's average pools of a side of 1),
+    OpenVINO 2026.4 gives its previous output without a word, and wrong ones ever after, or the
+    process crashes. Inputs below `smallest_side` never reach it therefore. Should a network need
+    more, the output's size tells: an earlier output of the same size came from an input of that
+    size, which then worked.
 
     Args:
         info (DeployInfo): Of format "legacy" or "onnx".
@@ -63,25 +92,33 @@ class OpenvinoPredictor:
 
     runtime = "OpenVINO"
     mkldnn = False
+    smallest_side = 32  # pixels; stride 16, and half of it again for scales inside a network
 
     def __init__(self, info, settings):
-        openvino = import_extra("openvino", need="--runtime openvino", extra="openvino")
-        core = openvino.Core()
-        if settings.precision == "bf16":
-            known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-            if "BF16" not in known:
-                raise UserError(
-                    "--precision bf16: this processor computes in fp32 (OpenVINO names "
-                    f"{', '.join(known)}). Use --precision fp32."
-                )
+        core = openvino_core(settings.precision)
         config = {
             "INFERENCE_NUM_THREADS": settings.cpu_threads or thread_count(),
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings.precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
         model = core.read_model(info.model_path, *([info.params_path] if info.params else []))
-        self._model = core.compile_model(model, "CPU", config)
+        self._compile = lambda: core.compile_model(model, "CPU", config)
+        self._model = self._compile()
 
     def run(self, batch):
-        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives."""
-        return self._model([np.ascontiguousarray(batch, np.float32)])[0]
+        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives.
+
+        Raises:
+            SmallInputError: The size is one that OpenVINO fails at; others work afterwards.
+        """
+        batch = np.ascontiguousarray(batch, np.float32)
+        count, _, height, width = batch.shape
+        if min(height, width) >= self.smallest_side:
+            output = self._model([batch])[0]
+            if (output.shape[0], *output.shape[-2:]) == (count, height, width):
+                return output
+            self._model = self._compile()
+        raise SmallInputError(
+            f"OpenVINO cannot run an input of {height} x {width} pixels (height x width): use "
+            "--runtime paddle."
+        )

@@ -34,6 +34,7 @@ __all__ = [
     "trt_shapes",
 ]
 
+_LONGEST_REASON = 300  # characters
 _GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
 _TRT_WORKSPACE = 1 << 30
 # PaddleSeg's defaults for a network of free size: [channels] is put in between.
@@ -154,6 +155,7 @@ class PaddlePredictor:
     """
 
     runtime = "Paddle Inference"
+    smallest_side = 1  # pixels
 
     def __init__(self, info, settings, inference=None):
         check_settings(settings, info)
@@ -260,8 +262,8 @@ def open_predictor(info, settings):
         settings (InferenceSettings): How to run it.
 
     Returns:
-        An object whose ``run(batch)`` takes float32 [N, C, H, W] and returns what the exported
-        network gives, and whose ``runtime`` names what runs it.
+        An object whose ``run(batch)`` takes float32 [N, C, H, W], of sides of `smallest_side`
+        pixels or more, and returns what the exported network gives; ``runtime`` names what runs it.
 
     Raises:
         UserError: the network's files are damaged, a setting cannot work, or the runtime is not
@@ -274,7 +276,9 @@ def open_predictor(info, settings):
     except UserError:
         raise
     except Exception as e:  # each runtime has its own exceptions
-        reason = " ".join(str(e).split())[-300:] or type(e).__name__
+        reason = " ".join(str(e).split()) or type(e).__name__
+        if len(reason) > _LONGEST_REASON:  # what went wrong stands at the end
+            reason = "... " + reason[-_LONGEST_REASON:].partition(" ")[2]
         raise UserError(
             f"{info.model_path} cannot be opened: {reason} If the file is damaged, copy it or "
             "export again."

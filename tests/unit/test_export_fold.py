@@ -188,6 +188,109 @@ def test_layers_of_others_stay_as_they_are():
     assert_same(model, folded_copy(model))
 
 
+def plain(**settings):
+    return SeparableConvBNReLU(4, 6, 3, **settings)
+
+
+def with_depthwise(conv, **settings):
+    model = plain(**settings)
+    model.depthwise_conv._conv = conv
+    if conv._out_channels != 4:
+        model.depthwise_conv._batch_norm = nn.BatchNorm2D(conv._out_channels)
+        model.piontwise_conv._conv = nn.Conv2D(conv._out_channels, 6, 1)
+    return model
+
+
+def with_pointwise(conv):
+    model = plain()
+    model.piontwise_conv._conv = conv
+    return model
+
+
+def with_hook(part, hook=lambda layer, x, y: y * 2):
+    model = plain()
+    layer = model
+    for name in part.split("."):
+        layer = getattr(layer, name)
+    layer.register_forward_post_hook(hook)
+    return model
+
+
+def with_norm(reweighted):
+    model = plain()
+    reweighted(model.depthwise_conv._conv)
+    return model
+
+
+def with_batch_statistics():
+    model = plain()
+    model.depthwise_conv._batch_norm._use_global_stats = False
+    return model
+
+
+class OwnNorm(nn.BatchNorm2D):
+    def forward(self, x):
+        return super().forward(paddle.abs(x))
+
+
+def with_own_norm():
+    model = plain()
+    model.depthwise_conv._batch_norm = OwnNorm(4)
+    return model
+
+
+# None of them is what a separable convolution of ours is, by what somebody put into it.
+STRANGE = {
+    "multiplier": lambda: with_depthwise(nn.Conv2D(4, 8, 3, padding=1, groups=4, bias_attr=False)),
+    "grouped, wide": lambda: with_depthwise(
+        nn.Conv2D(4, 4, 3, padding=12, dilation=12, groups=2, bias_attr=False), dilation=12
+    ),
+    "grouped pointwise": lambda: with_pointwise(nn.Conv2D(4, 6, 1, groups=2)),
+    "padded pointwise": lambda: with_pointwise(nn.Conv2D(4, 6, 1, padding=1)),
+    "pointwise in steps": lambda: with_pointwise(nn.Conv2D(4, 6, 1, stride=2)),
+    "weight norm": lambda: with_norm(nn.utils.weight_norm),
+    "spectral norm": lambda: with_norm(nn.utils.spectral_norm),
+    "hook on the layer": lambda: with_hook("depthwise_conv"),
+    "hook on the convolution": lambda: with_hook("depthwise_conv._conv"),
+    "hook on the batch norm": lambda: with_hook("piontwise_conv._batch_norm"),
+    "batch statistics": with_batch_statistics,
+    "a batch norm of one's own": with_own_norm,
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_what_is_not_as_it_seems_stays_as_it_is(case):
+    paddle.seed(6)
+    model = settle(STRANGE[case]())
+    folded = folded_copy(model, widen=True)
+    assert count(folded, nn.BatchNorm2D) == count(model, nn.BatchNorm2D) == 2
+    assert count(folded, WidenedDepthwise) == 0
+    x = paddle.to_tensor(np.random.default_rng(1).standard_normal((2, 4, 33, 40), np.float32))
+    with paddle.no_grad():
+        expected = model(x).numpy()
+        got = folded(x).numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOL * np.abs(expected).max())
+
+
+def test_widening_leaves_paddles_random_state_alone():
+    model = settle(SeparableConvBNReLU(4, 6, 3, dilation=12))
+    paddle.seed(5)
+    expected = paddle.rand([1]).item()
+    paddle.seed(5)
+    assert count(folded_copy(model, widen=True), WidenedDepthwise) == 1
+    assert paddle.rand([1]).item() == expected
+
+
+def test_half_precision_and_the_other_layout_are_not_widened():
+    for model in (
+        settle(SeparableConvBNReLU(4, 6, 3, dilation=12, data_format="NHWC")),
+        settle(SeparableConvBNReLU(4, 6, 3, dilation=12)).to(dtype="bfloat16"),
+    ):
+        folded = folded_copy(model, widen=True)
+        assert count(folded, nn.BatchNorm2D) == 1
+        assert count(folded, WidenedDepthwise) == 0
+
+
 def test_a_network_that_cannot_be_copied_is_taken_as_it_is(caplog):
     class Stubborn(nn.Layer):
         def __deepcopy__(self, memo):

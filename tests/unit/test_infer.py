@@ -4,6 +4,8 @@
 Tolerance 1e-5 on logits and probabilities: the same float32 sums in another order.
 """
 
+import time
+
 import numpy as np
 import paddle
 import pytest
@@ -235,6 +237,42 @@ def test_read_ahead_keeps_order_and_errors(num_workers):
     items = read_ahead(load, range(5), num_workers)
     assert next(items) == 0  # abandoned half way: nothing hangs
     items.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("bad_write", "bad_source", "expected"),
+    [
+        (None, 7, "source"),
+        (4, 7, "write"),
+        (4, None, "write"),
+        (6, 7, "write"),
+        (None, 0, "source"),
+    ],
+)
+def test_what_was_predicted_is_written(num_workers, bad_write, bad_source, expected):
+    """Nothing that the source gave before it failed is lost, and the earliest error is raised."""
+    written = []
+
+    def write(i):
+        time.sleep(0.002)  # slower than the source
+        if i == bad_write:
+            raise OSError("write")
+        written.append(i)
+        return i
+
+    def source():
+        for i in range(9):
+            if i == bad_source:
+                raise UserError("source")
+            yield i
+
+    got = []
+    with pytest.raises((OSError, UserError), match=expected):
+        got.extend(read_ahead(write, source(), num_workers))
+    until = bad_source if bad_write is None else bad_write
+    assert got == list(range(until))
+    assert set(written) >= set(got)
 
 
 def test_feed_refuses():

@@ -5,13 +5,17 @@ import argparse
 
 import pytest
 
-from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
-from paddleseg_deeplab.utils.cpu import thread_count
+from paddleseg_deeplab.cli.inference import (
+    ENGINES,
+    add_inference_arguments,
+    inference_settings,
+)
+from paddleseg_deeplab.core import engine
 from paddleseg_deeplab.utils.errors import UserError
 
 BATCH = {
     "batch_size": None,
-    "num_workers": min(thread_count(), 2),
+    "num_workers": None,
     "engine": "auto",
     "precision": "fp32",
     "amp_level": "O1",
@@ -76,3 +80,7 @@ def test_prediction_asks_with_its_own_switch():
 def test_bad_numbers(flags):
     with pytest.raises(UserError, match="at least"):
         settings(flags)
+
+
+def test_engines_are_those_there_are():
+    assert engine.KINDS == ENGINES

@@ -88,7 +88,7 @@ def test_infer_shows_images_in_their_own_colours(tmp_path, monkeypatch, to_rgb):
     seen = []
 
     class Predictor:
-        runtime = "a test"
+        runtime, smallest_side = "a test", 1
 
         def run(self, batch):
             seen.append(batch)

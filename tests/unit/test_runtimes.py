@@ -17,6 +17,7 @@ from test_infer_config import FakeInference, calls_of
 from paddleseg_deeplab.utils import deploy_yaml, predictors
 from paddleseg_deeplab.utils.deploy_yaml import DeployInfo
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.other_runtimes import SmallInputError
 from paddleseg_deeplab.utils.predictors import (
     InferenceSettings,
     OpenvinoPredictor,
@@ -28,11 +29,11 @@ from paddleseg_deeplab.utils.predictors import (
 )
 
 FREE = [None, 3, None, None]
-BATCH = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+BATCH = np.random.default_rng(0).standard_normal((2, 3, 32, 40)).astype(np.float32)
 SCRIPT = Path(__file__).parents[2] / "deploy" / "python" / "infer.py"
 
 
-def fake_openvino(calls, capabilities=("FP32", "BF16"), broken=False):
+def fake_openvino(calls, capabilities=("FP32", "BF16"), broken=None):
     """A module whose network gives the sum over channels, as int32."""
 
     class Core:
@@ -42,7 +43,7 @@ def fake_openvino(calls, capabilities=("FP32", "BF16"), broken=False):
 
         def read_model(self, *files):
             if broken:
-                raise RuntimeError("Model can't be parsed\n\nmore")
+                raise RuntimeError(broken)
             calls["read_model"] = files
             return "network"
 
@@ -140,6 +141,36 @@ def test_openvino_on_a_processor_without_bf16(monkeypatch):
         open_predictor(info_of("legacy"), settings)
 
 
+def test_an_output_of_another_size_is_refused(monkeypatch):
+    """As OpenVINO gives it where a map becomes empty; a newly compiled network works again."""
+    calls = {"compiled": 0}
+    module = fake_openvino(calls)
+
+    def compile_model(self, *_):
+        calls["compiled"] += 1
+        outputs = []
+
+        def run(inputs):
+            if inputs[0].shape[3] > 40 or not outputs:  # else what it gave before, ever after
+                outputs[:] = [inputs[0].sum(1)]
+            return outputs
+
+        return run
+
+    monkeypatch.setattr(module.Core, "compile_model", compile_model)
+    monkeypatch.setitem(sys.modules, "openvino", module)
+    predictor = open_predictor(info_of("legacy"), InferenceSettings(runtime="openvino"))
+    large = np.ones((2, 3, 32, 50), np.float32)
+    np.testing.assert_array_equal(predictor.run(large), large.sum(1))
+    for bad in (BATCH, np.ones((1, 3, 32, 40), np.float32), np.ones((2, 3, 50, 31), np.float32)):
+        predictor.run(large)
+        before = calls["compiled"]
+        with pytest.raises(SmallInputError, match=f"{bad.shape[2]} x {bad.shape[3]} pixels"):
+            predictor.run(bad)
+        assert calls["compiled"] == before + (bad.shape[3] > 31)
+    np.testing.assert_array_equal(predictor.run(large), large.sum(1))
+
+
 def test_openvino_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"--runtime openvino.*paddleseg-deeplab\[openvino\]"):
@@ -147,8 +178,12 @@ def test_openvino_is_missing(monkeypatch):
 
 
 def test_a_damaged_file_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", fake_openvino({}, broken=True))
-    with pytest.raises(UserError, match="cannot be opened: Model can't be parsed more"):
+    monkeypatch.setitem(sys.modules, "openvino", fake_openvino({}, broken="Bad\n\nmore"))
+    with pytest.raises(UserError, match="cannot be opened: Bad more If"):
+        open_predictor(info_of("onnx"), InferenceSettings(runtime="openvino"))
+    long = fake_openvino({}, broken="first " + "word " * 99 + "last")
+    monkeypatch.setitem(sys.modules, "openvino", long)
+    with pytest.raises(UserError, match=r"opened: \.\.\. (word ){59}last If"):
         open_predictor(info_of("onnx"), InferenceSettings(runtime="openvino"))
 
 
@@ -209,7 +244,7 @@ def folder(tmp_path):
     for name in (info.model, info.params):
         (tmp_path / name).write_bytes(b"")
     deploy_yaml.write(info, str(tmp_path / "deploy.yaml"))
-    image = np.ones((6, 7, 3), np.uint8)  # of channels that add up to 3
+    image = np.ones((32, 33, 3), np.uint8)  # of channels that add up to 3
     cv2.imwrite(str(tmp_path / "image.png"), image)
     return tmp_path
 
@@ -230,7 +265,7 @@ def test_infer_takes_the_flags(flags, hint, folder, openvino):
     config = openvino["compile_model"][2]
     assert (config["INFERENCE_PRECISION_HINT"], config["INFERENCE_NUM_THREADS"]) == (hint, 2)
     [mask] = (folder / "out").rglob("image.png")
-    np.testing.assert_array_equal(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), np.full((6, 7), 3))
+    np.testing.assert_array_equal(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), np.full((32, 33), 3))
 
 
 @pytest.mark.parametrize(
@@ -245,6 +280,12 @@ def test_infer_refuses_in_one_line(flags, text, folder, openvino, capsys):
     assert infer(folder, *flags) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if "INFO" not in line]
     assert text in line
+
+
+def test_infer_counts_small_images_as_failed(folder, openvino, capsys):
+    cv2.imwrite(str(folder / "image.png"), np.ones((64, 31, 3), np.uint8))
+    assert infer(folder, "--runtime", "openvino") == 2
+    assert "OpenVINO takes sides from 32 pixels on" in capsys.readouterr().err
 
 
 def test_infer_without_openvino(folder, monkeypatch, capsys):
