@@ -12,6 +12,8 @@ _VERSION = re.search(
 # opencv-python-headless and opencv-contrib-python provide the same module; who has one of them
 # installs this package with --no-deps.
 _BASE = [
+    # Decompresses PNG files; zlib does so, slowly, where it has no wheel.
+    'isal>=1.5; platform_machine in "x86_64 AMD64 aarch64 arm64"',
     "numpy>=1.21",
     "opencv-python>=4.6",
     "Pillow>=9.0",  # reads palette PNGs as indices, which OpenCV cannot
@@ -24,11 +26,10 @@ _BASE = [
 _ONNX = ['paddle2onnx>=2.0; python_version < "3.13"', "onnx>=1.14", "onnxruntime>=1.16"]
 _CRF = ["scipy>=1.9"]  # sparse matrices for the dense CRF
 _OPENVINO = ["openvino>=2024.0"]  # runs networks on CPUs, in bf16 too
-_FAST = ["isal>=1.5"]  # decompresses PNG training images faster than zlib
 # Peers that benchmarks/run.py measures beside this package; torch in its build for CPUs will do.
 # pydensecrf2 is not among them: it needs a compiler.
 _BENCH = [
-    *(*_ONNX, *_CRF, *_OPENVINO, *_FAST),
+    *(*_ONNX, *_CRF, *_OPENVINO),
     *("scikit-learn>=1.3", "torch>=2.0", "torchmetrics>=1.0"),
 ]
 _CPU = ["paddlepaddle>=3.0"]
@@ -51,10 +52,9 @@ setup(
         "onnx": _ONNX,
         "crf": _CRF,
         "openvino": _OPENVINO,
-        "fast": _FAST,
         "bench": _BENCH,
         "test": [
-            *(*_ONNX, *_CRF, *_OPENVINO, *_FAST),
+            *(*_ONNX, *_CRF, *_OPENVINO),
             *("hypothesis>=6", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"),
         ],
     },

@@ -138,9 +138,9 @@ def ours(dataset, count):
 
 
 class OneByOne(T.Compose):
-    """Makes the whole image first, as the transforms do when each is called by itself."""
+    """Makes the whole image first, resizes and then crops it; the rest runs in bands here too."""
 
-    def read(self, data, lazy=False):
+    def read(self, data):
         return super().read(data)
 
 

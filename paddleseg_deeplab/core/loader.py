@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from paddleseg_deeplab.core.interrupt import obey_the_parent_alone
+from paddleseg_deeplab.transforms.transforms import is_ours
 from paddleseg_deeplab.utils.errors import UserError
 
 
@@ -91,7 +92,7 @@ class _Guarded:
         self.seed = seed
         # Datasets written for PaddleSeg take a plain index only.
         self.takes_epoch = getattr(dataset, "takes_epoch", False)
-        self.is_ours = _is_ours(dataset)
+        self.is_ours = is_ours(dataset)
 
     def __len__(self):
         return len(self.dataset)
@@ -114,18 +115,6 @@ class _Guarded:
         except Exception:
             name = sample_names(self.dataset, [key])[0]
             return {"error": f"{name} could not be read.\n{traceback.format_exc()}", "user": False}
-
-
-def _is_ours(dataset):
-    """Whether a dataset and all its transforms are this package's, which leave the global random
-    states alone."""
-    transforms = getattr(getattr(dataset, "transforms", None), "transforms", None)
-    parts = [dataset, *(transforms or [])]
-    return transforms is not None and all(
-        kind.__module__.startswith("paddleseg_deeplab.")
-        for part in parts
-        for kind in type(part).__mro__[:-1]
-    )
 
 
 def _error(text, user=True):

@@ -24,7 +24,8 @@ def compiled(model):
 
     Raises:
         UserError: oneDNN is switched on on a CPU, where Paddle (3.3.1) cannot train such programs;
-            from the function: the network cannot be traced.
+            from the function: the network cannot be traced. What the network itself raises comes
+            out as it is.
     """
     if paddle.get_device() == "cpu" and _uses_onednn():
         raise UserError(
@@ -42,14 +43,21 @@ def compiled(model):
         size = tuple(images.shape)
         if size in traced:
             return program(images)
+        # Paddle (3.3.1) drops all gradients when it traces: those of the micro-batches before.
+        kept = [(p, p.grad) for p in model.parameters() if p.grad is not None]
         try:
             logits = program(images)
         except Exception as error:
+            # Only what does not go wrong without compiling is the compiler's.
+            with paddle.no_grad():
+                forward(images)
+            last = (str(error).strip().splitlines() or [""])[-1].strip()
             raise UserError(
                 f"to_static_training: {type(model).__name__} cannot be compiled for images of "
-                f"{list(size)} ({type(error).__name__}: {str(error).strip().splitlines()[-1:]}). "
-                "Leave to_static_training out."
+                f"{list(size)} ({type(error).__name__}: {last}). Leave to_static_training out."
             ) from error
+        for parameter, gradient in kept:
+            parameter.grad = gradient
         traced.add(size)
         return logits
 

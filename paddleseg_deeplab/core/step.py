@@ -178,7 +178,10 @@ class TrainStep:
             ]
             rows.append(batch_weights(labels, sizes, self.losses))
         flat = [
-            w.astype("float64") if isinstance(w, paddle.Tensor) else paddle.full([], w, "float64")
+            # A loss written for PaddleSeg may give [1].
+            w.astype("float64").reshape([])
+            if isinstance(w, paddle.Tensor)
+            else paddle.full([], w, "float64")
             for row in rows
             for w in row
         ]
@@ -228,5 +231,8 @@ class TrainStep:
 
     def _forget_gradients(self):
         # Released, not set to zero: the next backward pass then writes them instead of adding to
-        # zeros, which costs two more passes over as much memory as the weights take.
+        # zeros, which costs two more passes over as much memory as the weights take. So a parameter
+        # that gets no gradient in an iteration is left alone in it, as in PyTorch: no momentum, no
+        # weight decay, no step of Adam's moments. With zeros they would act on it from its first
+        # gradient on, but not after the run is resumed; released, a resumed run agrees.
         self.optimizer.clear_grad(set_to_zero=False)

@@ -146,7 +146,7 @@ class BaseDataset:
             # The label's values are checked here, the sizes of both by Compose.
             sample["label"] = self.load_label(index)
             sample["label_path"] = label_path
-        return self.transforms.read(sample, lazy=True)
+        return self.transforms.read_lazily(sample)
 
     def load_image(self, index):
         """The untransformed image of a sample: float32 [H, W, C], 0..255, RGB."""

@@ -65,7 +65,8 @@ class PlaneLattice:
     def _place(self, block, features):
         """(lowest and highest column and row, columns, rows) of a block's corners, [3, n]."""
         nearest, rank, weights = simplices(features[:, block])
-        check_range(nearest.min(1), nearest.max(1), 2)
+        # As in `Lattice`. The third is minus their sum, at most twice as far: within 32 bits.
+        check_range(nearest[:2].min(1), nearest[:2].max(1), 2)
         self.weights[block] = weights.T
         nearest = nearest.astype(np.int32)
         columns = np.empty(nearest.shape, np.int32)

@@ -10,7 +10,7 @@ of the step between neighbouring pixels, so 1/8 of a grey level where black bord
 """
 
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.base import image_size, rng_of
+from paddleseg_deeplab.transforms.base import rng_of
 from paddleseg_deeplab.transforms.crop_pad import RandomPaddingCrop
 from paddleseg_deeplab.transforms.resize import ResizeRangeScaling, ResizeStepScaling
 
@@ -31,21 +31,24 @@ def match(transforms):
     return None
 
 
-def run(data, resize, crop):
+def run(data, scaled, crop):
     """Both transforms on a sample whose ``img`` is a source (see `transforms.source`).
+
+    Args:
+        data (dict): The sample.
+        scaled (tuple[int, int]): (height, width) to resize to, which the resize has drawn.
+        crop (RandomPaddingCrop): The crop.
 
     Returns:
         dict: A copy of the sample; img float32 [h, w, C] of the crop's size, gt_fields likewise.
     """
-    size, rng = image_size(data), rng_of(data)
-    scaled = size if resize is None else resize.draw(size, rng)
     part = tuple(min(s, c) for s, c in zip(scaled, crop.crop_size))  # of the crop, not padding
 
     def label_at(top, left, key="label"):
         label = functional.nearest_window(data[key], scaled, top, left, part)
         return functional.pad(label, crop.crop_size, crop.label_padding_value)
 
-    top, left = crop.draw(scaled, rng, label_at if crop.looks(data) else None)
+    top, left = crop.draw(scaled, rng_of(data), label_at if crop.looks(data) else None)
     img = _resized_part(data["img"], scaled, (top, left), part)
     out = {**data, "img": functional.pad(img, crop.crop_size, crop.im_padding_value)}
     for key in data.get("gt_fields", ()):

@@ -338,6 +338,8 @@ def mean_grey(img):
     """The mean of the luma for three channels (RGB), of all values for other numbers of channels;
     summed in float64."""
     if _is_rgb(img):
+        if img.dtype not in _WARPABLE:  # OpenCV takes no others
+            img = img.astype(np.float64)
         return float(np.array(cv2.mean(img)[:3]) @ _LUMA)
     return float(img.mean(dtype=np.float64))
 

@@ -34,7 +34,9 @@ def is_fast():
 
 
 class Png:
-    """A whole file whose checksums are right; made by `parse`.
+    """A file whose chunks are all there and whose checksums are right; made by `parse`.
+
+    That says nothing about the stream inside, which may be damaged or end early all the same.
 
     Attributes:
         size (tuple[int, int]): (height, width).
@@ -50,7 +52,7 @@ class Png:
     def first_rows(self, rows):
         """The file of an image of the first `rows` rows, not compressed: bytes.
 
-        None where its stream is damaged or too short.
+        None where its stream is damaged or too short down to there; what follows is not looked at.
         """
         count = rows * self._row_bytes
         if count > _MOST_BYTES:
@@ -92,7 +94,8 @@ def parse(content):
         content (bytes): A file of any kind.
 
     Returns:
-        Png | None: None where it is no PNG, damaged, cut off, interlaced, animated or to be turned.
+        Png | None: None where it is no PNG, interlaced, animated or to be turned, where a chunk is
+            missing at its end, or where a checksum is wrong.
     """
     data = memoryview(content)
     if data[:8] != _SIGNATURE or data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33:

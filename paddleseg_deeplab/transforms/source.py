@@ -5,7 +5,9 @@
 of it: float32, 0..255, as `pipeline.read_image` makes the whole. What a part costs less:
 
 - A PNG of one or three channels is decoded down to the window's last row (see `transforms.png`).
-  The rest is still checked against the file's checksums, so a damaged or cut off file is found.
+  The rest is still checked against the file's checksums, so a file that was damaged or cut off
+  after it was written is found. One that was written too short, its checksums made to fit, is
+  found by the windows that reach the missing rows, and gives the others.
 - ``.npy``: the file is mapped into memory, and the window's bytes alone are read.
 - Other formats are decoded whole; the window alone is converted.
 """
@@ -78,7 +80,7 @@ class PngSource:
         """As `ArraySource.window`.
 
         Raises:
-            UserError: The file cannot be decoded.
+            UserError: The file cannot be decoded down to the window's last row.
         """
         return ArraySource(self._rows(top + size[0]), self._to_rgb).window(top, left, size)
 
@@ -112,8 +114,9 @@ def open_image(path, img_channels=3, to_rgb=True, whole=False):
         ArraySource | PngSource
 
     Raises:
-        UserError: The file is missing, not an image, or has another number of channels. A PNG whose
-            checksums are right but whose data are not is found when a window is made.
+        UserError: The file is missing, not an image, empty, or has another number of channels. A
+            PNG whose checksums are right but whose data are not is found when a window is made
+            that takes in the damaged rows.
     """
     path = os.fspath(path)
     if path.lower().endswith(".npy"):
@@ -145,6 +148,8 @@ def _source(path, img, img_channels, swap, scale=1):
             f"Image {path} has the shape {img.shape}, expected [height, width, {img_channels}]: "
             "set img_channels to what the files hold."
         )
+    if not img.size:
+        raise UserError(f"Image {path} is empty: its shape is {img.shape}.")
     return ArraySource(img, swap, scale)
 
 

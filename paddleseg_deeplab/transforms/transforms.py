@@ -65,25 +65,39 @@ class Compose:
         Raises:
             UserError: A file is missing or broken, or image and label differ in size.
         """
-        return self.apply(self.read(data, lazy=True))
+        return self.apply(self.read_lazily(data))
 
-    def read(self, data, lazy=False):
+    def read(self, data):
         """The first half of a call: a new sample whose img and label are arrays.
 
         Args:
             data (dict): As for a call.
-            lazy (bool): Leave ``img`` as a source (see `transforms.source`), so that `apply` can
-                make the part alone that a first random crop takes.
 
         Returns:
             dict: ``img`` float32 [H, W, C] in 0..255, a copy that transforms may keep.
         """
+        out = self._open(data, whole=True)
+        out["img"] = out["img"].whole()
+        return out
+
+    def read_lazily(self, data):
+        """`read` for `apply`: ``img`` may be a source (see `transforms.source`), of which `apply`
+        makes the part alone that a first random crop takes.
+
+        A subclass with a `read` or an `apply` of its own gets and gives arrays.
+        """
+        kind = type(self)
+        if kind.read is not Compose.read or kind.apply is not Compose.apply:
+            return self.read(data)
+        return self._open(data, whole=crop_first.match(self.transforms) is None)
+
+    def _open(self, data, whole):
+        """A new sample whose img is a source and whose label is an array."""
         if data.get("img") is None:
             raise ValueError("Compose: the sample has no 'img'; give a path or an array.")
         out = dict(data)
         source = data["img"]
         if isinstance(source, (str, os.PathLike)):
-            whole = not lazy or crop_first.match(self.transforms) is None
             out["img"] = open_image(source, self.img_channels, self.to_rgb, whole)
             out.setdefault("im_path", str(source))
         elif isinstance(source, np.ndarray):
@@ -99,8 +113,6 @@ class Compose:
         out["gt_fields"] = list(data.get("gt_fields", ()))
         out["trans_info"] = list(data.get("trans_info", ()))
         self._check_sizes(out)
-        if not lazy:
-            out["img"] = out["img"].whole()
         return out
 
     def _check_sizes(self, data):
@@ -149,8 +161,12 @@ class Compose:
         if pair is None:
             return {**data, "img": data["img"].whole()}, self.transforms
         resize, crop = pair
-        out = self._apply(crop, data, lambda sample: crop_first.run(sample, resize, crop))
-        return out, self.transforms[1 if resize is None else 2 :]
+        scaled, remaining = image_size(data), self.transforms[1:]
+        if resize is not None:
+            remaining = remaining[1:]
+            scaled = self._apply(resize, data, lambda sample: resize.draw(scaled, sample["rng"]))
+        out = self._apply(crop, data, lambda sample: crop_first.run(sample, scaled, crop))
+        return out, remaining
 
     def _apply(self, transform, data, run=None):
         try:
@@ -173,3 +189,21 @@ class Compose:
         if isinstance(label, np.ndarray) and label.ndim == 3:
             out["label"] = label.transpose(2, 0, 1)
         return out
+
+
+def is_ours(dataset):
+    """Whether a dataset, its `Compose` and all transforms in it are classes of this package.
+
+    Those leave the global random states alone and may be read from several threads at a time; of
+    what else there is neither is known.
+    """
+    compose = getattr(dataset, "transforms", None)
+    return isinstance(compose, Compose) and _all_ours([dataset, compose])
+
+
+def _all_ours(parts):
+    return all(
+        all(kind.__module__.startswith("paddleseg_deeplab.") for kind in type(part).__mro__[:-1])
+        and (not isinstance(part, Compose) or _all_ours(part.transforms))
+        for part in parts
+    )

@@ -4,6 +4,8 @@
 That it equals pydensecrf is shown in tests/golden/test_pydensecrf.py.
 """
 
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -240,6 +242,24 @@ def test_shared_lattices(monkeypatch):
     assert both(bilateral_rgb=4) == start + 3
     image = image[::-1]
     assert both(bilateral_rgb=4) == start + 5
+
+
+def test_it_can_be_copied_and_pickled():
+    given, image = probabilities(), photo()
+    crf = DenseCRF(2, bilateral_weight=3, threads=1)
+    expected = crf(given, image)
+    for other in (copy.deepcopy(crf), pickle.loads(pickle.dumps(crf))):
+        np.testing.assert_array_equal(other(given, image), expected)
+
+
+def test_a_narrow_gaussian_on_a_tall_image():
+    """Neighbours are ten deviations away: each pixel hears itself alone."""
+    given, size = probabilities(2, (2200, 8)), (2200, 8)
+    settings = {"gaussian_xy": 0.1, "gaussian_weight": 2, "bilateral_weight": 0, "threads": 1}
+    q = expected = DenseCRF(0)(given, photo(size))
+    for _ in range(2):
+        expected = softmax(np.log(q) + 2 * expected)
+    np.testing.assert_allclose(DenseCRF(2, **settings)(given, photo(size)), expected, **CLOSE)
 
 
 # ----------------------------------------------------------------------------------------- refusals

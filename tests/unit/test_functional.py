@@ -184,6 +184,13 @@ def test_photometric_closed_forms():
     assert smooth[1, 1] == pytest.approx(10, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "uint32", "float16", "float64"])
+def test_mean_grey_of_any_numbers(dtype):
+    img = (noise((8, 9, 3)) > 100).astype(dtype)
+    luma = (img @ np.array([0.299, 0.587, 0.114])).mean()
+    assert F.mean_grey(img) == pytest.approx(luma, rel=1e-6)  # the weights are float32
+
+
 def test_hue_against_the_standard_library():
     img = noise((4, 5, 3), seed=3)
     out = F.hue(img, 25.6)  # a tenth of the circle

@@ -59,7 +59,7 @@ def test_crop_first_equals_one_by_one(height, width, channels, kind, crop, ratio
     if RESIZES[kind] is not None:
         steps.insert(0, RESIZES[kind]())
     compose = T.Compose([*steps, T.RandomVerticalFlip(0.5)], img_channels=channels)
-    fast = compose.read({**sample, "rng": np.random.default_rng(seed)}, lazy=True)
+    fast = compose.read_lazily({**sample, "rng": np.random.default_rng(seed)})
     assert not isinstance(fast["img"], np.ndarray)
     plain = compose.read({**sample, "rng": np.random.default_rng(seed)})
     fast, plain = compose.apply(fast), compose.apply(plain)
@@ -108,7 +108,7 @@ class _Seen(source.ArraySource):
 def test_only_the_window_is_made():
     img = _Seen(np.zeros((1024, 2048, 3), np.uint8))
     data = {"img": img, "rng": np.random.default_rng(1), "gt_fields": []}
-    out = crop_first.run(data, T.ResizeStepScaling(2, 2), T.RandomPaddingCrop((1024, 512)))
+    out = crop_first.run(data, (2048, 4096), T.RandomPaddingCrop((1024, 512)))
     assert out["img"].shape == (512, 1024, 3)
     assert img.asked[2] <= 258
     assert img.asked[3] <= 514
@@ -152,13 +152,20 @@ def test_custom_transforms_get_ordinary_arrays():
     assert [each[2] for each in seen[:3]] == [(20, 30, 3), (16, 32, 3), (16, 32, 3)]
 
 
-def test_errors_name_the_transform_and_the_sample_stays():
+def test_errors_name_the_transform_and_the_sample_stays(monkeypatch):
     sample = make_sample(0, 20, 30)
     before = sample["img"].copy()
     with pytest.raises(UserError, match="RandomPaddingCrop: a padding value has 2 numbers"):
         T.Compose([T.RandomPaddingCrop((64, 64), im_padding_value=(1, 2))])(sample)
     T.Compose([T.ResizeStepScaling(1, 1), T.RandomPaddingCrop((30, 20)), T.RandomDistort()])(sample)
     np.testing.assert_array_equal(sample["img"], before)
+
+    def draw(*_):
+        raise ValueError("no size")
+
+    monkeypatch.setattr(T.ResizeStepScaling, "draw", draw)
+    with pytest.raises(UserError, match="ResizeStepScaling: no size"):
+        T.Compose([T.ResizeStepScaling(), T.RandomPaddingCrop((30, 20))])(sample)
 
 
 # -- PNG -----------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The permutohedral lattice, with keys and as an array: properties, and one beside the other."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -90,6 +93,23 @@ def test_the_plane_with_scattered_points():
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * expected.max())
 
 
+def test_the_plane_and_the_lattice_take_the_same_range():
+    rng = np.random.default_rng(0)
+    # Along y the third coordinate is twice the other two, beyond what is asked of those.
+    features = positions((20000, 12), 1)
+    nearest = permutohedral.simplices(features)[0]
+    assert np.abs(nearest[2]).max() * 3 > permutohedral.MAX_COORDINATE
+    values = rng.uniform(0, 1, (features.shape[1], 2)).astype(np.float32)
+    for ours, expected in zip(*(filtered(k, features, values) for k in (PlaneLattice, Lattice))):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * expected.max())
+    for axis in (0, 1):
+        beyond = positions((40, 40), 1)
+        beyond[axis] *= 1000
+        for kind in (PlaneLattice, Lattice):
+            with pytest.raises(ValueError, match="allowed is 32767"):
+                kind(beyond, dense_crf._one_by_one)
+
+
 @pytest.mark.parametrize(("size", "deviation"), [((1, 1), 1), ((1, 40), 1), ((30, 30), 0.3)])
 def test_too_sparse_for_an_array(size, deviation):
     with pytest.raises(Sparse):
@@ -111,3 +131,14 @@ def test_the_cache_forgets_what_was_used_least_lately():
     assert cache.get("c", lambda: "new") == "new"
     assert cache.get("b", lambda: "made again") == ["b"]
     assert cache.get("a", lambda: "made again") == "made again"
+
+
+def test_copies_of_the_cache_start_empty():
+    cache = LatticeCache(2)
+    cache.get("a", lambda: "kept")
+    for other in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        for key in "abcbc":
+            other.get(key, lambda key=key: "new " + key)
+        assert other.get("b", lambda: "made again") == "new b"
+        assert other.get("a", lambda: "made again") == "made again"
+    assert cache.get("a", lambda: "made again") == "kept"

@@ -11,11 +11,13 @@ import pytest
 from paddleseg_deeplab.core.loader import SampleStream, sample_names, training_batches
 from paddleseg_deeplab.datasets import Dataset, Shapes
 from paddleseg_deeplab.transforms import (
+    Compose,
     Normalize,
     RandomDistort,
     RandomHorizontalFlip,
     RandomPaddingCrop,
 )
+from paddleseg_deeplab.transforms.transforms import is_ours
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.visualize import save_image
 
@@ -196,6 +198,28 @@ def test_a_gpu_s_batches_are_read_ahead_and_are_the_same(monkeypatch):
     mixed.transforms.transforms.append(lambda data: data)
     assert_equal_batches(plain, read(mixed))
     assert asked == [0, 0]
+
+
+class OwnCompose(Compose):
+    pass
+
+
+class OwnShapes(Shapes):
+    pass
+
+
+def test_what_is_ours():
+    assert is_ours(shapes())
+    assert is_ours(Shapes(Compose([Compose([Normalize()])])))
+    for foreign in (OwnCompose([]), Compose([OwnCompose([])]), Compose([lambda data: data])):
+        assert not is_ours(Shapes(Compose([Normalize(), foreign])))
+    assert not is_ours(Shapes(OwnCompose([Normalize()])))
+    assert not is_ours(OwnShapes([Normalize()]))
+    assert not is_ours(Foreign())
+    other = shapes()
+    for transforms in (None, [Normalize()], Normalize()):
+        other.transforms = transforms
+        assert not is_ours(other)
 
 
 def test_reading_ahead_ends_with_the_run(monkeypatch):

@@ -94,6 +94,8 @@ def test_read_image_errors(tmp_path):
     (tmp_path / "broken.npy").write_bytes(b"not an array")
     np.save(tmp_path / "text.npy", np.array([["a"]]))
     np.save(tmp_path / "chw.npy", np.zeros((4, 8, 9)))
+    np.save(tmp_path / "low.npy", np.zeros((0, 8, 3)))
+    np.save(tmp_path / "thin.npy", np.zeros((8, 0)))
     (tmp_path / "folder.png").mkdir()
     save(tmp_path / "three.png", RGB)
     table = [
@@ -104,6 +106,8 @@ def test_read_image_errors(tmp_path):
         ("broken.npy", 3, "cannot be read"),
         ("text.npy", 1, "expected numbers"),
         ("chw.npy", 4, "img_channels"),
+        ("low.npy", 3, "is empty"),
+        ("thin.npy", 1, "is empty"),
         ("three.png", 4, "img_channels"),
         ("folder.png", 3, "cannot be opened"),
     ]

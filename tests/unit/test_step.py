@@ -169,6 +169,30 @@ def test_layouts_agree(net_format, loss_format, mixed):
     np.testing.assert_allclose(net.conv.weight.numpy(), plain.conv.weight.numpy(), atol=1e-6)
 
 
+class OneElement(CrossEntropyLoss):
+    """Gives [1] as old Paddle's losses do, and so its share."""
+
+    def forward(self, logit, label):
+        return super().forward(logit, label).reshape([1])
+
+    def batch_weight(self, label):
+        return super().batch_weight(label).reshape([1])
+
+
+def test_losses_that_give_one_element_for_a_number():
+    images, labels = batch()
+    labels[0] = 255
+    values = []
+    for loss in (CrossEntropyLoss, OneElement):
+        paddle.seed(0)
+        net = Net()
+        step = make(net, {"types": [loss()], "coef": [1.0]})
+        value = step([tensors(images[:2], labels[:2]), tensors(images[2:], labels[2:])])[0]
+        values.append((value, net.conv.weight.numpy()))
+    assert values[1][0] == values[0][0]
+    np.testing.assert_array_equal(values[1][1], values[0][1])
+
+
 def test_label_goes_to_the_logits_grid_by_nearest():
     rng = np.random.default_rng(0)
     label = rng.integers(0, 4, (2, 12, 9))
