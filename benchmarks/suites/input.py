@@ -264,7 +264,7 @@ def measured(options, folder, peer, samples, sizes):
     check, text = checker(samples), f"{size[0]}x{size[1]} to {crop[0]}x{crop[1]}"
     for name in ("image.png", "image.jpg"):
         kind = name[-3:].upper()
-        seconds = take_turns({"": decoding(folder, name)}, max(3, options.runs))[""]
+        seconds = take_turns({"": decoding(folder, name)}, options.runs)[""]
         decoded = float(np.median(seconds))
         note = "per image, one core"
         yield Row(f"decode {kind} and label alone", ours=decoded, our_seconds=seconds, note=note)
