@@ -10,26 +10,13 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from near import assert_near, needs_library, random
 from paddle import nn
 
 from paddleseg_deeplab.models.layers import ConvBNReLU, ReLU, cpu_ops, resize
 from paddleseg_deeplab.models.layers.conv import convolve
-from paddleseg_deeplab.utils import onednn
 
 SUM, LONG_SUM = 2e-6, 2e-5
-needs_library = pytest.mark.skipif(onednn.find() is None, reason="no oneDNN library with Paddle")
-
-
-def random(*shape, seed=0):
-    tensor = paddle.to_tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-    tensor.stop_gradient = False
-    return tensor
-
-
-def assert_near(ours, plain, tolerance):
-    ours, plain = ours.numpy(), plain.numpy()
-    assert ours.shape == plain.shape
-    np.testing.assert_allclose(ours, plain, rtol=0, atol=tolerance * max(np.abs(plain).max(), 1e-3))
 
 
 def gradients(y, inputs):

@@ -15,24 +15,12 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from near import assert_near, needs_library, random
 
 from paddleseg_deeplab.models.layers import ConvBNReLU, cpu_ops
 from paddleseg_deeplab.utils import onednn
 
 TOLERANCE = 2e-5
-needs_library = pytest.mark.skipif(onednn.find() is None, reason="no oneDNN library with Paddle")
-
-
-def random(*shape, seed=0):
-    tensor = paddle.to_tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
-    tensor.stop_gradient = False
-    return tensor
-
-
-def assert_near(ours, plain, tolerance):
-    ours, plain = ours.numpy(), plain.numpy()
-    assert ours.shape == plain.shape
-    np.testing.assert_allclose(ours, plain, rtol=0, atol=tolerance * max(np.abs(plain).max(), 1e-3))
 
 
 # -- what a PyLayer lacks ----------------------------------------------------------------------
