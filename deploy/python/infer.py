@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from paddleseg_deeplab import transforms
 from paddleseg_deeplab.cli.common import Parser, status_of
-from paddleseg_deeplab.core import refine
+from paddleseg_deeplab.core import feed, refine
 from paddleseg_deeplab.core.averaging import check_finite
-from paddleseg_deeplab.core.feed import automatic_workers, equal_size_batches, read_ahead
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.postprocess.settings import (
     add_crf_arguments,
@@ -114,7 +113,7 @@ def parse_args(argv=None):
         gpu(f"--trt_{kind}_shape", nargs=4, type=int, metavar="N", help=f"{kind}imum, N C H W")
     args = parser.parse_args(argv)
     if args.num_workers is None:
-        args.num_workers = 0 if args.benchmark else automatic_workers()
+        args.num_workers = 0 if args.benchmark else feed.automatic_workers()
     return args
 
 
@@ -267,7 +266,7 @@ def read_all(inferer, paths, failures, num_workers=0):
         sample = {"index": index, "im_path": path, "img": chw, "trans_info": trans_info}
         return {**sample, "original": original}
 
-    for found in read_ahead(read, enumerate(paths), num_workers):
+    for found in feed.read_ahead(read, enumerate(paths), num_workers):
         if isinstance(found, dict):
             yield found
         else:
@@ -277,7 +276,7 @@ def read_all(inferer, paths, failures, num_workers=0):
 def batches(inferer, paths, failures, num_workers=0):
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
     samples = read_all(inferer, paths, failures, num_workers)
-    return equal_size_batches(samples, inferer.batch_size)
+    return feed.equal_size_batches(samples, inferer.batch_size)
 
 
 def results(inferer, paths, failures, want_probabilities, num_workers=0):
@@ -371,10 +370,8 @@ def run(args):
             outputs=outputs,
         )
 
-    if "prob" not in outputs:  # the CRF's are large: threads that wait to write would hold them
-        found = ((sample, labels, None) for sample, labels, _ in found)
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
-        for _ in read_ahead(write, found, 0 if "prob" in outputs else workers):
+        for _ in feed.write_behind(write, found, outputs, workers):
             bar.update(1)
     if info.class_names and len(failures) < len(paths):
         legend = visualize.legend(palette, info.class_names)

@@ -82,6 +82,24 @@ def read_ahead(load, keys, num_workers=0):
                 future.cancel()
 
 
+def write_behind(write, results, outputs, num_workers=0):
+    """Yields ``write(result)`` for each result, in order, beside the making of the next ones.
+
+    A result without probabilities is small beside the image's input; with them it may take
+    gigabytes, and each is written before the next is made.
+
+    Args:
+        write (callable): Takes (sample, labels, probabilities or None).
+        results (Iterable[tuple]): Of these.
+        outputs (Sequence[str]): What is written; probabilities are kept for "prob" alone.
+        num_workers (int): Threads.
+    """
+    if "prob" in outputs:
+        return read_ahead(write, results)
+    results = ((sample, labels, None) for sample, labels, _ in results)
+    return read_ahead(write, results, num_workers)
+
+
 def automatic_batch(size):
     """How many images of a size go through the network together where nobody says.
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from paddleseg_deeplab.core import infer, refine
 from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.engine import check_engine
-from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead, workers_for
+from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead, workers_for, write_behind
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.val import engine_for, predictions
 from paddleseg_deeplab.postprocess.settings import make_crf
@@ -78,15 +78,6 @@ class _Images:
 
     def __init__(self, transforms):
         self.transforms = transforms
-
-
-def _written(write, results, outputs, num_workers):
-    """`read_ahead` of `write`. A result without probabilities is small beside the image's input;
-    with them it may take gigabytes, and each is written before the next is made."""
-    if "prob" in outputs:
-        return read_ahead(write, results)
-    results = ((sample, labels, None) for sample, labels, _ in results)
-    return read_ahead(write, results, num_workers)
 
 
 def _writer(save_dir, names, palette, outputs):
@@ -236,7 +227,7 @@ def predict(
         )
         if crf is not None:
             results = refine.refined(crf, results, lambda s: s["crf_image"], num_workers)
-        for path, files in _written(write, results, outputs, num_workers):
+        for path, files in write_behind(write, results, outputs, num_workers):
             written[path] = files
             bar.update(1)
     parts = ranks.gather((written, failed))
