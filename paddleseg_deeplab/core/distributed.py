@@ -212,7 +212,8 @@ def share_statistics(ranks, model, ema=None):
     On a CPU each rank's batch norms see its own images only (see `layers.norm.SyncBatchNorm`); in
     their average, too.
     """
-    trained = {name for name, _ in model.named_parameters()}
+    # Running statistics are parameters too in Paddle, without gradients.
+    trained = {name for name, p in model.named_parameters() if not p.stop_gradient}
     states = [model.state_dict(), ema.state_dict()["average"] if ema is not None else {}]
     ranks.copy_first([t for s in states for name, t in s.items() if name not in trained])
 
