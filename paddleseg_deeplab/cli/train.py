@@ -54,13 +54,6 @@ def add_arguments(parser):
         action="store_true",
         help="train the network as a compiled program; needs images of one size",
     )
-    run.add_argument(
-        "--loss_interval",
-        type=int,
-        default=1,
-        help="iterations after which losses are read at the latest; more than 1 spares a GPU the "
-        "waiting, and a loss that is not finite is then noticed later (default: 1)",
-    )
     run.add_argument("--use_ema", action="store_true", help="evaluate a moving average of weights")
     keep = parser.add_argument_group("checkpoints and evaluation")
     keep.add_argument("--save_dir", default="output", help="default: output")
@@ -92,11 +85,7 @@ def add_arguments(parser):
 
 
 def _check(args):
-    positive = (
-        *("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals"),
-        "loss_interval",
-    )
-    for name in positive:
+    for name in ("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} should be at least 1, not {value}.")
@@ -256,7 +245,6 @@ def _train(args, config, builder, ranks):
         hyper_parameters=_hyper_parameters(config, args, ranks.size),
         image_rates=builder.sampler.rates if builder.sampler else None,
         save_format=args.save_format,
-        loss_interval=args.loss_interval,
         to_static_training=args.to_static_training or config.to_static_training,
     )
 

@@ -20,6 +20,7 @@ from test_train import CONFIG, ROOT, DropoutNet, assert_same, config, run  # noq
 
 from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core import checkpoint_folder, state
+from paddleseg_deeplab.core.progress import read_progress
 from paddleseg_deeplab.cvlibs import manager
 
 
@@ -85,7 +86,7 @@ def assert_equal_runs(one, other, last=6, ema=True):
         assert_same(one / f"iter_{last}", other / f"iter_{last}", name)
     assert_same(one, other, "best_model/model.pdparams")
     assert [p.name for p in state.checkpoints(one)] == [p.name for p in state.checkpoints(other)]
-    ends = [vars(state.read_progress(d / f"iter_{last}")) for d in (one, other)]
+    ends = [vars(read_progress(d / f"iter_{last}")) for d in (one, other)]
     assert ends[0] == ends[1]
     assert checkpoint_folder.fault(other / "best_model") is None
 
@@ -105,7 +106,7 @@ def test_a_signal_at_any_iteration_costs_nothing(config, tmp_path, workers):  # 
         once(kind, number, terminate)
         assert run(config, parts, *flags) == 143
         assert state.checkpoints(parts)[-1].name == f"iter_{newest}"
-        due = state.read_progress(state.checkpoints(parts)[-1]).evaluation_due
+        due = read_progress(state.checkpoints(parts)[-1]).evaluation_due
         assert due == (newest == 4)
     assert run(config, parts, *flags) == 0
     assert_equal_runs(whole, parts)
@@ -225,7 +226,7 @@ def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noq
     assert [p.name for p in state.checkpoints(out)] == ["iter_2"]
     assert run(config, out, *other, "--resume_ignore_config") == 0
     assert "optimizer.momentum: 0.9 -> 0.5" in capsys.readouterr().err
-    progress = state.read_progress(out / "iter_4")
+    progress = read_progress(out / "iter_4")
     assert (progress.seed, progress.settings["batch_size"]) == (4, 3)
 
 
@@ -287,7 +288,7 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
     assert told.count("SIGINT: stopping") == 1
     [folder] = state.checkpoints(tmp_path / "out")
     assert checkpoint_folder.fault(folder) is None
-    assert state.read_progress(folder).interrupted
+    assert read_progress(folder).interrupted
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -10,6 +10,12 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core import checkpoint_folder, state
+from paddleseg_deeplab.core.progress import (
+    Progress,
+    iteration_of,
+    read_progress,
+    save_evaluation,
+)
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -52,7 +58,7 @@ def assert_same(one, other):
 def test_round_trip_goes_on_bit_for_bit(tmp_path, kind):
     net, step, ema = run(kind, ema=True)
     train(net, step, ema, range(3))
-    progress = state.Progress(3, 0.5, 2, 1, 7)
+    progress = Progress(3, 0.5, 2, 1, 7)
     folder = state.save_checkpoint(tmp_path, net, step, progress, ema)
     assert folder == tmp_path / "iter_3"
     train(net, step, ema, range(3, 6))
@@ -83,7 +89,7 @@ def test_names_that_begin_alike_stay_apart():
 def test_an_average_that_was_not_saved_starts_at_the_weights(tmp_path):
     net, step, _ = run()
     train(net, step, None, range(2))
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
     net2, step2, ema2 = run(ema=True)
     state.resume(folder, net2, step2, ema2)
     average = ema2.state_dict()["average"]
@@ -94,7 +100,7 @@ def test_pruning_keeps_the_newest_by_number(tmp_path):
     net, step, _ = run()
 
     def save(iteration, keep):
-        state.save_checkpoint(tmp_path, net, step, state.Progress(iteration), keep=keep)
+        state.save_checkpoint(tmp_path, net, step, Progress(iteration), keep=keep)
         return [folder.name for folder in state.checkpoints(tmp_path)]
 
     (tmp_path / "iter_x").mkdir()
@@ -115,7 +121,7 @@ def test_pruning_keeps_the_newest_by_number(tmp_path):
     [("iter_10", 10), ("a/iter_0", 0), ("iter_", None), ("iter_1.tmp", None), ("best_model", None)],
 )
 def test_iteration_of(name, number):
-    assert state.iteration_of(name) == number
+    assert iteration_of(name) == number
 
 
 def write(path, content):
@@ -146,7 +152,7 @@ def _cut(path):
 def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
     net, step, _ = run()
     train(net, step, None, range(2))
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
     spoil(folder)
     if checked:
         words = words[:1]  # the manifest finds every damage, and names the file
@@ -161,7 +167,7 @@ def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
 
 def test_other_folders_are_refused(tmp_path):
     net, step, _ = run()
-    state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    state.save_checkpoint(tmp_path, net, step, Progress(2))
     with pytest.raises(UserError, match=r"such as .*iter_2"):
         state.resume(tmp_path, net, step)
     with pytest.raises(UserError, match=r"missing|no model\.pdparams"):
@@ -172,7 +178,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_a_paddleseg_checkpoint_has_its_iteration_in_the_name(tmp_path):
     net, step, _ = run()
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(40))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(40))
     for name in ("progress.json", "manifest.json"):
         (folder / name).unlink()
     assert state.resume(folder, net, step).iteration == 40
@@ -207,7 +213,7 @@ def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_
     net, step, _ = run()
 
     def save(iteration, interrupted=False):
-        progress = state.Progress(iteration, interrupted=interrupted)
+        progress = Progress(iteration, interrupted=interrupted)
         state.save_checkpoint(tmp_path, net, step, progress, keep=2)
         return [folder.name for folder in state.checkpoints(tmp_path)]
 
@@ -219,19 +225,19 @@ def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_
 
 def test_the_evaluation_s_outcome_is_part_of_the_progress(tmp_path):
     net, step, _ = run()
-    progress = state.Progress(4, evaluation_due=True)
+    progress = Progress(4, evaluation_due=True)
     folder = state.save_checkpoint(tmp_path, net, step, progress)
-    assert state.read_progress(folder).evaluation_due
+    assert read_progress(folder).evaluation_due
     progress.best_miou, progress.best_iteration, progress.evaluations_without_gain = 0.5, 4, 0
-    state.save_evaluation(folder, progress)
+    save_evaluation(folder, progress)
     assert checkpoint_folder.fault(folder) is None
-    found = state.read_progress(folder)
+    found = read_progress(folder)
     assert (found.best_miou, found.best_iteration, found.evaluation_due) == (0.5, 4, False)
     # Damaged, it counts as not made.
     text = (folder / "evaluation.json").read_text()
     for broken in ("{", "[]", text.replace("0.5", "0.9"), "{}"):
         write(folder / "evaluation.json", broken)
-        assert state.read_progress(folder).evaluation_due
+        assert read_progress(folder).evaluation_due
 
 
 @pytest.mark.parametrize("kind", ["PolynomialDecay", "CosineAnnealingDecay", "StepDecay", "warmup"])
@@ -254,7 +260,7 @@ def test_a_longer_run_follows_its_own_schedule_from_the_first_iteration_on(tmp_p
 
     net, step = with_schedule(6)
     train(net, step, None, range(6))
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(6))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(6))
     net, step = with_schedule(20)
     state.resume(folder, net, step)
     planned = scheduler(20)
