@@ -16,7 +16,8 @@ _DESCRIPTION = """Trains a model.
 
 exit status:
   0    done
-  1    the loss was not finite
+  1    the loss, its gradient or a tensor to be saved was not finite; or another process of the run
+       is gone: a reading process (--num_workers) or another rank. Checkpoints are kept
   2    a mistake in flags, config or data, a damaged checkpoint, or a full disk; one line says which
   130  SIGINT (Ctrl-C)   the iteration or evaluation was ended and a checkpoint left; a second
   143  SIGTERM           signal stops at once

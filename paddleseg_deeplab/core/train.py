@@ -13,7 +13,7 @@ import paddle
 from paddleseg_deeplab.core import checkpoint_folder, distributed, state
 from paddleseg_deeplab.core.figures import Journal
 from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
-from paddleseg_deeplab.core.loader import sample_names, training_batches
+from paddleseg_deeplab.core.loader import reader_failure, sample_names, training_batches
 from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
 from paddleseg_deeplab.core.progress import Progress, warn_of_another_machine
 from paddleseg_deeplab.core.run import Evaluation, Run, has_ended
@@ -183,6 +183,8 @@ def train(
         except Interrupted as reason:
             logger.info("The run was %s at iteration %d.", reason, progress.iteration)
             raise
+        except SystemError as error:  # it may come at any moment
+            raise reader_failure(error) or error from error
     return progress
 
 

@@ -259,25 +259,31 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
     assert (out / "iter_6").is_dir()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
-def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
-    """SIGINT to the whole group, as a terminal sends it, with two reading processes."""
+def start_with_readers(tmp_path, *flags):
+    """A training process with two reading processes, in its second iteration."""
     content = yaml.safe_load(CONFIG)
     content["model"] = {"type": "DeepLabV3P", "aspp_ratios": [1, 2, 3, 4], "aspp_out_channels": 8}
     content["model"]["backbone"] = {"type": "ResNet18_vd", "output_stride": 16}
     (tmp_path / "tiny.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "tiny.yml")]
     command += ["--device", "cpu", "--iters", "100000", "--num_workers", "2", "--log_iters", "1"]
-    command += ["--save_dir", str(tmp_path / "out")]
+    command += ["--save_dir", str(tmp_path / "out"), *flags]
     with open(tmp_path / "stderr", "wb") as stderr:
         child = subprocess.Popen(command, stderr=stderr, start_new_session=True)
+    until = time.monotonic() + 90
+    log = tmp_path / "out" / "train.log"
+    while time.monotonic() < until and child.poll() is None:
+        if log.exists() and "iter: 2/" in log.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
+def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
+    """SIGINT to the whole group, as a terminal sends it, with two reading processes."""
+    child = start_with_readers(tmp_path)
     try:
-        until = time.monotonic() + 90
-        log = tmp_path / "out" / "train.log"
-        while time.monotonic() < until and child.poll() is None:
-            if log.exists() and "iter: 2/" in log.read_text(encoding="utf-8"):
-                break
-            time.sleep(0.05)
         os.killpg(child.pid, signal.SIGINT)
         assert child.wait(60) == 130
     finally:
@@ -289,6 +295,27 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
     [folder] = state.checkpoints(tmp_path / "out")
     assert checkpoint_folder.fault(folder) is None
     assert read_progress(folder).interrupted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_path):
+    child = start_with_readers(tmp_path, "--save_interval", "1")
+    try:
+        children = f"/proc/{child.pid}/task/{child.pid}/children"
+        with open(children, encoding="ascii") as file:
+            readers = [int(pid) for pid in file.read().split()]
+        assert len(readers) == 2
+        os.kill(readers[1], signal.SIGKILL)
+        assert child.wait(60) == 1
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    told = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert told.count("a process that reads training data (--num_workers) is gone") == 1
+    assert "Traceback" not in told
+    folders = state.checkpoints(tmp_path / "out")
+    assert folders
+    assert [checkpoint_folder.fault(folder) for folder in folders] == [None] * len(folders)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
