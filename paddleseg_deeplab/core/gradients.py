@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of all processes added up, while the backward pass still runs where that pays.
 
-Not `paddle.DataParallel`, which was tried on two processes (gloo, Paddle 3.3.1; the cases are in
-tests/end_to_end/test_gradients.py). Without ``find_unused_parameters`` it gives wrong gradients in
-silence from the first iteration on that leaves a parameter out. With it, a parameter that only one
-process uses, and not in the last micro-batch, gets a gradient there and none elsewhere, so that the
-networks part; and it reads from the device in each iteration.
+Not `paddle.DataParallel` (Paddle 3.3.1, compared on two processes in tests/end_to_end/
+test_gradients.py). Without ``find_unused_parameters`` it looks in the first iteration which
+parameters get gradients, and gives wrong sums in silence when others do later. With it sums are
+right, but it reads from the device in each iteration, where here the one read of `core.step` does.
 """
 
 import contextlib
