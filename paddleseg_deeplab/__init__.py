@@ -4,12 +4,14 @@
 import importlib
 
 from paddleseg_deeplab.utils.cpu import prepare_environment
+from paddleseg_deeplab.utils.installed import guard_imports
 
 __version__ = "0.1.0"
 
 _PARTS = ("core", "cvlibs", "datasets", "models", "optimizers", "transforms", "utils")
 
 prepare_environment()
+guard_imports()
 
 
 def __getattr__(name):
