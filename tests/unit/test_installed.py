@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A package that is missing, too old, doubled or broken is one line; stand-ins lie on sys.path."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -366,3 +367,25 @@ def test_a_folder_named_paddle_is_no_paddle(tmp_path):
     lines = run(["-S", "-c", code]).stdout.splitlines()
     assert len(lines) == 2
     assert all(line.startswith("PaddlePaddle is not installed: for a CPU") for line in lines)
+
+
+def test_an_old_python_is_told():
+    """The file that says so stays within an old Python's words."""
+    text = (ROOT / "paddleseg_deeplab" / "__init__.py").read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 7))
+    code = "import sys; sys.version_info = (3, 9, 18); import paddleseg_deeplab"
+    done = run(["-c", code])
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: paddleseg_deeplab needs Python 3.10 or newer; ")
+    assert sys.executable in last
+
+
+def test_the_floors_agree():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert 'python_requires=">=3.10"' in setup
+    for page in ("README.md", "README_CN.md", "Makefile"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert "Python 3.10" in text
+        assert "3.9" not in text, page
+    assert '"Pillow>=10.3"' in setup
+    assert "Pillow from 10.3 on" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
