@@ -4,7 +4,7 @@
 import importlib
 import sys
 
-if sys.version_info < (3, 10):  # a line in place of a SyntaxError
+if sys.version_info < (3, 10):  # noqa: UP036  (a line in place of a SyntaxError)
     version = sys.version.split()[0]
     raise ImportError(
         f"paddleseg_deeplab needs Python 3.10 or newer; {sys.executable} is {version}."

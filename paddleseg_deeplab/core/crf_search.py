@@ -148,7 +148,7 @@ def finer_grid(grid, best):
     for name, values in grid.items():
         values = sorted({float(v) for v in values})
         i = values.index(float(best[name]))
-        steps = [b - a for a, b in zip(values, values[1:])]
+        steps = [b - a for a, b in itertools.pairwise(values)]
         if not steps:
             out[name] = values
             continue

@@ -383,6 +383,7 @@ def test_an_old_python_is_told():
 def test_the_floors_agree():
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     assert 'python_requires=">=3.10"' in setup
+    assert 'target-version = "py310"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for page in ("README.md", "README_CN.md", "Makefile"):
         text = (ROOT / page).read_text(encoding="utf-8")
         assert "Python 3.10" in text
