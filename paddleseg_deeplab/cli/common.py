@@ -50,8 +50,8 @@ def add_config_arguments(parser):
     parser.add_argument(
         "--data_format",
         choices=["NCHW", "NHWC"],
-        help="memory layout of the network; sets model, backbone and losses (default: as in the "
-        "config, else NCHW)",
+        help="memory layout of model and backbone, and of losses without one of their own "
+        "(default: as in the config, else NCHW)",
     )
     add_device_argument(parser)
 
