@@ -123,8 +123,7 @@ def train(
         RunStopped: Another process of the run, or one that reads for this one, is gone.
     """
     ranks = distributed.join()
-    if accumulation_steps < 1:
-        raise UserError(f"accumulation_steps should be at least 1, not {accumulation_steps}.")
+    _check_positive(accumulation_steps=accumulation_steps)
     how = {"ranks": ranks, "to_static": to_static_training}
     step = TrainStep(model, optimizer, losses, precision, amp_level, **how)
     ema = ModelEMA(model, decay=ema_decay) if use_ema else None
@@ -170,22 +169,35 @@ def train(
         evaluation = None
         if val_dataset is not None:
             how = {"precision": precision, "amp_level": amp_level, "num_workers": None}
-            how.update(test_config or {})
+            how |= test_config or {}
             val_dataset = StoppableDataset(val_dataset, stop)
             places = (save_dir, writer, ranks, save_format)
             evaluation = Evaluation(model, val_dataset, losses, how, *places)
         kept = (keep_checkpoint_max, config_text, early_stop_intervals)
         run = Run(save_dir, step, progress, ema, evaluation, stop, *kept)
-        try:
+        with _told(progress):
             if not run.make_up_evaluation(resumed, iters):
                 one = partial(_iterate, run, batches, accumulation_steps, train_dataset)
                 _loop(one, run, monitor, iters, save_interval)
-        except Interrupted as reason:
-            logger.info("The run was %s at iteration %d.", reason, progress.iteration)
-            raise
-        except SystemError as error:  # it may come at any moment
-            raise reader_failure(error) or error from error
     return progress
+
+
+@contextlib.contextmanager
+def _told(progress):
+    """Says where a run was interrupted, and what Paddle means when a reading process is gone."""
+    try:
+        yield
+    except Interrupted as reason:
+        logger.info("The run was %s at iteration %d.", reason, progress.iteration)
+        raise
+    except SystemError as error:  # it may come at any moment
+        raise reader_failure(error) or error from error
+
+
+def _check_positive(**numbers):
+    for name, value in numbers.items():
+        if value < 1:
+            raise UserError(f"{name} should be at least 1, not {value}.")
 
 
 def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignore):
