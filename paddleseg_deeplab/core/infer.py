@@ -6,7 +6,9 @@ logits; results come back as one NumPy label map an image, at its original size;
 are not asked for, only labels leave the device.
 
 A model is an nn.Layer, or an `engine.Engine` in its place. On a CPU what follows the network is
-done in NumPy and OpenCV (`averaging`).
+done in NumPy and OpenCV (`averaging`). On a GPU it stays there: a batch is read back twice, one
+number that tells whether the scores are finite and the labels, however many windows, scales and
+flips there are.
 """
 
 import numpy as np
@@ -14,9 +16,14 @@ import paddle
 import paddle.nn.functional as F
 
 from paddleseg_deeplab.core.averaging import add_probabilities, best_classes, check_finite
-from paddleseg_deeplab.core.engine import Engine, run_network
+from paddleseg_deeplab.core.engine import run_network
 from paddleseg_deeplab.core.feed import automatic_batch
-from paddleseg_deeplab.core.slide import check_window, slide_logits, window_starts
+from paddleseg_deeplab.core.slide import (
+    check_window,
+    slide_logits,
+    sums_on_host,
+    window_starts,
+)
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -35,7 +42,7 @@ __all__ = [
 
 
 def _logits(model, im, is_slide, stride, crop_size):
-    """Tensor, or array from windows and from an `Engine`."""
+    """Tensor, or array from an `Engine` and from windows that are summed in host memory."""
     return slide_logits(model, im, crop_size, stride) if is_slide else run_network(model, im)
 
 
@@ -177,12 +184,13 @@ def aug_probabilities(
         As of `inference` and `aug_inference`.
 
     Returns:
-        np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU.
+        np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU. All NaN
+        for an image with a logit that is NaN or infinite: a softmax makes 0 of -inf.
     """
     scales = check_scales(scales)
     height, width = im.shape[-2:]
     passes = flip_combinations(flip_horizontal, flip_vertical)
-    on_host = isinstance(model, Engine) or paddle.get_device() == "cpu"
+    on_host = sums_on_host(model)
     add = _add_on_host if on_host else _add_on_device
     im = paddle.to_tensor(im) if isinstance(im, np.ndarray) else im
     total = None
@@ -214,16 +222,28 @@ def _add_on_host(total, logits, passes, size, count):
     if total is None:
         total = np.zeros((images, logits.shape[1], *size), np.float32)
     for i, one in enumerate(logits):
-        add_probabilities(total[i % images], one, passes[i // images], count)
+        if _all_finite(one):
+            add_probabilities(total[i % images], one, passes[i // images], count)
+        else:
+            total[i % images] = np.nan
     return total
 
 
+def _all_finite(array):
+    # The sum is quicker; where it overflows, each number is looked at.
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
 def _add_on_device(total, logits, passes, size, count):
-    parts = paddle.split(paddle.to_tensor(logits), len(passes))
+    logits = paddle.to_tensor(logits) if isinstance(logits, np.ndarray) else logits
+    parts = paddle.split(logits, len(passes))
     for axes, part in zip(passes, parts):
+        fault = (part * 0).sum(axis=[1, 2, 3], keepdim=True)  # 0, or NaN, without a host read
         part = paddle.flip(part, axes) if axes else part
         probabilities = F.softmax(_resize(part, list(size)), axis=1) / count
         total = probabilities if total is None else total.add_(probabilities)
+        total = total.add_(fault)
     return total
 
 
@@ -262,6 +282,7 @@ def aug_inference(
     """
     with paddle.no_grad():
         probabilities = aug_probabilities(
-            model, im, scales, flip_horizontal, flip_vertical, is_slide, stride, crop_size
+            *(model, im, scales, flip_horizontal, flip_vertical),
+            *(is_slide, stride, crop_size),
         )
         return labels_and_scores(probabilities, trans_info, return_scores, names=names)

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sliding windows: logits of an image from overlapping crops of it."""
 
+import math
+
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core.engine import run_network
+from paddleseg_deeplab.core.engine import Engine, run_network
 from paddleseg_deeplab.core.feed import automatic_batch
 from paddleseg_deeplab.utils.errors import UserError
+
+# Sums larger than this, in bytes, stay in host memory on a GPU too: windows are there to save its.
+_DEVICE_SUMS = 2**31
 
 
 def _size_pair(name, value):
@@ -55,13 +60,20 @@ def _coverage(size, crop, starts):
     return count
 
 
+def sums_on_host(model):
+    """Whether what follows the network is done in NumPy: on a CPU, and behind an `Engine`."""
+    return isinstance(model, Engine) or paddle.get_device() == "cpu"
+
+
 def slide_logits(model, im, crop_size, stride):
     """Mean logits of overlapping windows.
 
-    The windows' logits are added up in one buffer of the images' size in host memory and divided
-    by the number of windows over each pixel. Small windows go through the network several at a
-    time, as many as `feed.automatic_batch` puts into a batch. Beside the network's own memory it
-    needs ``4 * N * K * (H * W + n * h * w)`` bytes for K classes and n windows of h x w at a time.
+    The windows' logits are added up in one buffer of the images' size and divided by the number of
+    windows over each pixel. Small windows go through the network several at a time, as many as
+    `feed.automatic_batch` puts into a batch. Beside the network's own memory it needs
+    ``4 * N * K * (H * W + n * h * w)`` bytes for K classes and n windows of h x w at a time. On a
+    GPU that is the device's memory, and nothing is read back; buffers of more than 2 GiB are in
+    host memory there too.
 
     Args:
         model (nn.Layer | Engine): In eval mode.
@@ -70,7 +82,7 @@ def slide_logits(model, im, crop_size, stride):
         crop_size, stride (Sequence[int]): (width, height).
 
     Returns:
-        np.ndarray: float32 [N, num_classes, H, W].
+        np.ndarray | Tensor: float32 [N, num_classes, H, W]; a Tensor from sums on a device.
     """
     (crop_w, crop_h), (stride_w, stride_h) = check_window(crop_size, stride)
     count, _, height, width = im.shape
@@ -80,17 +92,27 @@ def slide_logits(model, im, crop_size, stride):
     corners = [(y, x) for y in rows for x in columns]
     join = np.concatenate if isinstance(im, np.ndarray) else paddle.concat
     at_once = max(automatic_batch((crop_h, crop_w)) // count, 1)
-    total = None
+    sums, on_host = None, sums_on_host(model)
     for first in range(0, len(corners), at_once):
         group = corners[first : first + at_once]
         windows = [im[:, :, y : y + crop_h, x : x + crop_w] for y, x in group]
         windows = join(windows, axis=0) if len(windows) > 1 else windows[0]
-        logits = np.asarray(run_network(model, windows))  # [len(group) * N, K, crop_h, crop_w]
-        if total is None:
-            total = np.zeros((count, logits.shape[1], height, width), dtype=np.float32)
+        logits = run_network(model, windows)  # [len(group) * N, K, crop_h, crop_w]
+        if sums is None:
+            shape = (count, logits.shape[1], height, width)
+            on_host = on_host or 4 * math.prod(shape) > _DEVICE_SUMS
+            sums = (np if on_host else paddle).zeros(shape, dtype="float32")
+        logits = np.asarray(logits) if on_host else logits
         for i, (y, x) in enumerate(group):
+            place = (slice(None), slice(None), slice(y, y + crop_h), slice(x, x + crop_w))
             part = logits[i * count : (i + 1) * count]
-            total[:, :, y : y + crop_h, x : x + crop_w] += part
+            if on_host:
+                sums[place] += part
+            else:  # not in place: a slice of a Tensor is a view or a copy
+                sums[place] = sums[place] + part
     # One pass over the buffer; products of two small whole numbers are exact.
-    total /= np.outer(_coverage(height, crop_h, rows), _coverage(width, crop_w, columns))
-    return total
+    windows = np.outer(_coverage(height, crop_h, rows), _coverage(width, crop_w, columns))
+    if on_host:
+        sums /= windows
+        return sums
+    return sums.divide_(paddle.to_tensor(windows))

@@ -67,13 +67,17 @@ class _ValidationLoss:
         # In eval mode a network gives its main output only; auxiliary ones have no part here.
         self.losses = losses and {"types": losses["types"][:1], "coef": losses["coef"][:1]}
         self.ignore_index = ignore_index
-        self.values = []
+        self._scalars = []
 
-    @property
-    def mean(self):
+    def values(self):
+        """list[float]: One an image. They stay on the device until then: one read for all."""
+        return paddle.stack(self._scalars).tolist() if self._scalars else []
+
+    @staticmethod
+    def mean(values):
         # Exactly rounded, so that the order of the images and their shares among ranks change
         # nothing.
-        return math.fsum(self.values) / len(self.values) if self.values else None
+        return math.fsum(values) / len(values) if values else None
 
     def add(self, logits, samples):
         for i, sample in enumerate(samples):
@@ -87,7 +91,7 @@ class _ValidationLoss:
             one = logits[i : i + 1]
             one = paddle.to_tensor(one) if isinstance(one, np.ndarray) else one
             value = compute_losses([one], label, self.losses)[0]
-            self.values.append(float(value))
+            self._scalars.append(value.reshape([]))
 
 
 def _label_of(sample):
@@ -214,11 +218,12 @@ def evaluate(
         for sample, predicted, _ in results:
             records.append(count_image(confusion, sample, predicted))
             bar.update(1)
-    records = _gather(ranks, confusion, records, loss)
+    records, losses = _gather(ranks, confusion, records, loss.values())
     records.sort(key=lambda record: record["index"])
     known = sorted((r for r in records if r["miou"] == r["miou"]), key=lambda r: r["miou"])
     seconds = time.perf_counter() - start
-    result = EvaluationResult(confusion, names, records, known[:worst], loss.mean, seconds)
+    mean = loss.mean(losses)
+    result = EvaluationResult(confusion, names, records, known[:worst], mean, seconds)
     if ranks.is_main:
         _warn_of_one_class(confusion, names)
         if print_detail:
@@ -278,12 +283,23 @@ def predictions(
         tuple: sample; labels, int32 [H, W] at the original size; mean class probabilities,
         float32 [K, H, W], or None.
     """
-    if isinstance(model, Engine):
-        precision = ()
+    network = model if isinstance(model, Engine) else _InPrecision(model, precision)
     for samples, images in batches:
-        with precision_context(*precision):
-            results = _predict(model, samples, images, aug, settings, loss, probabilities)
+        results = _predict(network, samples, images, aug, settings, loss, probabilities)
         yield from zip(samples, *results)
+
+
+class _InPrecision:
+    """A network in mixed precision; sums, probabilities and losses behind it stay in float32."""
+
+    def __init__(self, model, precision):
+        self._model = model
+        self._precision = precision
+        self.data_format = getattr(model, "data_format", "NCHW")
+
+    def __call__(self, images):
+        with precision_context(*self._precision):
+            return self._model(images)
 
 
 def _predict(model, samples, images, aug, settings, loss, want_probabilities):
@@ -329,11 +345,11 @@ def count_image(confusion, sample, predicted):
     }
 
 
-def _gather(ranks, confusion, records, loss):
-    """Brings all ranks' counts into `confusion` and `loss`; returns all ranks' records."""
+def _gather(ranks, confusion, records, losses):
+    """Brings all ranks' counts into `confusion`; returns all ranks' records and losses."""
     if ranks.size == 1:
-        return records
-    parts = ranks.gather((confusion.matrix, records, loss.values))
+        return records, losses
+    parts = ranks.gather((confusion.matrix, records, losses))
     confusion.matrix[:] = np.sum([part[0] for part in parts], axis=0)
-    loss.values = [value for part in parts for value in part[2]]
-    return [record for part in parts for record in part[1]]
+    records, losses = ([item for part in parts for item in part[i]] for i in (1, 2))
+    return records, losses
