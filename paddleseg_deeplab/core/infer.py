@@ -19,15 +19,18 @@ from paddleseg_deeplab.core.averaging import add_probabilities, best_classes, ch
 from paddleseg_deeplab.core.engine import run_network
 from paddleseg_deeplab.core.feed import automatic_batch
 from paddleseg_deeplab.core.slide import (
+    WINDOW_SETTINGS,
     check_window,
     slide_logits,
     sums_on_host,
+    window_for,
     window_starts,
 )
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils.errors import UserError
 
 __all__ = [
+    "WINDOW_SETTINGS",
     "aug_inference",
     "aug_probabilities",
     "check_scales",
@@ -37,13 +40,15 @@ __all__ = [
     "labels_and_scores",
     "per_image_trans_info",
     "slide_logits",
+    "window_for",
     "window_starts",
 ]
 
 
-def _logits(model, im, is_slide, stride, crop_size):
+def _logits(model, im, is_slide, stride, crop_size, slide_above):
     """Tensor, or array from an `Engine` and from windows that are summed in host memory."""
-    return slide_logits(model, im, crop_size, stride) if is_slide else run_network(model, im)
+    window = window_for(im.shape[2:], is_slide, crop_size, stride, slide_above)
+    return run_network(model, im) if window is None else slide_logits(model, im, *window)
 
 
 def per_image_trans_info(trans_info, count):
@@ -99,6 +104,7 @@ def inference(
     stride=None,
     crop_size=None,
     *,
+    slide_above=None,
     return_scores=False,
     names=None,
 ):
@@ -112,6 +118,7 @@ def inference(
         is_slide (bool): Use a sliding window. Default False.
         stride (Sequence[int], optional): Of the window, (width, height).
         crop_size (Sequence[int], optional): Of the window, (width, height).
+        slide_above (float, optional): Use it on large images only, see `slide.window_for`.
         return_scores (bool): Give the logits at the original size back too.
         names (Sequence[str], optional): Of the images, for messages.
 
@@ -126,9 +133,9 @@ def inference(
     """
     with paddle.no_grad():
         if trans_info is None:
-            logits = _logits(model, im, is_slide, stride, crop_size)
+            logits = _logits(model, im, is_slide, stride, crop_size, slide_above)
             return paddle.to_tensor(logits) if isinstance(logits, np.ndarray) else logits
-        logits = _logits(model, im, is_slide, stride, crop_size)
+        logits = _logits(model, im, is_slide, stride, crop_size, slide_above)
         return labels_and_scores(logits, trans_info, return_scores, names=names)
 
 
@@ -170,6 +177,7 @@ def aug_probabilities(
     is_slide=False,
     stride=None,
     crop_size=None,
+    slide_above=None,
 ):
     """Mean class probabilities over scales and flips.
 
@@ -202,7 +210,7 @@ def aug_probabilities(
         for first in range(0, len(passes), at_once):
             group = passes[first : first + at_once]
             batch = _flipped(scaled, group)
-            logits = _logits(model, batch, is_slide, stride, crop_size)
+            logits = _logits(model, batch, is_slide, stride, crop_size, slide_above)
             total = add(total, logits, group, (height, width), len(scales) * len(passes))
     return total
 
@@ -258,6 +266,7 @@ def aug_inference(
     stride=None,
     crop_size=None,
     *,
+    slide_above=None,
     return_scores=False,
     names=None,
 ):
@@ -270,7 +279,8 @@ def aug_inference(
         scales (float | Sequence[float]): Sizes relative to the input. Default 1.0.
         flip_horizontal (bool): Add a pass over the mirrored image. Default False.
         flip_vertical (bool): Add passes over the image upside down. Default False.
-        is_slide, stride, crop_size: As for `inference`; the window keeps its size at each scale.
+        is_slide, stride, crop_size, slide_above: As for `inference`; the window keeps its size at
+            each scale, and each scale's size says whether it is used.
         return_scores (bool): Give the probabilities at the original size back too.
         names (Sequence[str], optional): Of the images, for messages.
 
@@ -283,6 +293,6 @@ def aug_inference(
     with paddle.no_grad():
         probabilities = aug_probabilities(
             *(model, im, scales, flip_horizontal, flip_vertical),
-            *(is_slide, stride, crop_size),
+            *(is_slide, stride, crop_size, slide_above),
         )
         return labels_and_scores(probabilities, trans_info, return_scores, names=names)

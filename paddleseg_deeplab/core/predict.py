@@ -34,11 +34,10 @@ class PredictionResult:
     failed: list
 
 
-def _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs):
+def _check_setting(aug_pred, scales, window, outputs):
     if aug_pred:
         infer.check_scales(scales)
-    if is_slide:
-        infer.check_window(crop_size, stride)
+    infer.window_for((0, 0), **window)
     return prediction_files.parse_outputs(outputs)
 
 
@@ -137,6 +136,7 @@ def predict(
     *,
     class_names=None,
     palette=None,
+    slide_above=None,
     outputs=("overlay", "palette"),
     batch_size=1,
     num_workers=0,
@@ -173,6 +173,7 @@ def predict(
         custom_color (list[int], optional): R, G, B, R, G, B, ... in place of the first colours.
         class_names (list[str], optional): For the legend.
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
+        slide_above (float, optional): As for `core.val.evaluate`.
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
         batch_size (int | None): As for `core.val.evaluate`.
         num_workers (int | None): Threads that read ahead; as many again write the results (not
@@ -189,14 +190,15 @@ def predict(
         UserError: A setting is wrong, the weights do not fit, or the network gives NaN or infinite
             values for an image, which is named. OSError: a result could not be written.
     """
-    outputs = _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs)
+    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
+    settings["slide_above"] = slide_above
+    outputs = _check_setting(aug_pred, scales, settings, outputs)
     check_engine(engine, precision)
     palette = _palette(palette, custom_color, class_names)
     image_list = [str(path) for path in image_list]
     root = image_dir if image_dir is not None else prediction_files.collect_images(image_list)[1]
     names = prediction_files.output_names(image_list, root)
     load_entire_model(model, model_path)
-    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     if aug_pred:
         settings.update(scales=scales)
         settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)

@@ -32,7 +32,7 @@ def _shrunk(image, labels):
     return functional.resize(image, size, cv2.INTER_AREA), labels
 
 
-def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1"):
+def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1", window=None):
     """A sample as overlays side by side: its truth on the left, the prediction on the right.
 
     Args:
@@ -41,6 +41,8 @@ def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1"):
             and size; without, it shows the network's input, its colours stretched.
         index (int): The sample.
         precision (str), amp_level (str): As in training.
+        window (dict, optional): ``is_slide`` and the other settings of `infer.inference` that say
+            how a large image goes through the network.
 
     Returns:
         np.ndarray: RGB uint8 [h, w, 3]; h and half of w are at most 512.
@@ -49,7 +51,8 @@ def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1"):
     own = hasattr(dataset, "load_image")
     steps = sample.get("trans_info", []) if own else []
     with paddle.no_grad(), precision_context(precision, amp_level):
-        predicted = inference(model, paddle.to_tensor(sample["img"][None]), [steps])[0][0]
+        image = paddle.to_tensor(sample["img"][None])
+        predicted = inference(model, image, [steps], **(window or {}))[0][0]
     image = dataset.load_image(index) if own else _stretched(sample["img"])
     labels = [predicted]
     if sample.get("label") is not None:

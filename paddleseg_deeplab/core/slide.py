@@ -12,6 +12,7 @@ from paddleseg_deeplab.utils.errors import UserError
 
 # Sums larger than this, in bytes, stay in host memory on a GPU too: windows are there to save its.
 _DEVICE_SUMS = 2**31
+WINDOW_SETTINGS = ("is_slide", "crop_size", "stride", "slide_above")
 
 
 def _size_pair(name, value):
@@ -43,6 +44,45 @@ def check_window(crop_size, stride):
             "would be left out. Use a stride of at most the crop size."
         )
     return crop, step
+
+
+def window_for(size, is_slide=False, crop_size=None, stride=None, slide_above=None):
+    """The window that images of a size go through the network in, if any.
+
+    Args:
+        size (Sequence[int]): (height, width) of the network's input.
+        is_slide (bool): All images go in windows.
+        crop_size, stride (Sequence[int], optional): (width, height) in pixels. With `slide_above`
+            the stride is two thirds of the crop where none is given.
+        slide_above (float, optional): Images of more than so many times the window's pixels go in
+            windows, the others whole. Pixels, not sides, since memory goes with pixels.
+
+    Returns:
+        tuple | None: ``(crop_w, crop_h), (stride_w, stride_h)``; None for whole images.
+
+    Raises:
+        UserError: A setting is missing, wrong, or contradicts another.
+    """
+    if slide_above is None:
+        return check_window(crop_size, stride) if is_slide else None
+    number = isinstance(slide_above, (int, float)) and not isinstance(slide_above, bool)
+    if not number or not 1 <= slide_above < math.inf:
+        raise UserError(f"slide_above takes a finite number of at least 1, got {slide_above!r}.")
+    if is_slide:
+        raise UserError(
+            "is_slide and slide_above exclude each other: is_slide puts every image into windows, "
+            "slide_above the large ones only. Give one of them."
+        )
+    if crop_size is None:
+        raise UserError(
+            "slide_above needs a crop_size: there is no crop among the transforms of train_dataset "
+            "to take it from. Give crop_size: width and height of the window."
+        )
+    crop = _size_pair("crop_size", crop_size)
+    if stride is None:
+        stride = [max((2 * side + 1) // 3, 1) for side in crop]
+    window = check_window(crop, stride)
+    return window if size[0] * size[1] > slide_above * crop[0] * crop[1] else None
 
 
 def window_starts(size, crop, stride):

@@ -104,12 +104,12 @@ def _name_of(sample):
     return str(path) if path is not None else f"sample {sample['index']}"
 
 
-def _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size):
+def _check_setting(losses, aug_eval, scales, window):
     if aug_eval:
         infer.check_scales(scales)
-    if is_slide:
-        infer.check_window(crop_size, stride)
-    if losses is not None and (aug_eval or is_slide):
+    infer.window_for((0, 0), **window)
+    windows = window["is_slide"] or window["slide_above"] is not None
+    if losses is not None and (aug_eval or windows):
         logger.warning("The validation loss is computed on whole images only: it is left out.")
         return None
     return losses
@@ -130,6 +130,7 @@ def evaluate(
     num_workers=0,
     print_detail=True,
     *,
+    slide_above=None,
     batch_size=1,
     losses=None,
     worst=10,
@@ -152,6 +153,8 @@ def evaluate(
         scales, flip_horizontal, flip_vertical: See `core.infer.aug_inference`; for `aug_eval`.
         is_slide (bool): Use a sliding window. Default False.
         stride, crop_size (Sequence[int], optional): Of the window, (width, height).
+        slide_above (float, optional): Use the window where the network's input has more than so
+            many times its pixels, and whole images elsewhere; see `slide.window_for`.
         precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU, or "bf16" with the engine
             "openvino".
         amp_level (str): "O1" or "O2".
@@ -179,11 +182,12 @@ def evaluate(
             values for it, sizes of label and image differ, or a label's value is out of range;
             the file is named.
     """
-    losses = _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size)
+    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
+    settings["slide_above"] = slide_above
+    losses = _check_setting(losses, aug_eval, scales, settings)
     check_engine(engine, precision)
     crf = make_crf(crf)
     start = time.perf_counter()
-    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     if aug_eval:
         settings.update(scales=scales)
         settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)

@@ -43,7 +43,7 @@ _SECTION_KEYS = {
     "ema": ("decay",),
     "test_config": (
         *("aug_eval", "scales", "flip_horizontal", "flip_vertical"),
-        *("is_slide", "crop_size", "stride", "crf"),
+        *("is_slide", "crop_size", "stride", "slide_above", "crf"),
     ),
     "export": ("transforms",),
 }
