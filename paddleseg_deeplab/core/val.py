@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer, refine
+from paddleseg_deeplab.core import infer, out_of_memory, refine
 from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.engine import (
     Engine,
@@ -180,7 +180,7 @@ def evaluate(
     Raises:
         UserError: A setting is wrong, an image cannot be read, the network gives NaN or infinite
             values for it, sizes of label and image differ, or a label's value is out of range;
-            the file is named.
+            the file is named. `out_of_memory.OutOfMemory` says which settings help.
     """
     settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     settings["slide_above"] = slide_above
@@ -248,7 +248,11 @@ def _warn_of_one_class(confusion, names):
 
 @contextmanager
 def engine_for(model, samples, count, kind, precision, aug, settings):
-    """`open_engine` for a stream of samples.
+    """`open_engine` for a stream of samples, and what the whole run over them needs.
+
+    That memory runs out is one line, from wherever inside. At the end a GPU's cache is emptied
+    once: the maps of whole images are of no use to a training that goes on with crops, and here
+    evaluation, prediction and a user's own loop all come by.
 
     Args:
         model (nn.Layer): In eval mode.
@@ -260,12 +264,17 @@ def engine_for(model, samples, count, kind, precision, aug, settings):
     Yields:
         tuple: The network, for `predictions`, and the samples, all of them.
     """
-    first, samples = peek(samples)
-    image = None if first is None else np.asarray(first["img"], np.float32)
-    size = (0, 0) if image is None else image.shape[1:]
-    pixels = pixels_to_run(count, size, aug, settings)
-    with open_engine(model, image, kind, precision=precision, pixels=pixels) as network:
-        del first, image  # not to be held for the whole run
+    facts = {"what": "images were read or results made", "settings": out_of_memory.HOST_SETTINGS}
+    with out_of_memory.explained(**facts), ExitStack() as stack:
+        stack.callback(out_of_memory.release)
+        stack.callback(getattr(samples, "close", int))  # ends threads that read ahead
+        first, samples = peek(samples)
+        image = None if first is None else np.asarray(first["img"], np.float32)
+        size = (0, 0) if image is None else image.shape[1:]
+        pixels = pixels_to_run(count, size, aug, settings)
+        engine = open_engine(model, image, kind, precision=precision, pixels=pixels)
+        network = stack.enter_context(engine)
+        del first, image, engine  # not to be held for the whole run
         yield network, samples
 
 
@@ -286,10 +295,14 @@ def predictions(
     Yields:
         tuple: sample; labels, int32 [H, W] at the original size; mean class probabilities,
         float32 [K, H, W], or None.
+
+    Raises:
+        OutOfMemory: Naming image, size, batch and precision, and the settings that help.
     """
     network = model if isinstance(model, Engine) else _InPrecision(model, precision)
     for samples, images in batches:
-        results = _predict(network, samples, images, aug, settings, loss, probabilities)
+        with out_of_memory.explained(**_facts(samples, images, aug, settings, precision[0])):
+            results = _predict(network, samples, images, aug, settings, loss, probabilities)
         yield from zip(samples, *results)
 
 
@@ -304,6 +317,24 @@ class _InPrecision:
     def __call__(self, images):
         with precision_context(*self._precision):
             return self._model(images)
+
+
+def _facts(samples, images, aug, settings, precision):
+    """What `out_of_memory.explained` tells of a batch."""
+    scale = max(infer.check_scales(settings.get("scales", 1.0))) if aug else 1.0
+    size = [round(side * scale) for side in images.shape[2:]]
+    window = {name: settings.get(name) for name in infer.WINDOW_SETTINGS}
+    window = infer.window_for(size, **window)
+    count = len(samples)
+    known = (count, precision, window and window[0], scale)
+    more = f" and {count - 1} more" if count > 1 else ""
+    return {
+        "what": f"the network ran on {_name_of(samples[0])}{more}",
+        "image_size": size[::-1],
+        "batch_size": count,
+        "precision": precision,
+        "settings": out_of_memory.evaluation_settings(*known),
+    }
 
 
 def _predict(model, samples, images, aug, settings, loss, want_probabilities):
