@@ -86,3 +86,48 @@ def warn_of_wide_rates(model, size):
             *(size[1], size[0], columns, rows, stride, ", ".join(map(str, wide))),
         )
     return wide
+
+
+def warn_of_update_size(images_per_update, batch_size, accumulation_steps=1, processes=1):
+    """Warns where an update of the weights reads another number of images than its recipe's.
+
+    A recipe for four GPUs on one has a quarter of the images at the same learning rate, and ends
+    with another mIoU.
+
+    Args:
+        images_per_update (int | None): What the recipe was meant for; None warns of nothing.
+        batch_size (int): Images in a batch of one process.
+        accumulation_steps (int): Batches whose gradients are averaged.
+        processes (int): That train together.
+
+    Returns:
+        str: The line; empty where the numbers agree.
+    """
+    here = batch_size * accumulation_steps * processes
+    if images_per_update is None or here == images_per_update:
+        return ""
+    line = (
+        f"An update of the weights reads {here} image{'s' * (here > 1)} here (batch_size "
+        f"{batch_size} x accumulation_steps {accumulation_steps} x {processes} "
+        f"process{'es' * (processes > 1)}), and this recipe was meant for {images_per_update} "
+        "(images_per_update): expect another mIoU. "
+    )
+    line += _how_to_read(images_per_update, batch_size, processes)
+    line += (
+        f" Without it, the usual remedy is a learning rate {here / images_per_update:.3g} times as "
+        "high (linear scaling). Where the difference is meant, set images_per_update to it."
+    )
+    logger.warning(line)
+    return line
+
+
+def _how_to_read(images, batch_size, processes):
+    """What gives so many images an update: the largest batch up to ``batch_size`` that does."""
+    share, rest = divmod(images, processes)
+    if rest:
+        return f"No setting gives that on {processes} processes: {images} is no multiple of it."
+    batch = max(b for b in range(1, min(batch_size, share) + 1) if share % b == 0)
+    steps = f"accumulation_steps={share // batch}"
+    if batch == batch_size:
+        return f"--opts {steps} gives that; batch norm still sees {batch} at a time."
+    return f"--batch_size {batch} --opts {steps} gives that."
