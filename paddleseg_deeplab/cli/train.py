@@ -216,8 +216,12 @@ def _build(config, seed, do_eval):
 
 
 def _train(args, config, builder, ranks):
+    from paddleseg_deeplab.core.preflight import warn_of_update_size
     from paddleseg_deeplab.core.train import train
 
+    warn_of_update_size(
+        config.images_per_update, config.batch_size, config.accumulation_steps, ranks.size
+    )
     train(
         builder.model,
         builder.train_dataset,

@@ -13,6 +13,7 @@ from bad_input import good_config
 from paddle import nn
 from test_bad_flags import infer
 
+from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core.preflight import (
     check_start,
     warn_of_update_size,
@@ -195,3 +196,13 @@ def test_images_per_update_is_checked(tmp_path, value):
 
 def test_images_per_update_may_change_when_resuming():
     assert differences({"images_per_update": 8}, {}) == []
+
+
+def test_training_tells_it_once(tmp_path):
+    flags = ["--config", str(good_config(tmp_path)), "--save_dir", str(tmp_path / "out")]
+    flags += ["--device", "cpu", "--iters", "1", "--batch_size", "2"]
+    assert train.main([*flags, "--opts", "images_per_update=6"]) == 0
+    log = (tmp_path / "out" / "train.log").read_text(encoding="utf-8").splitlines()
+    told = [line for line in log if "was meant for 6 (images_per_update)" in line]
+    assert len(told) == 1
+    assert "accumulation_steps=3 gives that" in told[0]
