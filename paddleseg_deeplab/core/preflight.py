@@ -3,19 +3,30 @@
 
 import math
 
+import numpy as np
 import paddle
 from paddle import nn
 
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.forward import compute_losses, run_model
 from paddleseg_deeplab.core.loader import training_batches
+from paddleseg_deeplab.core.shared_memory import check_shared_memory
 from paddleseg_deeplab.utils.logger import logger
 
 _IMAGES = 8  # of the first batch that are read
 _SIDE = 128  # pixels of the first image that go through the network
 
 
-def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, test_config=None):
+def check_start(
+    model,
+    train_dataset,
+    losses,
+    batch_size,
+    *,
+    val_dataset=None,
+    test_config=None,
+    num_workers=0,
+):
     """Reads some images of a first batch and a validation sample, and tries network and losses.
 
     Nothing is changed: batch norms get their running statistics back.
@@ -27,10 +38,12 @@ def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, t
         batch_size (int): Images in a batch.
         val_dataset (optional): Where the run evaluates.
         test_config (dict, optional): Keyword arguments of `evaluate`.
+        num_workers (int): Reading processes.
 
     Raises:
         UserError: A sample cannot be read or transformed, the images of a batch differ in size,
-            the losses do not fit the network's outputs, or the evaluation's settings are wrong.
+            the losses do not fit the network's outputs, the evaluation's settings are wrong, or
+            the batches of the reading processes do not fit into shared memory.
     """
     if val_dataset is not None:
         settings = test_config or {}
@@ -39,6 +52,10 @@ def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, t
             val_dataset[0]
     count = min(batch_size, _IMAGES)
     _, images, labels = next(training_batches(train_dataset, count, 0, 1, seed=0))
+    # Reading processes send labels in the smallest type that holds them.
+    label_bytes = np.min_scalar_type(int(labels.max())).itemsize
+    read = int(images.size) * images.element_size() + int(labels.size) * label_bytes
+    check_shared_memory(read * batch_size // count, num_workers)
     warn_of_wide_rates(model, images.shape[-2:])
     _try(model, images[:1, :, :_SIDE, :_SIDE], labels[:1, :_SIDE, :_SIDE], losses)
 
