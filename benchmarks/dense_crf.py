@@ -16,6 +16,7 @@ import time
 
 import cv2
 import numpy as np
+from works.crf import make_probabilities
 
 from paddleseg_deeplab.datasets.shapes import Shapes
 from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
@@ -35,15 +36,6 @@ def load_image(path, size):
     if image is None:
         raise SystemExit(f"--image {path}: OpenCV cannot read it.")
     return np.ascontiguousarray(cv2.resize(image, (width, height))[..., ::-1])
-
-
-def make_probabilities(classes, size):
-    """Smooth blobs: float32 [K, H, W]."""
-    rng = np.random.default_rng(0)
-    coarse = 3 * rng.standard_normal((classes, 8, 8)).astype(np.float32)
-    logits = [cv2.resize(c, size[::-1], interpolation=cv2.INTER_CUBIC) for c in coarse]
-    exponentials = np.exp(np.stack(logits) - np.max(logits, 0))
-    return exponentials / exponentials.sum(0)
 
 
 def ours(iterations, threads):

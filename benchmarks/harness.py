@@ -7,16 +7,15 @@ of them. A ratio is the median over the turns of (peer's time / our time): above
 """
 
 import gc
-import os
 import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 # First, so that the CPU environment is prepared before Paddle is imported.
 from paddleseg_deeplab.utils.cpu import environment_report, thread_count  # isort: skip
 import numpy as np
+from printing import bytes_text, load, markdown, processor, seconds_text
 
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -246,18 +245,6 @@ def measure_rates(small=False, tries=7):
 # -- what is printed ---------------------------------------------------------------------------
 
 
-def seconds_text(value):
-    """Three digits with a unit; "-" for None."""
-    if value is None:
-        return "-"
-    scale, unit = (1.0, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "us")
-    return f"{value * scale:.3g} {unit}" if value * scale < 1000 else f"{value * scale:.0f} {unit}"
-
-
-def bytes_text(value):
-    return "-" if value is None else f"{value / 2**20:.1f} MiB"
-
-
 def cells(row):
     """The row's texts, in the order of `HEAD`."""
     ratio = "-"
@@ -278,26 +265,17 @@ HEAD = ["work", "ours", "peer", "peer's", "ratio (quartiles)", "goal", "floor", 
 
 def table(rows):
     """The rows as a Markdown table, padded; columns in which no row has anything are left out."""
-    lines = [HEAD, *map(cells, rows)]
-    kept = [i for i in range(len(HEAD)) if i < 2 or any(line[i] != "-" for line in lines[1:])]
-    widths = [max(len(line[i]) for line in lines) for i in kept]
-    texts = ["| " + " | ".join(line[i].ljust(w) for i, w in zip(kept, widths)) for line in lines]
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([texts[0] + " |", rule, *(text + " |" for text in texts[1:])])
+    return markdown(HEAD, [cells(row) for row in rows])
 
 
 def machine():
     """Facts about this machine and its settings that JSON can hold."""
     import paddle
 
-    names = []
-    if os.path.exists("/proc/cpuinfo"):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        names = [line.split(":", 1)[1].strip() for line in text.split("\n") if "model name" in line]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "threads": thread_count(),
-        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "load": load(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "paddle": paddle.__version__,

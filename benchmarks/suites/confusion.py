@@ -1,29 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image into the confusion matrix, beside scikit-learn and torchmetrics."""
 
-import numpy as np
 from children import memory_of
 from harness import assert_close, compare, peer
+from works.confusion import VOID, make_inputs
 
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
-VOID = 255
 CLASSES = (19, 150)
 SIZE = (1024, 2048)
 SMALL = (32, 48)
 NAMES = ("scikit-learn", "torchmetrics")
-
-
-def make_inputs(classes, size):
-    """Prediction and label, int64 [H, W], in areas, 9 of 10 pixels right, some void."""
-    rng = np.random.default_rng(0)
-    areas = rng.integers(0, classes, (16, 16))
-    areas[rng.random(areas.shape) < 1 / 16] = VOID
-    rows, columns = (np.arange(side) * 16 // side for side in size)
-    label = np.ascontiguousarray(areas[rows][:, columns])
-    wrong = (rng.random(size) < 0.1) | (label == VOID)
-    return np.where(wrong, rng.integers(0, classes, size), label), label
 
 
 def ours(classes, pred, label):

@@ -19,7 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from harness import Missing, Row, Seconds, Unequal, assert_close, compare, take_turns, timed
-from PIL import Image
+from works.input import transforms
+from works.pictures import CLASSES, make_files
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.datasets import Dataset
@@ -28,7 +29,6 @@ from paddleseg_deeplab.transforms import png
 VARIABLE = "ALBUMENTATIONS_PYTHON"
 PEER, PLAIN = "albumentations", "same transforms one by one"
 SCRIPT = Path(__file__).resolve().parents[1] / "albumentations_peer.py"
-CLASSES = 19
 # (height, width) of the files and of the crop, number of samples.
 FULL = ((1024, 2048), (512, 1024), 21)
 SMALL = ((64, 128), (32, 64), 3)
@@ -43,53 +43,6 @@ MEAN_TOLERANCE = 2.0  # of all pixels of a sample
 # Labels: of two pixels that are equally near, ours takes the first and OpenCV the second, so pixels
 # along edges differ; in a small image many lie there.
 LABEL_SHARE = 0.03
-
-
-def make_picture(size):
-    """Smooth shades down to a fine grain: uint8 RGB [H, W, 3]. As PNG it is 2.3 MB, which is the
-    average of Cityscapes' files."""
-    rng, (height, width) = np.random.default_rng(0), size
-    picture = np.full((height, width, 3), 110, np.float32)
-    n = 2
-    while n < height:
-        coarse = rng.standard_normal((n, 2 * n, 1)) + 0.3 * rng.standard_normal((n, 2 * n, 3))
-        fine = cv2.resize(coarse.astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
-        picture += fine * (100 / n)
-        n *= 2
-    picture += rng.standard_normal(picture.shape, dtype=np.float32)
-    return picture.clip(0, 255).round().astype(np.uint8)
-
-
-def make_label(size):
-    """Polygons, as annotators draw them: uint8 [H, W]."""
-    rng, (height, width) = np.random.default_rng(1), size
-    label = np.zeros(size, np.uint8)
-    for _ in range(60):
-        centre, radius = rng.random(2) * (width, height), (0.03 + 0.2 * rng.random()) * height
-        angles = np.sort(rng.random(12)) * 2 * np.pi
-        ring = np.stack([np.cos(angles), np.sin(angles)], 1) * (0.5 + rng.random((12, 1)))
-        points = (centre + radius * ring).round().astype(np.int32)
-        cv2.fillPoly(label, [points], int(rng.integers(CLASSES)))
-    return label
-
-
-def make_files(folder, size):
-    """label.png, and the picture as image.png, image.jpg and image.npy."""
-    picture = make_picture(size)
-    Image.fromarray(picture).save(folder / "image.png")
-    Image.fromarray(picture).save(folder / "image.jpg", quality=95)
-    np.save(folder / "image.npy", picture)
-    Image.fromarray(make_label(size)).save(folder / "label.png")
-
-
-def transforms(crop):
-    return [
-        T.ResizeStepScaling(0.5, 2.0, 0.25),
-        T.RandomPaddingCrop(crop[::-1]),
-        T.RandomHorizontalFlip(),
-        T.RandomDistort(brightness_range=0.4, contrast_range=0.4, saturation_range=0.4),
-        T.Normalize(),
-    ]
 
 
 def make_dataset(folder, name, crop):

@@ -12,12 +12,9 @@ import paddle
 import paddle.nn.functional as F
 from children import memory_of
 from harness import Unequal, assert_close, compare
-
-from paddleseg_deeplab.models.losses import CrossEntropyLoss, LovaszSoftmaxLoss, MixedLoss
+from works.loss import VOID, WEIGHTS, make_inputs, our_loss, runner
 
 PEER = "plain loop"
-WEIGHTS = (0.8, 0.2)
-VOID = 255
 SHAPES = ((2, 19, 512, 512), (2, 150, 512, 512))
 SMALL = ((2, 5, 32, 32),)
 STAGES = ("start", "mid")
@@ -27,28 +24,6 @@ _MANY_CLASSES = 50  # above, one stage and one turn
 # steps are float32 differences of near-equal numbers (6e-8 off, where a step is about 2e-6).
 TOLERANCE = 1e-5
 GRADIENT_SHARE = 1e-2
-
-
-def make_inputs(shape, stage):
-    """Logits float32 [N, C, H, W] and labels int64 [N, H, W] in areas, 1/16 of them void.
-
-    Args:
-        stage (str): "start": noise, as an untrained network's; "mid": most areas right.
-    """
-    n, c, h, w = shape
-    rng = np.random.default_rng(0)
-    areas = rng.integers(0, c, (n, 16, 16))
-    thought = np.where(rng.random(areas.shape) < 0.85, areas, rng.integers(0, c, areas.shape))
-    areas[rng.random(areas.shape) < 1 / 16] = VOID
-    rows, columns = np.arange(h) * 16 // h, np.arange(w) * 16 // w
-    label = areas[:, rows][:, :, columns]
-    logits = rng.standard_normal(shape, dtype=np.float32)
-    if stage == "mid":
-        for k in range(c):
-            logits[:, k] += 6.0 * (thought == k)[:, rows][:, :, columns]
-    else:
-        logits *= 0.1
-    return logits, label.astype(np.int64)
 
 
 def plain_lovasz(logits, label):
@@ -84,25 +59,6 @@ def plain_lovasz(logits, label):
 def plain_loss(logits, label):
     entropy = F.cross_entropy(logits, label.unsqueeze(1), ignore_index=VOID, axis=1)
     return WEIGHTS[0] * entropy + WEIGHTS[1] * plain_lovasz(logits, label)
-
-
-def our_loss():
-    mixed = MixedLoss([CrossEntropyLoss(), LovaszSoftmaxLoss()], list(WEIGHTS))
-    return lambda logits, label: sum(mixed(logits, label))
-
-
-def runner(loss, logits, label):
-    """A function that returns (loss, gradient Tensor) of a forward and a backward pass."""
-    logits, label = paddle.to_tensor(logits), paddle.to_tensor(label)
-
-    def run():
-        leaf = logits.detach()  # shares the numbers
-        leaf.stop_gradient = False
-        value = loss(leaf, label)
-        value.backward()
-        return float(value), leaf.grad
-
-    return run
 
 
 def loss_of(name):
