@@ -23,7 +23,8 @@ from processes import Side, SideError
 # Of the ratios: a row is steady where their quartiles are so near to each other, as a share of the
 # median.
 STEADY = 0.10
-# A commit beside itself shows medians off 1 by less than this; see docs/performance.md.
+# Set beforehand: a median that is off 1 by less says nothing, since a process is luckier with its
+# memory than another. A commit beside itself has to stay within it.
 NOISE = 0.03
 # Outputs that differ by less than this share are the same: sums in another order, a tied pixel.
 SAME = 1e-3
