@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`benchmarks/run.py --compare`: its turns, statistics, copies and cleaning up, on a tiny
+"""`benchmarks/run.py --compare`: its sides, copies and cleaning up, on a tiny
 repository whose package says how many seconds a turn took. No clock is asserted."""
 
 import argparse
-import ast
 import importlib
 import json
 import os
@@ -14,16 +13,11 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
 MODULES = ("compare", "processes", "trees", "run", "printing", "side")
-SUITES = (
-    *("confusion", "crf", "evaluate", "export", "input", "loss", "multiscale", "start"),
-    "train_step",
-)
 PACKAGE = 'SECONDS = {seconds}\nLOSS = {loss}\nSIDE = "{side}"\n{more}\n'
 WORK = """
 import os
@@ -138,133 +132,6 @@ def compare(bench, repository, revision="HEAD", **flags):
 def figures(bench, repository, tmp_path, **flags):
     compare(bench, repository, json=str(tmp_path / "figures.json"), **flags)
     return json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-
-
-# -- statistics ------------------------------------------------------------------------------------
-
-
-def test_quartiles_are_numpy_s_percentiles(bench):
-    rng = np.random.default_rng(0)
-    for count in (1, 2, 5, 12, 40):
-        ratios = rng.lognormal(0, 0.1, count)
-        expected = np.percentile(ratios, 25), np.median(ratios), np.percentile(ratios, 75)
-        assert bench.compare.quartiles(ratios) == pytest.approx(expected, rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "expected"),
-    [
-        ([1.0] * 4, "within the noise"),
-        ([1.04, 1.05, 1.06, 1.05], "faster"),
-        ([0.96, 0.95, 0.94, 0.95], "slower"),
-        ([0.80, 0.82, 0.84, 0.82], "slower"),
-        ([1.02, 1.02, 1.02, 1.02], "within the noise"),  # all above 1, but by less than the noise
-        ([0.98, 0.98, 0.98, 0.98], "within the noise"),
-        ([0.99, 0.99, 1.05, 1.05, 1.05], "within the noise"),  # the quartiles hold 1
-        ([0.84, 1.0, 1.0, 1.16], "within the noise"),  # quartiles 0.96 and 1.04 are near enough
-        ([0.8, 0.9, 1.1, 1.2], "not steady"),
-        ([0.5, 0.5, 0.7, 0.7], "not steady"),  # slower for sure, but by how much?
-        ([0.5] + [1.0] * 9, "within the noise"),  # one bad turn
-    ],
-)
-def test_verdict(bench, ratios, expected):
-    assert bench.compare.verdict(ratios) == expected
-
-
-def test_ratio_is_of_the_pairs(bench):
-    result = bench.compare.result_of("row", [4.0, 20.0, 6.0], [1.0, 10.0, 2.0], "")
-    assert (result.other, result.ours, result.ratio) == (6.0, 2.0, 3.0)
-    assert result.quartiles == (2.5, 3.5)
-    assert result.turns == 3
-
-
-@pytest.mark.parametrize(
-    ("other", "ours", "text"),
-    [
-        ({"a": 1.0}, {"a": 1.0005}, ""),
-        ({"a": 0.0}, {"a": 0.0}, ""),
-        ({"a": 1.0}, {"a": 1.01}, "a 1 there, 1.01 here"),
-        ({"a": 1.0}, {"a": float("nan")}, "a 1 there, nan here"),
-        ({"a": float("nan")}, {"a": float("nan")}, "a nan there, nan here"),
-        ({"a": 1.0}, {"b": 1.0}, "a 1 there, missing here; b missing there, 1 here"),
-    ],
-)
-def test_outputs_are_compared(bench, other, ours, text):
-    assert bench.compare.differences(other, ours) == text
-
-
-# -- turns -----------------------------------------------------------------------------------------
-
-
-class FakeSide:
-    def __init__(self, name, seconds, log):
-        self.name, self.seconds, self.log = name, iter(seconds), log
-
-    def output(self):
-        self.log.append(self.name.upper())
-        return {}
-
-    def turn(self):
-        self.log.append(self.name)
-        return next(self.seconds)
-
-    def close(self):
-        self.log.append("x")
-
-
-def measured(bench, ratios_of_round, **limits):
-    """What `measure` logs and returns where round n has the ratios that a function gives."""
-    log = []
-
-    def open_pair(number):
-        ratios = ratios_of_round(number)
-        return FakeSide("a", ratios, log), FakeSide("b", [1.0] * len(ratios), log)
-
-    other, ours, _ = bench.compare.measure(open_pair, bench.compare.Limits(settle=0.0, **limits))
-    assert ours == [1.0] * len(other)
-    return "".join(log), other
-
-
-def test_turns_go_in_turn_and_rounds_are_new_processes(bench):
-    log, other = measured(bench, lambda number: [1.0, 1.0, 1.0], turns=3, rounds=2)
-    assert log == "ABabbaabxx" + "ABbaabbaxx"
-    assert other == [1.0] * 6
-
-
-def test_an_unsteady_row_is_repeated_until_it_is_steady(bench):
-    # Two rounds spoilt; with enough good ones the quartiles come near to each other.
-    _, other = measured(bench, lambda n: [0.5, 2.0] if n < 2 else [1.0, 1.0], turns=2, rounds=2)
-    assert bench.compare.is_steady(other)
-    assert not bench.compare.is_steady(other[:-2])
-    assert len(other) < 40
-
-
-@pytest.mark.parametrize(
-    "limits", [{"most_turns": 10}, {"most_turns": 1}, {"most_seconds": 0.0, "rounds": 2}]
-)
-def test_a_row_that_stays_unsteady_ends_at_a_limit(bench, limits):
-    _, other = measured(bench, lambda n: [0.5, 2.0, 0.5, 2.0], turns=4, **limits)
-    assert len(other) == limits.get("most_turns", 8)
-    assert bench.compare.verdict([0.5, 2.0]) == "not steady"
-
-
-def test_sides_are_closed_where_one_fails(bench):
-    closed = []
-
-    class Broken(FakeSide):
-        def turn(self):
-            raise bench.compare.SideError("it broke")
-
-        def close(self):
-            closed.append(self.name)
-
-    def open_pair(number):
-        return Broken("a", [], []), Broken("b", [], [])
-
-    with pytest.raises(bench.compare.SideError) as caught:
-        bench.compare.measure(open_pair, bench.compare.Limits(settle=0.0))
-    assert caught.value.side == 0
-    assert closed == ["a", "b"]
 
 
 # -- two trees -------------------------------------------------------------------------------------
@@ -427,66 +294,3 @@ def test_wrong_flags(bench, capsys, argv, text):
         bench.run.main(argv)
     assert stop.value.code == 2
     assert text in capsys.readouterr().err
-
-
-# -- the suites ------------------------------------------------------------------------------------
-
-
-def test_the_suites(bench):
-    assert tuple(bench.compare.suites_in(FOLDER)) == SUITES
-    assert set(bench.compare.JUDGES) <= set(SUITES)
-
-
-def test_works_call_what_users_call():
-    """No module inside the package: those move, and the commit on the other side has them
-    elsewhere."""
-    allowed = {"core.evaluate", "cvlibs.manager", "datasets.Dataset", "transforms"}
-    allowed |= {"transforms.Normalize", "models.DeepLabV3P", "postprocess.dense_crf.DenseCRF"}
-    allowed |= {"utils.metrics.ConfusionMatrix"}
-    allowed |= {f"models.losses.{n}Loss" for n in ("CrossEntropy", "LovaszSoftmax", "Mixed")}
-    used = set()
-    for path in (FOLDER / "works").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                used |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                used |= {f"{node.module}.{alias.name}" for alias in node.names}
-    name = "paddleseg_deeplab."
-    assert {n[len(name) :] for n in used if n.startswith(name)} == allowed
-
-
-class Enough(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("suite", SUITES)
-def test_every_suite_in_small(bench, suite, tmp_path, monkeypatch):
-    """Each row works until its first lap, whose output can be compared."""
-    import cv2
-
-    import paddleseg_deeplab.datasets
-    import paddleseg_deeplab.models  # noqa: F401 (both fill the registries)
-    from paddleseg_deeplab.cvlibs import manager
-
-    for registry in (manager.DATASETS, manager.MODELS):  # what a work registers goes again
-        monkeypatch.setattr(registry, "_components_dict", dict(registry.components_dict))
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    outputs = []
-
-    def lap(output):
-        outputs.append(output())
-        raise Enough
-
-    rows = importlib.import_module(f"works.{suite}").ROWS
-    threads = cv2.getNumThreads()
-    for number, work in enumerate(rows.values()):
-        (tmp_path / str(number)).mkdir()
-        with pytest.raises(Enough):
-            work(lap, tmp_path / str(number), True)
-    cv2.setNumThreads(threads)
-    assert len(outputs) == len(rows) > 0
-    for output in outputs:
-        assert bool(output) == (suite != "start")
-        assert np.isfinite([float(value) for value in output.values()]).all(), output
