@@ -2,37 +2,86 @@
 """The one path from a batch of images to logits and losses, for training and inference alike."""
 
 import contextlib
+import functools
+import warnings
 
 import paddle
 
 from paddleseg_deeplab.utils.errors import UserError
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
+_NEEDS = {
+    "fp16": "compute capability 7.0 (Volta, Turing)",
+    "bf16": "compute capability 8.0 (Ampere) and CUDA 11",
+}
 
 
-def precision_context(precision="fp32", amp_level="O1"):
+def precision_context(precision="fp32", amp_level="O1", data_format="NCHW"):
     """The context that a forward pass runs in.
 
     Args:
         precision (str): "fp32", "fp16" or "bf16".
         amp_level (str): "O1" (per operator) or "O2" (almost everything).
+        data_format (str): The network's, where a backward pass follows.
 
     Raises:
-        UserError: Mixed precision on a CPU, where Paddle's autocast has no effect (3.3.1 only
-            warns), or an unknown precision.
+        UserError: Mixed precision on a device where Paddle's autocast has no effect: it only warns
+            on a CPU and on a GPU that is too old, and computes in float32. Or an unknown precision.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}.")
     if precision == "fp32":
         return contextlib.nullcontext()
-    if paddle.get_device() == "cpu":
+    _check_device(paddle.get_device(), precision)
+    # Paddle's white list has conv2d alone, so that float32 weights would take a depthwise
+    # convolution, and the maps around it, back to float32.
+    lists = {"custom_white_list": {"depthwise_conv2d"}}
+    if (precision, data_format) == ("bf16", "NHWC"):
+        # Its weight gradient adds pairs of bfloat16 at addresses that are not aligned to pairs
+        # (3.3.1, phi/kernels/gpu/depthwise_conv.h, NoReturnAtomicAdd), which a GPU refuses.
+        lists = {"custom_black_list": {"depthwise_conv2d"}}
+    return paddle.amp.auto_cast(level=amp_level, dtype=_DTYPES[precision], **lists)
+
+
+@functools.cache
+def _check_device(device, precision):
+    """Raises UserError where autocast has no effect; asks the device once a process."""
+    if device == "cpu":
         raise UserError(
             f"--precision {precision} has no effect on a CPU: Paddle's automatic mixed precision "
             "works on GPUs only. Use --precision fp32, or --device gpu."
         )
-    return paddle.amp.auto_cast(
-        level=amp_level, dtype={"fp16": "float16", "bf16": "bfloat16"}[precision]
+    if _takes_effect(precision):
+        return
+    others = ["fp16"] if precision == "bf16" and _takes_effect("fp16") else []
+    raise UserError(
+        f"--precision {precision} has no effect on {_description(device)}: Paddle's automatic "
+        f"mixed precision needs {_NEEDS[precision]} for it, and would compute in float32. Use "
+        f"--precision {' or '.join([*others, 'fp32'])}."
     )
+
+
+def _takes_effect(precision):
+    """Whether a product under autocast comes out in half precision on the present device.
+
+    Not `paddle.amp.is_float16_supported`, which says whether the device has the type at all
+    (compute capability 5.3), while autocast needs 7.0.
+    """
+    one = paddle.ones([1, 1], "float32")
+    with warnings.catch_warnings(), paddle.no_grad():
+        warnings.simplefilter("ignore")
+        with paddle.amp.auto_cast(level="O1", dtype=_DTYPES[precision]):
+            return paddle.matmul(one, one).dtype == getattr(paddle, _DTYPES[precision])
+
+
+def _description(device):
+    try:
+        major, minor = paddle.device.cuda.get_device_capability()
+        name = paddle.device.cuda.get_device_name()
+    except (ValueError, RuntimeError):  # no device of CUDA's
+        return device
+    return f"{device} ({name}, compute capability {major}.{minor})"
 
 
 @contextlib.contextmanager

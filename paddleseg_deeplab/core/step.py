@@ -271,7 +271,7 @@ class TrainStep:
             )
 
     def _logits(self, images):
-        with precision_context(self.precision, self.amp_level):
+        with precision_context(self.precision, self.amp_level, self._layout()):
             return self._network(images)
 
     def _layout(self):

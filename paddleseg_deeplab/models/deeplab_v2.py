@@ -143,9 +143,9 @@ class DeepLabV2Head(nn.Layer):
     def forward(self, feat_list):
         """Features to [logits], at the size of the feature that is read."""
         x = feat_list[self.index]
-        logits = convolve(self.aspp[0], x)
+        logits = convolve(self.aspp[0], x, keep_bias=True)
         for classifier in self.aspp[1:]:
-            logits = logits + convolve(classifier, x)
+            logits = logits + convolve(classifier, x, keep_bias=True)
         return [logits]
 
 

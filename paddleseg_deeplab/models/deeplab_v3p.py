@@ -17,6 +17,7 @@ from paddleseg_deeplab.models.layers import (
     channel_axis,
     check_dropouts,
     check_head_bias,
+    like,
     resize,
     spatial_size,
 )
@@ -289,7 +290,7 @@ class Decoder(nn.Layer):
             x = self.deconv(x, size)
         else:
             x = resize(x, size, self.align_corners, self.data_format)
-        x = paddle.concat([x, low], axis=self._axis)  # [N, joined, H/4, W/4]
+        x = paddle.concat([like(x, low), low], axis=self._axis)  # [N, joined, H/4, W/4]
         x = self.conv_bn_relu2(x)
         if self.dropout is not None:
             x = self.dropout(x)

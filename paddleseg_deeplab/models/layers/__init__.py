@@ -26,6 +26,7 @@ from paddleseg_deeplab.models.layers.norm import (
 )
 from paddleseg_deeplab.models.layers.resize import (
     channel_axis,
+    like,
     resize,
     resize_by,
     scale_fraction,
@@ -52,6 +53,7 @@ __all__ = [
     "check_head_bias",
     "convolve",
     "freeze_batch_norm",
+    "like",
     "resize",
     "resize_by",
     "scale_fraction",

@@ -6,7 +6,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from paddleseg_deeplab.models.layers.conv import ConvBNReLU, SeparableConvBNReLU
-from paddleseg_deeplab.models.layers.resize import channel_axis, resize, spatial_size
+from paddleseg_deeplab.models.layers.resize import channel_axis, like, resize, spatial_size
 
 # Rates by output stride: the paper's for 16, in proportion for the others (it doubles them at 8).
 DEFAULT_ASPP_RATIOS = {8: (1, 12, 24, 36), 16: (1, 6, 12, 18), 32: (1, 3, 6, 9)}
@@ -120,7 +120,8 @@ class ASPPModule(nn.Layer):
         if self.image_pooling:
             mean = self.global_avg_pool(x)  # [N, out_channels, 1, 1]
             size = spatial_size(x, self.data_format)
-            outputs.append(resize(mean, size, self.align_corners, self.data_format))
+            pooled = resize(mean, size, self.align_corners, self.data_format)
+            outputs.append(like(pooled, mean))
         x = paddle.concat(outputs, axis=self._axis)  # [N, out_channels * branches, H, W]
         return self.dropout(self.conv_bn_relu(x))
 

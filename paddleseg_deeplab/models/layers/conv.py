@@ -12,6 +12,7 @@ from paddle import nn
 
 from paddleseg_deeplab.models.layers import cpu_ops
 from paddleseg_deeplab.models.layers.norm import SyncBatchNorm
+from paddleseg_deeplab.models.layers.resize import like
 
 _ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -63,7 +64,7 @@ class ReLU(nn.Layer):
         return F.relu_(x) if y is None else y
 
 
-def convolve(conv, x, with_bias=True):
+def convolve(conv, x, with_bias=True, *, keep_bias=False):
     """What an ``nn.Conv2D`` gives for x; in dygraph on a CPU the faster way, see `cpu_ops`.
 
     A layer of a class derived from it, or with hooks, is called as it is.
@@ -73,17 +74,22 @@ def convolve(conv, x, with_bias=True):
         x (Tensor): Its input.
         with_bias (bool): With its bias, where it has one. False asks for a layer that
             `_may_be_bypassed`.
+        keep_bias (bool): Under autocast the bias stays float32, and so does the output. For
+            logits; feature maps stay in half precision.
     """
-    bias = conv.bias if with_bias else None
-    if not paddle.in_dynamic_mode() or not _may_be_bypassed(conv, nn.Conv2D):
+    # A program that is traced for export stays what Paddle makes of the layer.
+    if not _may_be_bypassed(conv, nn.Conv2D) or not (paddle.in_dynamic_mode() or _autocasts()):
         return conv(x)
     geometry = conv._stride, conv._updated_padding, conv._dilation, conv._groups
     y = None
-    if conv._data_format == "NCHW":
+    if paddle.in_dynamic_mode() and conv._data_format == "NCHW":
         y = cpu_ops.conv2d(x, conv.weight, *geometry)
     if y is None:
-        return F.conv2d(x, conv.weight, bias, *geometry, conv._data_format)
-    return y if bias is None else y + bias.reshape([1, -1, 1, 1])
+        y = F.conv2d(x, conv.weight, None, *geometry, conv._data_format)
+    if conv.bias is None or not with_bias:
+        return y
+    shape = [1, -1, 1, 1] if conv._data_format == "NCHW" else [1, 1, 1, -1]
+    return y + (conv.bias if keep_bias else like(conv.bias, y)).reshape(shape)
 
 
 def _may_be_bypassed(layer, kind):
@@ -91,8 +97,17 @@ def _may_be_bypassed(layer, kind):
     forward of its own belong to the call."""
     if type(layer) is not kind or getattr(layer, "_padding_mode", "zeros") != "zeros":
         return False
+    if getattr(layer, "_padding_algorithm", "EXPLICIT") == "SAME":  # not said by numbers
+        return False
     hooks = layer._forward_pre_hooks or layer._forward_post_hooks
     return not hooks and "forward" not in vars(layer)
+
+
+def _autocasts():
+    """Whether autocast is on; no where Paddle is too old to say so: there the programs of
+    `core.static_network` add biases in float32."""
+    enabled = getattr(paddle.amp, "is_autocast_enabled", None)
+    return enabled is not None and enabled()
 
 
 def _same_padding(kernel_size, dilation):

@@ -29,6 +29,15 @@ def spatial_size(x, data_format="NCHW"):
     return x.shape[2:4] if data_format == "NCHW" else x.shape[1:3]
 
 
+def like(x, other):
+    """x in the dtype of another tensor; x itself, and no operator in a program, where it has it.
+
+    Under autocast one float32 input takes a sum or a concatenation of half-precision maps back to
+    float32, for which the next convolution makes a copy in half precision all the same.
+    """
+    return x if x.dtype == other.dtype else x.astype(other.dtype)
+
+
 def resize(x, size, align_corners=False, data_format="NCHW"):
     """Bilinear resize.
 
@@ -40,7 +49,8 @@ def resize(x, size, align_corners=False, data_format="NCHW"):
         data_format (str): "NCHW" or "NHWC".
 
     Returns:
-        Tensor: of x's dtype, format and channels, and of the given size.
+        Tensor: of x's dtype, format and channels, and of the given size; float32 under autocast.
+            What goes on as a feature map is brought back by `like`.
     """
     y = cpu_ops.resize(x, size, align_corners, data_format)
     if y is None:
