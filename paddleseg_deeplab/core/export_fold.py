@@ -25,6 +25,7 @@ _SEPARABLE = {
     "_SeparableConv": ("depthwise", "pointwise"),
 }
 _NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
+_OUR_NORMS = ("_SyncBatchNorm",)
 # oneDNN 3.6 (Paddle 3.3.1) on AVX-512: jit_uni_dw takes six columns at a time and no more padding.
 _WIDEST_PADDING = 6
 
@@ -155,7 +156,7 @@ def _fold_depthwise(layer, first, second, alone, widen):
 def _known_pair(conv, norm):
     """Whether the two do what their names say: no hooks (weight norm is one), no class of somebody
     else's, and the batch norm uses its running statistics."""
-    known = type(conv) is nn.Conv2D and type(norm) in _NORMS
+    known = type(conv) is nn.Conv2D and (type(norm) in _NORMS or _is(norm, _OUR_NORMS))
     return (
         known
         and not _has_hooks(conv)

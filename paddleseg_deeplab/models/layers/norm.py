@@ -2,6 +2,7 @@
 """Batch norm: which kind, its numbers, and how it is frozen."""
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 _KINDS = (nn.BatchNorm2D, nn.SyncBatchNorm)
@@ -18,8 +19,33 @@ def SyncBatchNorm(*args, **kwargs):
             ``nn.BatchNorm2D`` (Paddle has no CPU kernel for the other). The state_dict is the same.
     """
     if paddle.get_device().startswith("gpu") and paddle.distributed.get_world_size() > 1:
-        return nn.SyncBatchNorm(*args, **kwargs)
+        return _SyncBatchNorm(*args, **kwargs)
     return nn.BatchNorm2D(*args, **kwargs)
+
+
+class _SyncBatchNorm(nn.SyncBatchNorm):
+    """``nn.SyncBatchNorm`` that has a gradient where it is frozen, too.
+
+    Paddle's (3.0 to 3.3.1) calls its one operator in evaluation mode as well, whose gradient reads
+    the batch's statistics, which a forward pass in that mode does not make. With running
+    statistics there is nothing to synchronise.
+    """
+
+    def forward(self, x):
+        if self.training:
+            return nn.SyncBatchNorm.forward(self, x)
+        self._check_data_format()
+        return F.batch_norm(
+            x,
+            self._mean,
+            self._variance,
+            self.weight,
+            self.bias,
+            training=False,
+            momentum=self._momentum,
+            epsilon=self._epsilon,
+            data_format=self._data_format,
+        )
 
 
 def batch_norms(layer):
@@ -60,6 +86,8 @@ def freeze_batch_norm(layer):
     ``layer.train()`` undoes the mode, not the stop; `Segmenter` repeats the call there.
     """
     for norm in batch_norms(layer):
+        if type(norm) is nn.SyncBatchNorm:  # what its convert_sync_batchnorm puts into a network
+            norm.__class__ = _SyncBatchNorm
         norm.eval()
         for parameter in (norm.weight, norm.bias):
             if parameter is not None:
