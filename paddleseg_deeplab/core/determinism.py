@@ -17,13 +17,21 @@ GPU_FLAGS = {
 # Read by NVIDIA's libraries when they start: cuBLAS repeats its sums with a fixed workspace (cuBLAS
 # guide, "Results reproducibility"), and NCCL with one way to go round the ranks.
 GPU_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
+# Kernels of Paddle's that add with atomic operations whatever is set (phi/kernels/gpu, 3.0 to
+# 3.3.1: interpolate_grad_kernel.cu, depthwise_conv.h).
+ATOMIC = (
+    "the gradient of the bilinear resize, and with --data_format NHWC that of a depthwise "
+    "convolution's weights"
+)
 
 
 def make_deterministic(on_gpu=None):
     """Sets the switches; call it before anything has run on the device.
 
-    What the user has set in the environment is kept. On a CPU there is nothing to set: a run
-    repeats itself there bit for bit as long as the numbers of ranks and of math threads stay.
+    What the user has set in the environment is kept. What no switch reaches (`ATOMIC`) is logged,
+    not refused: every network here resizes, so that refusing would leave nothing to train. On a
+    CPU there is nothing to set: a run repeats itself there bit for bit as long as the numbers of
+    ranks and of math threads stay.
 
     Args:
         on_gpu (bool, optional): Whether the run is on a GPU. Default: whether Paddle is a GPU
@@ -46,4 +54,9 @@ def make_deterministic(on_gpu=None):
     paddle.set_flags(GPU_FLAGS)
     done = {**GPU_FLAGS, **{name: os.environ[name] for name in GPU_ENVIRONMENT}}
     logger.info("--deterministic: %s", ", ".join(f"{k}={v}" for k, v in done.items()))
+    logger.warning(
+        "--deterministic: %s add in no fixed order in Paddle's GPU kernels, for which there is no "
+        "switch: last digits may still differ between runs.",
+        ATOMIC,
+    )
     return done

@@ -31,7 +31,7 @@ class ModelEMA:
         self._model = model
         self._applied = False
         self._average = {
-            name: (t.astype("float32") if t.is_floating_point() else t).detach().clone()
+            name: (_float32(t) if t.is_floating_point() else t).detach().clone()
             for name, t in model.state_dict().items()
         }
 
@@ -48,7 +48,7 @@ class ModelEMA:
             average = self._average[name]
             if average.is_floating_point():
                 # What lerp_ computes, bit for bit, in a quarter of its time on a CPU.
-                gap = value.astype("float32") - average
+                gap = _float32(value) - average
                 average.add_(gap.scale_(1.0 - d))
             else:
                 paddle.assign(value, output=average)
@@ -111,7 +111,15 @@ class ModelEMA:
             raise RuntimeError(f"EMA: {what} inside applied(): the model holds the average now.")
 
 
+def _float32(tensor):
+    """The tensor in float32; itself, without a copy, where it is."""
+    return tensor if tensor.dtype == paddle.float32 else tensor.astype("float32")
+
+
 @paddle.no_grad()
 def _write(state, values):
     for name, tensor in state.items():
-        paddle.assign(values[name].astype(tensor.dtype), output=tensor)
+        value = values[name]
+        if value.dtype != tensor.dtype:  # under O2
+            value = value.astype(tensor.dtype)
+        paddle.assign(value, output=tensor)

@@ -71,6 +71,44 @@ def test_update_is_paddle_s_interpolation_bit_for_bit():
             np.testing.assert_array_equal(ema.state_dict()["average"][name].numpy(), expected[name])
 
 
+def test_float32_needs_no_copies(model, monkeypatch):
+    """Of the kernels of an update, each started once a tensor, one was a cast to the same type."""
+    ema, casts = ModelEMA(model, 0.9), []
+    plain = paddle.Tensor.astype
+
+    def astype(self, dtype):
+        casts.append(dtype)
+        return plain(self, dtype)
+
+    monkeypatch.setattr(paddle.Tensor, "astype", astype)
+    ema.update()
+    with ema.applied():
+        pass
+    assert casts == []
+    half = ModelEMA(nn.Linear(2, 2).to(dtype="bfloat16"), 0.9)
+    casts.clear()
+    half.update()
+    assert casts == ["float32", "float32"]  # weight and bias
+
+
+def test_half_precision_weights_beside_float32_statistics():
+    """A network as O2 makes it: each tensor keeps its type, the average is all float32."""
+    net = nn.Sequential(nn.Conv2D(2, 3, 1), nn.BatchNorm2D(3))
+    net[0].to(dtype="bfloat16")
+    ema = ModelEMA(net, 0.0)
+    net[0].weight.set_value(paddle.full([3, 2, 1, 1], 1.5, "bfloat16"))
+    net[1]._mean.set_value(paddle.full([3], 0.3))
+    ema.update()
+    net[0].weight.set_value(paddle.full([3, 2, 1, 1], 3.0, "bfloat16"))
+    types = {name: t.dtype for name, t in net.state_dict().items()}
+    with ema.applied():
+        assert {name: t.dtype for name, t in net.state_dict().items()} == types
+        assert net[0].weight.astype("float32").unique().tolist() == [1.5]
+        np.testing.assert_array_equal(net[1]._mean.numpy(), np.full(3, 0.3, "float32"))
+    assert net[0].weight.astype("float32").unique().tolist() == [3.0]
+    assert {t.dtype for t in ema.state_dict()["average"].values()} == {paddle.float32}
+
+
 def test_applied_swaps_and_restores_bit_for_bit(model):
     rng = np.random.default_rng(1)
     ema = ModelEMA(model, 0.9)

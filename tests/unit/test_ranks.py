@@ -293,7 +293,7 @@ def test_samples_do_not_depend_on_workers(workers):
         np.testing.assert_array_equal(one[2], other[2])
 
 
-def test_deterministic_reaches_paddle(monkeypatch):
+def test_deterministic_reaches_paddle(monkeypatch, caplog):
     seen = {}
     monkeypatch.setattr(paddle, "set_flags", seen.update)
     for name in determinism.GPU_ENVIRONMENT:
@@ -305,6 +305,8 @@ def test_deterministic_reaches_paddle(monkeypatch):
     assert seen["FLAGS_cudnn_exhaustive_search"] is False
     assert done["CUBLAS_WORKSPACE_CONFIG"] == determinism.os.environ["CUBLAS_WORKSPACE_CONFIG"]
     assert done["NCCL_ALGO"] == "Tree"
+    assert "bilinear resize" in caplog.text
+    assert "NHWC" in caplog.text
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
 
 

@@ -84,11 +84,13 @@ def test_frozen_recipes_train_on_two_gpus(recipe, on_two_gpus):
     backbone["type"] = {"ResNet101": "ResNet50"}.get(backbone["type"], "ResNet18_vd")
     model = on_two_gpus(lambda: SegBuilder(config).model)
     norms = list(batch_norms(model))
-    assert norms and all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
+    assert norms
+    assert all(isinstance(norm, nn.SyncBatchNorm) for norm in norms)
     found = gradients(model, 1)
     assert found
     for name, gradient in found.items():
-        assert gradient is not None and np.isfinite(gradient.numpy()).all(), name
+        assert gradient is not None, name
+        assert np.isfinite(gradient.numpy()).all(), name
 
 
 def test_every_frozen_recipe_is_tried():
@@ -143,7 +145,8 @@ def test_the_export_folds_it(on_two_gpus):
     folded, expected = folded_copy(model), folded_copy(twin)
     assert [n for n, _ in folded.named_parameters()] == [n for n, _ in expected.named_parameters()]
     biases = [n for n, _ in model.named_parameters() if n.endswith("_conv.bias")]
-    assert biases and not [n for n, _ in folded.named_parameters() if n.endswith("_conv.bias")]
+    assert biases
+    assert not [n for n, _ in folded.named_parameters() if n.endswith("_conv.bias")]
 
 
 def test_mixed_precision_keeps_it_in_float32(on_two_gpus):
