@@ -328,5 +328,5 @@ def test_sync_batch_norm(device, ranks, kind, monkeypatch):
     monkeypatch.setattr(paddle, "get_device", lambda: device)
     monkeypatch.setattr(paddle.distributed, "get_world_size", lambda: ranks)
     layer = SyncBatchNorm(4)
-    assert type(layer) is kind
+    assert isinstance(layer, kind)
     assert set(layer.state_dict()) == {"weight", "bias", "_mean", "_variance"}

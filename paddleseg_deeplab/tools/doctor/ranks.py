@@ -13,7 +13,6 @@ import numpy as np
 import paddle
 from paddle import nn
 
-import paddleseg_deeplab
 from paddleseg_deeplab.core import distributed
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.models.layers import SyncBatchNorm, freeze_batch_norm
@@ -56,7 +55,7 @@ def launch(job, device, folder, seconds=STARTING):
     kind = device.partition(":")[0]
     script.write_text(SCRIPT.format(job=job, device=kind, out=str(folder)), encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PADDLE_")}
-    root = str(Path(paddleseg_deeplab.__file__).parents[1])
+    root = str(Path(__file__).parents[3])
     paths = [root, environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
     how = ["--nproc_per_node", str(RANKS), "--log_dir", str(Path(folder) / "log")]
