@@ -64,11 +64,21 @@ def _try(model, images, labels, losses):
     # Running statistics are parameters without gradients in Paddle, other buffers have none either.
     states = [state for state in model.state_dict().values() if state.stop_gradient]
     before = [(state, state.clone()) for state in states]
+    # Without their exchange: another process may have failed before it came here.
+    synchronised = [
+        layer
+        for layer in model.sublayers()
+        if isinstance(layer, nn.SyncBatchNorm) and layer.training
+    ]
+    for layer in synchronised:
+        layer.eval()
     try:
         with paddle.no_grad():
             logits = run_model(model, images)
             compute_losses(logits, labels, losses, getattr(model, "data_format", "NCHW"))
     finally:
+        for layer in synchronised:
+            layer.train()
         for state, value in before:
             paddle.assign(value, output=state)
 

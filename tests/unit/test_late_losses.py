@@ -247,6 +247,28 @@ def test_several_ranks_agree_once_an_iteration_and_before_the_weights_move():
             np.testing.assert_array_equal(weights(late)[name], value, err_msg=name)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_ranks_read_once_from_a_device(count, monkeypatch):
+    """What they agree on; Lovasz-Softmax is left out, since a CPU computes it in NumPy."""
+    step = make(None, (CrossEntropyLoss, DiceLoss), ranks=WithAnother(), reads_at_once=False)[1]
+    batches = [batch(k) for k in range(count)]
+    step.run(batches)
+    reads = []
+    for name in ("numpy", "item", "tolist", "__float__", "__int__", "__bool__"):
+        plain = getattr(paddle.Tensor, name)
+        monkeypatch.setattr(
+            paddle.Tensor,
+            name,
+            lambda tensor, *args, _plain=plain, _name=name: (
+                reads.append(_name) or _plain(tensor, *args)
+            ),
+        )
+    figures = step.run(batches)
+    assert reads == ["numpy"]
+    figures.read()
+    assert reads == ["numpy"]  # it is in host memory already
+
+
 @pytest.mark.parametrize("signal", [0, 2, 15])
 def test_a_stop_signal_comes_back_with_the_figures(signal):
     for ranks in (Ranks(), WithAnother()):

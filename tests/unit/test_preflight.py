@@ -42,6 +42,25 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert all(p.grad is None for p in builder.model.parameters())
 
 
+class Exchanging(nn.SyncBatchNorm):
+    """Notes its mode where Paddle's would exchange statistics."""
+
+    modes = ()
+
+    def forward(self, x):
+        Exchanging.modes += (self.training,)
+        return x
+
+
+def test_nothing_is_exchanged_with_other_processes(tmp_path):
+    builder = builder_of(tmp_path)
+    layer = next(s for s in builder.model.sublayers() if hasattr(s, "_batch_norm"))
+    layer._batch_norm = Exchanging(layer._batch_norm._num_features)
+    check_start(builder.model, builder.train_dataset, builder.loss, 2)
+    assert Exchanging.modes == (False,)
+    assert layer._batch_norm.training
+
+
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
