@@ -263,7 +263,8 @@ def export(
         to_rgb (bool): Whether the preprocessing turns BGR into RGB.
         class_names (Sequence[str]), palette (np.ndarray, uint8 [num_classes, 3] RGB): For
             deploy.yaml.
-        device (str): Where the exported network is tried: "cpu", "gpu" or "gpu:N".
+        device (str): Where the exported network is tried: "cpu", "gpu" or "gpu:N"; an ONNX file on
+            the CPU always.
         crf (optional): Settings of the dense CRF for deploy.yaml (True, False or a dict, as
             `postprocess.settings.make_crf` takes them); not with "argmax".
 
