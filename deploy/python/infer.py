@@ -9,7 +9,6 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 import time
 import warnings
 
@@ -32,7 +31,7 @@ with imports_of(__name__):
         parse_bool,
     )
     from paddleseg_deeplab.transforms import pipeline
-    from paddleseg_deeplab.utils import deploy_yaml, visualize
+    from paddleseg_deeplab.utils import deploy_yaml, tensorrt, visualize
     from paddleseg_deeplab.utils.errors import UserError
     from paddleseg_deeplab.utils.logger import logger, setup_console
     from paddleseg_deeplab.utils.prediction_files import (
@@ -109,8 +108,9 @@ def parse_args(argv=None):
     gpu = parser.add_argument_group("on a GPU").add_argument
     gpu("--use_trt", default=False, **boolean, help="TensorRT, for the format legacy")
     gpu("--min_subgraph_size", type=int, default=3, help="for TensorRT (default: 3)")
-    gpu("--enable_auto_tune", default=False, **boolean, help="learn TensorRT's shapes from images")
-    gpu("--auto_tuned_shape_file", help="where they are kept; read where it exists")
+    tune = "learn TensorRT's shapes from images (default: where none are given or kept)"
+    gpu("--enable_auto_tune", **boolean, help=tune)
+    gpu("--auto_tuned_shape_file", help="where they are kept (default: beside the network)")
     for kind in ("min", "opt", "max"):
         gpu(f"--trt_{kind}_shape", nargs=4, type=int, metavar="N", help=f"{kind}imum, N C H W")
     args = parser.parse_args(argv)
@@ -292,16 +292,11 @@ def results(inferer, paths, failures, want_probabilities, num_workers=0):
 
 def tune_shapes(info, settings, paths):
     """Runs some images without TensorRT, to learn the shapes inside the network."""
-    settings.collect_shapes = True
-    if settings.tuned_shape_file is None:
-        handle, settings.tuned_shape_file = tempfile.mkstemp(suffix=".pbtxt")
-        os.close(handle)
-    logger.info("Collecting shapes for TensorRT in %s.", settings.tuned_shape_file)
-    inferer = Inferer(info, settings)
-    for _, batch in batches(inferer, paths[:_TUNING_IMAGES], []):
-        inferer.infer(batch)
-    del inferer  # the file is written when the predictor goes
-    settings.collect_shapes = False
+    with tensorrt.learning(settings):
+        inferer = Inferer(info, settings)
+        for _, batch in batches(inferer, paths[:_TUNING_IMAGES], []):
+            inferer.infer(batch)
+        del inferer  # the file is written when the predictor goes
 
 
 def warm_up(inferer, paths):
@@ -344,11 +339,8 @@ def run(args):
     palette = info.palette
     if palette is None:
         palette = visualize.default_palette(info.num_classes or 256)
-    tuned = settings.tuned_shape_file
-    if args.enable_auto_tune and not (tuned and os.path.isfile(tuned)):
+    if tensorrt.choose_shapes(info, settings, args.enable_auto_tune):
         tune_shapes(info, settings, paths)
-    elif tuned and not os.path.isfile(tuned):
-        raise UserError(f"--auto_tuned_shape_file {tuned}: no such file. Add --enable_auto_tune.")
     inferer = Inferer(info, settings)
     where = f"{inferer.predictor.runtime} ({settings.precision}) on {settings.device}"
     logger.info("%s in %s: %d images.", info.model_path, where, len(paths))

@@ -26,6 +26,7 @@ from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.prediction_files import check_save_dir
 from paddleseg_deeplab.utils.predictors import import_extra
+from paddleseg_deeplab.utils.tensorrt import CACHE_FOLDER, SHAPE_FILE
 
 __all__ = ["ExportMismatch", "export", "resolve_format"]
 
@@ -327,7 +328,14 @@ def _move_into_place(temporary, save_dir):
         os.rename(temporary, save_dir)
         return
     last = deploy_yaml.FILE_NAME
-    old = {last, "model.pdiparams.info", *(n for names in MODEL_FILES.values() for n in names)}
+    # What TensorRT learned of the network before does not hold for this one.
+    shutil.rmtree(os.path.join(save_dir, CACHE_FOLDER), ignore_errors=True)
+    old = {
+        last,
+        SHAPE_FILE,
+        "model.pdiparams.info",
+        *(n for names in MODEL_FILES.values() for n in names),
+    }
     for name in sorted(old, key=lambda n: n != last):
         with contextlib.suppress(FileNotFoundError):
             os.remove(os.path.join(save_dir, name))

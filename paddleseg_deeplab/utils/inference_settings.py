@@ -30,7 +30,8 @@ class InferenceSettings:
         batch_size (int): Largest batch, for TensorRT.
         min_subgraph_size (int): Fewest operators that TensorRT is given at a time.
         trt_min_shape, trt_opt_shape, trt_max_shape (list[int] | None): N C H W bounds of a free
-            input size; PaddleSeg's 100x100, 512x1024, 2000x3000 where None.
+            input size; PaddleSeg's 100x100, 512x1024, 2000x3000 where None. For networks that
+            TensorRT runs as one piece; see `utils.tensorrt.choose_shapes`.
         tuned_shape_file (str | None): Shape ranges that a run with ``collect_shapes`` wrote, used
             in place of the bounds above.
         collect_shapes (bool): Write ``tuned_shape_file`` in this run, without TensorRT.
@@ -108,10 +109,11 @@ def check_settings(settings, info):
             "export again with --format legacy."
         )
     if info.format == "pir" and settings.use_trt:
-        # Paddle 3.0's guide: Config.enable_tensorrt_engine is for .pdmodel alone.
+        # Paddle 3.0's guide: Config.enable_tensorrt_engine is for .pdmodel alone. Its way for PIR,
+        # paddle.tensorrt.export, converts with TensorRT's Python package and is in GPU builds only.
         raise UserError(
-            f"{info.model_path}: Paddle Inference runs TensorRT on the legacy format only; "
-            "export again with --format legacy."
+            f"{info.model_path}: TensorRT needs another format. Export again with --format legacy "
+            "for Paddle Inference, or with --format onnx for TensorRT's own tools."
         )
 
 

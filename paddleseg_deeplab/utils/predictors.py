@@ -6,6 +6,7 @@ Each is imported where it is needed: with the other two a folder runs without Pa
 
 import numpy as np
 
+from paddleseg_deeplab.utils import tensorrt
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.inference_settings import (
@@ -32,14 +33,10 @@ __all__ = [
     "import_extra",
     "make_config",
     "open_predictor",
-    "trt_shapes",
 ]
 
 _LONGEST_REASON = 300  # characters
 _GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
-_TRT_WORKSPACE = 1 << 30
-# PaddleSeg's defaults for a network of free size: [channels] is put in between.
-_TRT_SIZES = {"min": (100, 100), "opt": (512, 1024), "max": (2000, 3000)}
 
 
 def make_config(info, settings, inference, *, mkldnn=True):
@@ -109,38 +106,7 @@ def _set_gpu(config, info, settings, inference):
     if settings.collect_shapes:
         config.collect_shape_range_info(settings.tuned_shape_file)
     elif settings.use_trt:
-        config.enable_tensorrt_engine(
-            workspace_size=_TRT_WORKSPACE,
-            max_batch_size=settings.batch_size,
-            min_subgraph_size=settings.min_subgraph_size,
-            precision_mode=precision,
-            use_static=False,
-            # The weights are not quantised: TensorRT calibrates on the first images it sees.
-            use_calib_mode=settings.precision == "int8",
-        )
-        if settings.tuned_shape_file:
-            config.enable_tuned_tensorrt_dynamic_shape(settings.tuned_shape_file, True)
-        elif None in info.input_shape:
-            low, best, high = trt_shapes(info, settings)
-            config.set_trt_dynamic_shape_info({"x": low}, {"x": high}, {"x": best})
-
-
-def trt_shapes(info, settings):
-    """Smallest, best and largest input [N, C, H, W] for TensorRT, where a size is left free."""
-    shapes = []
-    for kind, batch in (("min", 1), ("opt", settings.batch_size), ("max", settings.batch_size)):
-        given = getattr(settings, f"trt_{kind}_shape")
-        shape = given or [batch, info.img_channels, *_TRT_SIZES[kind]]
-        if len(shape) != 4:
-            raise UserError(f"--trt_{kind}_shape takes N C H W, got {shape}.")
-        shapes.append([fixed or value for fixed, value in zip(info.input_shape, shape)])
-    low, best, high = shapes
-    if any(not a <= b <= c for a, b, c in zip(low, best, high)):
-        raise UserError(
-            f"TensorRT's shapes must grow: min {low}, opt {best}, max {high}; mend "
-            "--trt_min_shape, --trt_opt_shape or --trt_max_shape."
-        )
-    return low, best, high
+        tensorrt.set_engine(config, info, settings, precision)
 
 
 class PaddlePredictor:
@@ -153,6 +119,9 @@ class PaddlePredictor:
 
     Attributes:
         mkldnn (bool): Whether oneDNN is in use; may change at a `run` where the wish is automatic.
+
+    Raises:
+        UserError: a setting cannot work, TensorRT's libraries are missing, or a file is damaged.
     """
 
     runtime = "Paddle Inference"
@@ -162,6 +131,10 @@ class PaddlePredictor:
         check_settings(settings, info)
         if inference is None:
             import paddle.inference as inference
+        if settings.use_trt:
+            tensorrt.check_installed(inference)
+            if settings.precision == "int8" and not settings.collect_shapes:
+                tensorrt.tell_of_calibration(info)
         self._info, self._settings, self._inference = info, settings, inference
         self.mkldnn = settings.device == "cpu" and settings.mkldnn is not False
         if info.format == "legacy":

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What flags put into Paddle Inference's Config, recorded by a stand-in: no GPU is needed."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,6 @@ from paddleseg_deeplab.utils.predictors import (
     check_settings,
     choose_device,
     make_config,
-    trt_shapes,
 )
 
 FREE = [None, 3, None, None]
@@ -85,10 +86,19 @@ class FakeInference:
     class PrecisionType:
         Float32, Half, Int8 = "Float32", "Half", "Int8"
 
-    def __init__(self, breaks_at=None, lacks=()):
+    def __init__(self, breaks_at=None, lacks=(), tensorrt=((8, 6, 1), (8, 6, 1))):
+        self.tensorrt = tensorrt  # compiled with, found
         self.Config = type("Config", (FakeConfig,), {"lacks": lacks})
         self.predictor = type("P", (FakePredictor,), {"breaks_at": breaks_at})
         self.made = []
+
+    def get_trt_compile_version(self):
+        return self.tensorrt[0]
+
+    def get_trt_runtime_version(self):
+        if self.tensorrt[1] is None:
+            raise RuntimeError("(NotFound) TensorRT is needed, but its library is not found.")
+        return self.tensorrt[1]
 
     def create_predictor(self, config):
         self.made.append(config)
@@ -155,65 +165,6 @@ def test_gpu(device, precision, expected):
 
 
 @pytest.mark.parametrize(
-    ("precision", "kind", "calibrates"),
-    [("fp32", "Float32", False), ("fp16", "Half", False), ("int8", "Int8", True)],
-)
-def test_tensorrt(precision, kind, calibrates):
-    calls = calls_of(
-        device="gpu", use_trt=True, precision=precision, batch_size=4, min_subgraph_size=9
-    )
-    assert calls["enable_use_gpu"] == ((100, 0), {})
-    assert calls["enable_tensorrt_engine"] == (
-        (),
-        {
-            "workspace_size": 1 << 30,
-            "max_batch_size": 4,
-            "min_subgraph_size": 9,
-            "precision_mode": kind,
-            "use_static": False,
-            "use_calib_mode": calibrates,
-        },
-    )
-    # min, max, opt: Paddle's order
-    assert calls["set_trt_dynamic_shape_info"] == (
-        ({"x": [1, 3, 100, 100]}, {"x": [4, 3, 2000, 3000]}, {"x": [4, 3, 512, 1024]}),
-        {},
-    )
-
-
-def test_tensorrt_with_given_shapes():
-    given = {
-        "trt_min_shape": [1, 3, 64, 64],
-        "trt_opt_shape": [2, 3, 256, 512],
-        "trt_max_shape": [2, 3, 512, 1024],
-    }
-    calls = calls_of(device="gpu", use_trt=True, **given)
-    low, high, best = (shape["x"] for shape in calls["set_trt_dynamic_shape_info"][0])
-    assert [low, best, high] == list(given.values())
-
-
-def test_tensorrt_of_a_fixed_network_needs_no_shapes():
-    calls = calls_of(shape=[1, 3, 64, 64], device="gpu", use_trt=True)
-    assert "set_trt_dynamic_shape_info" not in calls
-
-
-def test_fixed_sides_win():
-    info = DeployInfo("legacy", [None, 4, 96, None])
-    low, best, high = trt_shapes(info, InferenceSettings(batch_size=2))
-    assert (low, best, high) == ([1, 4, 96, 100], [2, 4, 96, 1024], [2, 4, 96, 3000])
-
-
-def test_tensorrt_learns_shapes():
-    first = calls_of(device="gpu", use_trt=True, tuned_shape_file="t", collect_shapes=True)
-    assert first["collect_shape_range_info"] == (("t",), {})
-    assert "enable_tensorrt_engine" not in first
-    then = calls_of(device="gpu", use_trt=True, tuned_shape_file="t")
-    assert then["enable_tuned_tensorrt_dynamic_shape"] == (("t", True), {})
-    assert "enable_tensorrt_engine" in then
-    assert "set_trt_dynamic_shape_info" not in then
-
-
-@pytest.mark.parametrize(
     ("form", "settings", "text"),
     [
         ("legacy", {"use_trt": True}, "needs a GPU"),
@@ -222,7 +173,7 @@ def test_tensorrt_learns_shapes():
         ("legacy", {"precision": "int4"}, "fp32, fp16, bf16, int8"),
         ("legacy", {"device": "gpu", "precision": "int8"}, "--use_trt"),
         ("legacy", {"device": "gpu", "mkldnn": True}, "--enable_mkldnn"),
-        ("pir", {"device": "gpu", "use_trt": True}, "--format legacy"),
+        ("pir", {"device": "gpu", "use_trt": True}, "--format legacy .*--format onnx"),
         ("onnx", {"device": "gpu", "use_trt": True}, "--format legacy"),
         ("onnx", {"device": "gpu", "precision": "fp16"}, "--format legacy"),
         ("legacy", {"device": "gpu", "use_trt": True, "trt_max_shape": [1, 3, 8, 8]}, "grow"),
@@ -300,6 +251,17 @@ def test_every_call_exists_in_paddle_inference():
             for parameter in named:
                 assert f"{parameter}:" in getattr(real, name).__doc__, (name, parameter)
     assert {"Float32", "Half", "Int8"} <= set(dir(inference.PrecisionType))
+    # What is given by position: in this order.
+    for name, order in {
+        "set_trt_dynamic_shape_info": ("min_input_shape", "max_input_shape", "optim_input_shape"),
+        "enable_tuned_tensorrt_dynamic_shape": ("shape_range_info_path", "allow_build_at_runtime"),
+        "enable_use_gpu": ("memory_pool_init_size_mb", "device_id", "precision_mode"),
+        "collect_shape_range_info": ("arg0",),
+    }.items():
+        parameters = re.findall(r"(\w+):", getattr(real, name).__doc__.partition(",")[2])
+        assert parameters[: len(order)] == list(order), name
+    for name in ("get_trt_compile_version", "get_trt_runtime_version"):
+        assert len(getattr(inference, name)()) == 3
 
 
 @pytest.mark.parametrize(
