@@ -19,6 +19,7 @@ import paddle
 
 from paddleseg_deeplab.utils import safe_pickle
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.finite import finite
 from paddleseg_deeplab.utils.logger import logger
 
 _SHOWN = 5  # names in a message
@@ -247,14 +248,11 @@ def nonfinite_tensors(state):
     found = []
     for name, tensor in _state_of(state).items():
         _, array = _with_type(tensor)
-        if array.dtype == np.uint16:  # bfloat16: an exponent of ones alone
-            good = (array & 0x7F80) != 0x7F80
-        elif array.dtype.kind in "fc":
-            good = np.isfinite(array)
-            if name.rpartition(".")[2] == "_variance":  # its root would be NaN
-                good &= array >= _LEAST_VARIANCE
-        else:
+        good = finite(array)
+        if good is None:
             continue
+        if name.rpartition(".")[2] == "_variance":  # its root would be NaN
+            good &= array >= _LEAST_VARIANCE
         if not good.all():
             found.append((name, int(good.size - np.count_nonzero(good)), int(good.size)))
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from paddleseg_deeplab.utils import tensorrt
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
+from paddleseg_deeplab.utils.finite import check_exported
 from paddleseg_deeplab.utils.inference_settings import (
     PRECISIONS,
     RUNTIMES,
@@ -240,10 +241,12 @@ def open_predictor(info, settings):
         pixels or more, and returns what the exported network gives; ``runtime`` names what runs it.
 
     Raises:
-        UserError: the network's files are damaged, a setting cannot work, or the runtime is not
-            installed.
+        UserError: the network's files are damaged, its parameters are not finite, a setting cannot
+            work, or the runtime is not installed.
     """
     check_settings(settings, info)
+    if info.params:
+        check_exported(info.params_path)
     kinds = {"paddle": PaddlePredictor, "onnxruntime": OnnxPredictor, "openvino": OpenvinoPredictor}
     try:
         return kinds[choose_runtime(info, settings)](info, settings)

@@ -4,6 +4,8 @@
 On a CPU Paddle's ReLU turns NaN into 0, so that a network's outputs do not show them.
 """
 
+import importlib
+
 import numpy as np
 import paddle
 import pytest
@@ -13,6 +15,7 @@ from paddleseg_deeplab.core import evaluate, export, predict
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.transforms import Compose, Normalize
+from paddleseg_deeplab.utils import deploy_yaml
 from paddleseg_deeplab.utils.checkpoint import (
     check_finite_weights,
     load_entire_model,
@@ -23,8 +26,11 @@ from paddleseg_deeplab.utils.checkpoint import (
 )
 from paddleseg_deeplab.utils.convert import convert_weights
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.finite import check_exported
+from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
 from paddleseg_deeplab.utils.visualize import save_image
 
+core_export = importlib.import_module("paddleseg_deeplab.core.export")  # the name is a function
 BAD = (float("nan"), float("inf"), -float("inf"))
 SAMPLE = np.zeros((3, 32, 32), np.float32)
 
@@ -214,3 +220,82 @@ def test_conversion(spoilt, tmp_path):
     for word in [str(path), *names]:
         assert word in str(caught.value)
     assert not (tmp_path / "out.pdparams").exists()
+
+
+# -- exported folders --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["pir", "legacy"])
+def test_an_exported_folder(form, tmp_path, monkeypatch):
+    """As older versions let it be written: the network and its export agree, on a CPU."""
+    conv = Exportable()
+    tensor = conv.conv.weight
+    arrays = {"good": tensor.numpy(), "bad": tensor.numpy()}
+    arrays["bad"].flat[-1] = np.nan
+    monkeypatch.setattr(core_export, "check_finite_weights", lambda *args: None)
+    monkeypatch.setattr(core_export, "compare_export", lambda *args: {})
+    for name, values in arrays.items():
+        tensor.set_value(values)
+        export(conv, tmp_path / name, sample=SAMPLE, format=form, output_op="none")
+    open_predictor(deploy_yaml.read(tmp_path / "good"), InferenceSettings())
+    with pytest.raises(UserError, match=r"model\.pdiparams: 1 of \d+ tensors hold NaN") as caught:
+        open_predictor(deploy_yaml.read(tmp_path / "bad"), InferenceSettings())
+    assert "\n" not in str(caught.value)
+
+
+class Exportable(nn.Layer):
+    data_format, num_classes = "NCHW", 2
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2D(4)
+        self.last = nn.Conv2D(4, 2, 1)
+
+    def forward(self, x):
+        return [self.last(nn.functional.relu(self.norm(self.conv(x))))]
+
+
+def combined(*arrays, version=0):
+    """A file of parameters by the description in framework.proto, written by hand."""
+    kinds = {"float16": 4, "float32": 5, "float64": 6, "int64": 3, "uint16": 22}
+    content = b""
+    for array in arrays:
+        sizes = b"".join(b"\x10" + bytes([size]) for size in array.shape)
+        message = b"\x08" + bytes([kinds[array.dtype.name]]) + sizes
+        content += version.to_bytes(4, "little") + bytes(8) + bytes(4)
+        content += len(message).to_bytes(4, "little") + message + array.tobytes()
+    return content
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "u2"])
+def test_parameters_of_all_kinds(kind, tmp_path):
+    path = tmp_path / "model.pdiparams"
+    good = np.arange(6, dtype=kind).reshape(2, 3)
+    bad = good.copy()
+    bad[1, 1] = 0x7F80 if kind == "u2" else -np.inf
+    integers = np.array([2**62])
+    path.write_bytes(combined(good, integers, good))
+    check_exported(str(path))
+    path.write_bytes(combined(good, integers, bad, good, bad))
+    with pytest.raises(UserError, match="2 of 5 tensors"):
+        check_exported(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        bytes(3),
+        bytes(100),
+        combined(np.full(3, np.nan, "f4"), version=1),
+        combined(np.full(3, np.nan, "f4"))[:-1],
+        combined(np.full(3, np.nan, "f4")).replace(b"\x10", b"\x18"),
+    ],
+)
+def test_another_layout_is_left_to_the_runtime(content, tmp_path):
+    path = tmp_path / "model.pdiparams"
+    path.write_bytes(content)
+    check_exported(str(path))
+    check_exported(str(tmp_path / "none"))

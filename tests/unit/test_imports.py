@@ -40,7 +40,7 @@ ALLOWED = [
 # Imported without Paddle: the deployment script and --help stand on these.
 PADDLE_FREE = [
     *("utils/pickle_machine.py", "utils/pickle_words.py", "utils/safe_yaml.py"),
-    *("utils/image_limit.py", "utils/installed.py"),
+    *("utils/image_limit.py", "utils/installed.py", "utils/finite.py"),
     *("__init__.py", "utils/cpu.py", "utils/errors.py", "utils/logger.py", "utils/download.py"),
     *("utils/metrics.py", "utils/visualize.py", "utils/prediction_files.py"),
     *("cvlibs/__init__.py", "cvlibs/manager.py", "cvlibs/config.py"),
