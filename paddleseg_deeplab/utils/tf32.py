@@ -15,12 +15,18 @@ from paddle.base import core
 _LIBRARIES = ("cudnn", "cublas")
 
 
-@contextlib.contextmanager
 def without_tf32():
-    """Convolutions and matrix products of this process compute in full float32 inside.
+    """`tf32` switched off."""
+    return tf32(False)
+
+
+@contextlib.contextmanager
+def tf32(on):
+    """Convolutions and matrix products of this process compute in TF32 or in full float32 inside.
 
     An exported network has to be opened and run inside, as its kernels remember the setting of
-    their first run. Afterwards everything is as before. On a CPU nothing changes.
+    their first run. Afterwards everything is as before. On a CPU nothing changes, and where the
+    environment says ``NVIDIA_TF32_OVERRIDE=0`` it stays off.
     """
     with contextlib.ExitStack() as stack:
         for library in _LIBRARIES:
@@ -28,12 +34,12 @@ def without_tf32():
             put = getattr(core, f"set_{library}_switch", None)
             if get is not None and put is not None:
                 stack.callback(put, bool(get()))
-                put(False)
+                put(on)
             flag = f"FLAGS_{library}_allow_tf32"
             try:
                 before = paddle.get_flags([flag])
             except ValueError:  # unknown to this Paddle
                 continue
             stack.callback(paddle.set_flags, before)
-            paddle.set_flags({flag: False})
+            paddle.set_flags({flag: on})
         yield

@@ -6,8 +6,10 @@ import contextlib
 import numpy as np
 import paddle
 import pytest
+from paddle.base import core
 
 from paddleseg_deeplab.tools.doctor import device, operators, ranks, training
+from paddleseg_deeplab.utils.tf32 import tf32
 
 
 def test_differences_are_shares_of_the_largest():
@@ -18,11 +20,10 @@ def test_differences_are_shares_of_the_largest():
 
 
 def test_the_device_and_the_tf32_switches_are_as_before():
-    core = device.paddle_core
     before = core.get_cudnn_switch(), core.get_cublas_switch()
 
     def fail():
-        with device.using("cpu"), device.tf32(not before[0]):
+        with device.using("cpu"), tf32(not before[0]):
             assert core.get_cudnn_switch() is not before[0]
             raise KeyError("inside")
 

@@ -5,7 +5,6 @@ import contextlib
 
 import numpy as np
 import paddle
-from paddle.base import core as paddle_core
 
 
 @contextlib.contextmanager
@@ -17,22 +16,6 @@ def using(device):
         yield
     finally:
         paddle.set_device(before)
-
-
-@contextlib.contextmanager
-def tf32(on):
-    """Convolutions and products in TF32, or in whole float32, inside; a CPU knows no TF32.
-
-    ``NVIDIA_TF32_OVERRIDE=0`` in the environment switches it off altogether.
-    """
-    before = paddle_core.get_cudnn_switch(), paddle_core.get_cublas_switch()
-    paddle_core.set_cudnn_switch(on)
-    paddle_core.set_cublas_switch(on)
-    try:
-        yield
-    finally:
-        paddle_core.set_cudnn_switch(before[0])
-        paddle_core.set_cublas_switch(before[1])
 
 
 def is_cpu(device):

@@ -20,9 +20,10 @@ from paddleseg_deeplab.models.layers import (
     resize,
     spatial_size,
 )
-from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, tf32, using
+from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.tf32 import tf32
 
 CLASSES, SIZE, BATCH = 3, 32, 4
 FIRST, TWENTIETH = 1e-5, 1e-2  # rounding, and what twenty updates make of it
