@@ -7,7 +7,7 @@ from pathlib import Path
 from paddleseg_deeplab.core import state
 from paddleseg_deeplab.core.distributed import share_statistics
 from paddleseg_deeplab.core.forward import evaluation_mode
-from paddleseg_deeplab.core.preview import prediction_picture
+from paddleseg_deeplab.core.preview import prediction_pictures
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.utils.logger import logger
 
@@ -185,6 +185,6 @@ class Evaluation:
         self.writer.scalars(scalars, iteration)
         precision = (self.settings["precision"], self.settings["amp_level"])
         with evaluation_mode(self.model):
-            for i in range(min(_PICTURES, len(self.dataset))):
-                picture = prediction_picture(self.model, self.dataset, i, *precision)
+            found = prediction_pictures(self.model, self.dataset, _PICTURES, *precision)
+            for i, picture in found:
                 self.writer.image(f"Evaluate/truth_and_prediction_{i}", picture, iteration)
