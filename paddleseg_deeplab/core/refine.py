@@ -56,7 +56,8 @@ def image_of_sample(dataset, sample):
             "load_image(index), or its samples an im_path; or leave the CRF out."
         )
     channels = getattr(dataset, "img_channels", 3)
-    return crf_image(pipeline.read_image(path, channels, to_rgb=True))
+    nodata = getattr(getattr(dataset, "transforms", None), "nodata", None)
+    return crf_image(pipeline.read_image(path, channels, to_rgb=True, nodata=nodata))
 
 
 def refine(crf, probabilities, image, name="the image"):

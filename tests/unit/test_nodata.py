@@ -254,6 +254,33 @@ def test_every_dataset_of_files_takes_it():
         assert inspect.signature(kind).parameters["nodata"].default is None, kind
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "warns"),
+    [
+        *((-9999, -9999.0, False), (NAN, "nan", False), (None, None, False)),
+        *((-9999, None, True), (None, NAN, True), (-9999, -32768, True)),
+    ],
+)
+def test_config_of_both_sets(tmp_path, caplog, train, val, warns):
+    """Sets that differ are told: else val's -9999 would be data without a word."""
+    from paddleseg_deeplab.cvlibs import Config, SegBuilder
+
+    config = {}
+    for mode, nodata in (("train", train), ("val", val)):
+        config[f"{mode}_dataset"] = {"type": "Dataset", "dataset_root": ".", "num_classes": 3}
+        config[f"{mode}_dataset"].update({f"{mode}_path": "x", "transforms": [], "mode": mode})
+        if nodata is not None:
+            config[f"{mode}_dataset"]["nodata"] = nodata
+    path = tmp_path / "c.yml"
+    path.write_text(yaml.safe_dump(config))
+    SegBuilder(Config(str(path)))
+    assert ("nodata differs: train_dataset" in caplog.text) == warns
+    with pytest.raises(UserError, match=r"c\.yml: val_dataset: nodata must be a number.*'many'"):
+        SegBuilder(Config(str(path), opts=["val_dataset.nodata=many"]))
+    with pytest.raises(UserError, match=r"c\.yml: val_dataset\.no_data: .*'nodata'"):
+        SegBuilder(Config(str(path), opts=["val_dataset.no_data=1"]))
+
+
 def test_a_compose_of_its_own_follows_the_dataset(tmp_path):
     image, mask, label = scene()
     compose = T.Compose([])

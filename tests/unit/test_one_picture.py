@@ -2,6 +2,8 @@
 """One picture that fails, wherever on its way, does not cost the others."""
 
 import errno
+import json
+import os
 
 import numpy as np
 import pytest
@@ -9,9 +11,16 @@ from paddle import nn
 
 from paddleseg_deeplab.core import feed, pictures, preview, refine
 from paddleseg_deeplab.core.predict import predict, report
+from paddleseg_deeplab.core.report import EvaluationResult
+from paddleseg_deeplab.core.report import write_report as evaluation_report
+from paddleseg_deeplab.datasets import Dataset
+from paddleseg_deeplab.datasets.base import BaseDataset
+from paddleseg_deeplab.datasets.check import check_datasets
+from paddleseg_deeplab.datasets.check_report import write_report
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils import prediction_files, visualize
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
 SIZE = (9, 12)
 BAD = 2  # the picture's number, of five
@@ -224,3 +233,62 @@ def test_previews_in_training(caplog):
     found = dict(preview.prediction_pictures(Network(), Odd(), 5))
     assert list(found) == [0, 2]
     assert "No preview of the validation image number 1: Image (10, 12)" in caplog.text
+
+
+class Own:
+    """A set with code of its own, which fails for one sample."""
+
+    num_classes, file_list = 2, [[f"{i}.png", None] for i in range(4)]
+
+    def __len__(self):
+        return len(self.file_list)
+
+    def load_image(self, index):
+        if index == 1:
+            raise KeyError("no such scene")
+        if index == 2:
+            return np.full((*SIZE, 3), np.nan, np.float32)
+        return np.zeros((*SIZE, 3), np.uint8)
+
+    def load_label(self, index):
+        return np.ones(SIZE, np.uint8)
+
+
+def test_check_of_a_set_with_code_of_its_own():
+    class Embedded(Own, BaseDataset):
+        pass
+
+    dataset = Embedded.__new__(Embedded)
+    dataset.transforms = None
+    found = {f.kind: f for f in check_datasets({"train": dataset}, num_workers=2).findings}
+    assert found["image_unreadable"].files == [("1.png", "'no such scene'")]
+    assert found["image_values"].files == [("2.png", "324 of 324 values are NaN")]
+
+
+def test_check_of_an_empty_array_and_of_a_name_that_is_not_utf8(tmp_path):
+    np.save(tmp_path / "empty.npy", np.zeros((0, 5, 3), np.float32))
+    odd = os.fsdecode(b"caf\xe9.npy")
+    np.save(tmp_path / odd, np.full((4, 5, 3), np.nan, np.float32))
+    visualize.save_image(tmp_path / "good.png", np.zeros((4, 5, 3), np.uint8))
+    visualize.save_image(tmp_path / "label.png", np.zeros((4, 5), np.uint8))
+    (tmp_path / "train.txt").write_text("good.png label.png\n")
+    dataset = Dataset("train", str(tmp_path), [], 2, train_path="train.txt")
+    for name in ("empty.npy", odd):
+        dataset.file_list.append([str(tmp_path / name), str(tmp_path / "label.png")])
+    check = check_datasets({"train": dataset}, num_workers=0)
+    found = {f.kind: f for f in check.findings}
+    assert found["image_unreadable"].files[0][1] == "an array of the shape (0, 5, 3)"
+    assert found["image_values"].count == 1
+    write_report(check, str(tmp_path / "report"), "c.yml")
+    assert "caf\\udce9.npy" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+
+
+def test_evaluation_report_of_a_name_that_is_not_utf8(tmp_path):
+    confusion = ConfusionMatrix(2)
+    confusion.update(np.zeros((2, 2), int), np.zeros((2, 2), int))
+    record = {"index": 0, "path": os.fsdecode(b"caf\xe9.png"), "miou": 1.0, "accuracy": 1.0}
+    result = EvaluationResult(confusion, ["a", "b"], [record], [record])
+    files = evaluation_report(result, str(tmp_path / "out"))
+    assert len(files) == 4
+    json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
