@@ -45,7 +45,7 @@ class Compose:
 
     nodata = None  # of a subclass with a constructor of its own
 
-    def __init__(self, transforms, to_rgb=True, img_channels=3, nodata=None):
+    def __init__(self, transforms, to_rgb=True, img_channels=3, *, nodata=None):
         if not isinstance(transforms, (list, tuple)):
             raise TypeError(f"Compose: transforms must be a list, but it is {transforms!r}.")
         for transform in transforms:
