@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make quickstart   environment, small training, evaluation, export, deployment, pictures
 # make test         environment with the test extra, ruff, all tests
-# Needs Python 3.9 or newer with venv; PYTHON=python3.12 chooses another one. JOBS=4 runs the tests
+# Needs Python 3.10 or newer with venv; PYTHON=python3.12 chooses another one. JOBS=4 runs the tests
 # in four processes, of one thread each: Paddle's threads, which wait in a loop, would take the cores
 # from each other.
 

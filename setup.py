@@ -16,7 +16,8 @@ _BASE = [
     'isal>=1.5; platform_machine in "x86_64 AMD64 aarch64 arm64"',
     "numpy>=1.21",
     "opencv-python>=4.6",
-    "Pillow>=9.0",  # reads palette PNGs as indices, which OpenCV cannot
+    # Reads palette PNGs as indices, which OpenCV cannot; why 10.3, says SECURITY.md.
+    "Pillow>=10.3",
     "pyyaml>=6.0",
     "safetensors>=0.4",
     "tqdm>=4.60",
@@ -41,7 +42,7 @@ setup(
     long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.9",
+    python_requires=">=3.10",
     packages=find_packages(include=["paddleseg_deeplab", "paddleseg_deeplab.*"]),
     # Paddle is never a base requirement: the CPU and the GPU package provide the same module, and
     # a second one beside the first breaks it.

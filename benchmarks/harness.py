@@ -13,7 +13,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Optional
 
 # First, so that the CPU environment is prepared before Paddle is imported.
 from paddleseg_deeplab.utils.cpu import environment_report, thread_count  # isort: skip
@@ -67,14 +66,14 @@ class Row:
 
     work: str
     peer: str = ""
-    ours: Optional[float] = None
-    theirs: Optional[float] = None
-    ratio: Optional[float] = None
-    quartiles: Optional[tuple] = None
+    ours: float | None = None
+    theirs: float | None = None
+    ratio: float | None = None
+    quartiles: tuple | None = None
     goal: str = ""
-    floor: Optional[float] = None
-    our_memory: Optional[int] = None
-    their_memory: Optional[int] = None
+    floor: float | None = None
+    our_memory: int | None = None
+    their_memory: int | None = None
     note: str = ""
     our_seconds: list = field(default_factory=list)
     their_seconds: list = field(default_factory=list)

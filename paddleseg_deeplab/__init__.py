@@ -2,14 +2,23 @@
 """DeepLab for PaddlePaddle. Import this package before Paddle: see utils/cpu.py for the reason."""
 
 import importlib
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  (a line in place of a SyntaxError)
+    version = sys.version.split()[0]
+    raise ImportError(
+        f"paddleseg_deeplab needs Python 3.10 or newer; {sys.executable} is {version}."
+    )
 
 from paddleseg_deeplab.utils.cpu import prepare_environment
+from paddleseg_deeplab.utils.installed import guard_imports
 
 __version__ = "0.1.0"
 
 _PARTS = ("core", "cvlibs", "datasets", "models", "optimizers", "transforms", "utils")
 
 prepare_environment()
+guard_imports()
 
 
 def __getattr__(name):

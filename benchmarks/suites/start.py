@@ -5,6 +5,7 @@ Every figure is of a new process. There is no peer; the floor of the first two i
 that does nothing, measured in the same turns.
 """
 
+import itertools
 import json
 import math
 import subprocess
@@ -85,7 +86,7 @@ def to_first_step(options):
             marks, losses = json.load(file)
     if len(losses) != 2 or not all(map(math.isfinite, losses)):
         raise Unequal(f"training did not come to two finite losses: {losses}.")
-    return {what: now - before for (_, before), (what, now) in zip(marks, marks[1:])}
+    return {what: now - before for (_, before), (what, now) in itertools.pairwise(marks)}
 
 
 def _row(work, seconds, **more):

@@ -16,39 +16,41 @@ from functools import partial
 
 # First, so that the CPU environment is prepared before Paddle is imported.
 import paddleseg_deeplab  # noqa: F401  isort: skip
-import numpy as np
-from tqdm import tqdm
+from paddleseg_deeplab.cli.common import Parser, imports_of, status_of
 
-from paddleseg_deeplab import transforms
-from paddleseg_deeplab.cli.common import Parser, status_of
-from paddleseg_deeplab.core import feed, pictures, refine
-from paddleseg_deeplab.core.averaging import check_finite
-from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.postprocess.settings import (
-    add_crf_arguments,
-    crf_settings,
-    make_crf,
-    parse_bool,
-)
-from paddleseg_deeplab.transforms import pipeline
-from paddleseg_deeplab.utils import deploy_yaml, visualize
-from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.logger import logger, setup_console
-from paddleseg_deeplab.utils.prediction_files import (
-    check_save_dir,
-    collect_images,
-    output_names,
-    parse_outputs,
-    report_failures,
-)
-from paddleseg_deeplab.utils.predictors import (
-    PRECISIONS,
-    RUNTIMES,
-    InferenceSettings,
-    check_settings,
-    choose_device,
-    open_predictor,
-)
+with imports_of(__name__):
+    import numpy as np
+    from tqdm import tqdm
+
+    from paddleseg_deeplab import transforms
+    from paddleseg_deeplab.core import feed, pictures, refine
+    from paddleseg_deeplab.core.averaging import check_finite
+    from paddleseg_deeplab.cvlibs import manager
+    from paddleseg_deeplab.postprocess.settings import (
+        add_crf_arguments,
+        crf_settings,
+        make_crf,
+        parse_bool,
+    )
+    from paddleseg_deeplab.transforms import pipeline
+    from paddleseg_deeplab.utils import deploy_yaml, visualize
+    from paddleseg_deeplab.utils.errors import UserError
+    from paddleseg_deeplab.utils.logger import logger, setup_console
+    from paddleseg_deeplab.utils.prediction_files import (
+        check_save_dir,
+        collect_images,
+        output_names,
+        parse_outputs,
+        report_failures,
+    )
+    from paddleseg_deeplab.utils.predictors import (
+        PRECISIONS,
+        RUNTIMES,
+        InferenceSettings,
+        check_settings,
+        choose_device,
+        open_predictor,
+    )
 
 _DESCRIPTION = """Predicts images with an exported network.
 

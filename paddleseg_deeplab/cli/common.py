@@ -2,12 +2,14 @@
 """What the commands share: flags, the device, and how an error reaches the person."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import warnings
 
-from paddleseg_deeplab.utils.errors import RunStopped, UserError, require_paddle
+from paddleseg_deeplab.utils.errors import RunStopped, UserError
+from paddleseg_deeplab.utils.installed import explain, require_paddle
 from paddleseg_deeplab.utils.logger import logger, setup_console
 
 # What Paddle says on every run and nobody can act upon.
@@ -48,8 +50,8 @@ def add_config_arguments(parser):
     parser.add_argument(
         "--data_format",
         choices=["NCHW", "NHWC"],
-        help="memory layout of the network; sets model, backbone and losses (default: as in the "
-        "config, else NCHW)",
+        help="memory layout of model and backbone, and of losses without one of their own "
+        "(default: as in the config, else NCHW)",
     )
     add_device_argument(parser)
 
@@ -130,6 +132,23 @@ def join_ranks(device=None):
     return ranks
 
 
+@contextlib.contextmanager
+def imports_of(name="__main__"):
+    """For a command's own imports: what is wrong with a package is one line and status 2.
+
+    Args:
+        name (str): The script's ``__name__``; where it is imported itself, errors are raised.
+    """
+    try:
+        yield
+    except ImportError as error:
+        told = explain(error)
+        if name != "__main__" or told is None:
+            raise
+        _tell(told)
+        raise SystemExit(2) from error
+
+
 def _tell(error):
     # Of an error that all processes of a run share, one of them speaks.
     if not getattr(error, "silent", False):
@@ -152,7 +171,8 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     parser = Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_arguments(parser)
+    with imports_of():
+        add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug lines")
     args = parser.parse_args(argv)
     setup_console(logging.DEBUG if args.debug else logging.INFO)
@@ -171,7 +191,10 @@ def status_of(run, args):
     """
     try:
         return int(run(args) or 0)
-    except UserError as error:
+    except (UserError, ImportError) as caught:
+        error = caught if isinstance(caught, UserError) else explain(caught)
+        if error is None:
+            raise
         if args.debug:
             logger.exception("The error below came from here:")
         _tell(error)

@@ -5,7 +5,6 @@ import sys
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference import dataset_facts
-from paddleseg_deeplab.utils.deploy_yaml import FORMATS, OUTPUT_OPS
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Exports a trained model for deployment.
@@ -25,6 +24,8 @@ _RESIZING = ("Resize", "ResizeByLong", "ResizeByShort", "LimitLong", "ScalePaddi
 
 
 def add_arguments(parser):
+    from paddleseg_deeplab.utils.deploy_yaml import FORMATS, OUTPUT_OPS
+
     common.add_config_arguments(parser)
     parser.add_argument(
         "--model_path",

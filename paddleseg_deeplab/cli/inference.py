@@ -55,10 +55,21 @@ def add_inference_arguments(parser, aug_flag, crf=True):
     window = parser.add_argument_group("sliding window")
     window.add_argument("--is_slide", action="store_true", help="go over the image in windows")
     window.add_argument(
+        "--slide_above",
+        type=float,
+        metavar="FACTOR",
+        help="windows for large images only: those of more than FACTOR times the pixels of "
+        "--crop_size, here by default the training's crop",
+    )
+    window.add_argument(
         "--crop_size", nargs=2, type=int, metavar=("W", "H"), help="the window, such as 512 512"
     )
     window.add_argument(
-        "--stride", nargs=2, type=int, metavar=("W", "H"), help="its steps, such as 341 341"
+        "--stride",
+        nargs=2,
+        type=int,
+        metavar=("W", "H"),
+        help="its steps, such as 341 341 (with --slide_above by default two thirds of the window)",
     )
     if crf:
         add_crf_arguments(parser, "the config's test_config.crf")
@@ -100,16 +111,33 @@ def inference_settings(config, args, aug_flag):
         # Unset means off, though `predict` as PaddleSeg's flips horizontally by default.
         settings = {"scales": 1.0, "flip_horizontal": False, "flip_vertical": False, **settings}
     settings[aug_flag] = switched_on
+    _set_window(settings, config, args)
+    for key in ("batch_size", "num_workers", "engine", "precision", "amp_level"):
+        settings[key] = getattr(args, key)
+    return settings
+
+
+def _set_window(settings, config, args):
+    """Puts the flags of the sliding window over the config's settings of it."""
+    if args.is_slide and args.slide_above is not None:
+        raise UserError("--is_slide puts every image into windows, --slide_above large ones only.")
     if args.is_slide:
         settings["is_slide"] = True
+        settings.pop("slide_above", None)
+    if args.slide_above is not None:
+        settings["slide_above"] = args.slide_above
+        settings.pop("is_slide", None)
+    by_size = settings.get("slide_above") is not None
+    if args.is_slide or by_size:
         # A part that no flag gives is the config's.
         for key in _WINDOW_KEYS:
             settings[key] = getattr(args, key) or settings.get(key)
     elif not settings.get("is_slide"):
         _warn_of_idle_flags(args, _WINDOW_KEYS, "is_slide")
-    for key in ("batch_size", "num_workers", "engine", "precision", "amp_level"):
-        settings[key] = getattr(args, key)
-    return settings
+    if by_size and settings["crop_size"] is None:
+        from paddleseg_deeplab.cvlibs.builder import training_crop
+
+        settings["crop_size"] = training_crop(config)
 
 
 def _warn_of_idle_flags(args, names, switch):

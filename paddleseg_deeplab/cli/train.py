@@ -16,7 +16,8 @@ _DESCRIPTION = """Trains a model.
 
 exit status:
   0    done
-  1    the loss was not finite
+  1    the loss, its gradient or a tensor to be saved was not finite; or another process of the run
+       is gone: a reading process (--num_workers) or another rank. Checkpoints are kept
   2    a mistake in flags, config or data, a damaged checkpoint, or a full disk; one line says which
   130  SIGINT (Ctrl-C)   the iteration or evaluation was ended and a checkpoint left; a second
   143  SIGTERM           signal stops at once
@@ -54,13 +55,6 @@ def add_arguments(parser):
         action="store_true",
         help="train the network as a compiled program; needs images of one size",
     )
-    run.add_argument(
-        "--loss_interval",
-        type=int,
-        default=1,
-        help="iterations after which losses are read at the latest; more than 1 spares a GPU the "
-        "waiting, and a loss that is not finite is then noticed later (default: 1)",
-    )
     run.add_argument("--use_ema", action="store_true", help="evaluate a moving average of weights")
     keep = parser.add_argument_group("checkpoints and evaluation")
     keep.add_argument("--save_dir", default="output", help="default: output")
@@ -92,11 +86,7 @@ def add_arguments(parser):
 
 
 def _check(args):
-    positive = (
-        *("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals"),
-        "loss_interval",
-    )
-    for name in positive:
+    for name in ("iters", "batch_size", "save_interval", "log_iters", "early_stop_intervals"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} should be at least 1, not {value}.")
@@ -256,7 +246,6 @@ def _train(args, config, builder, ranks):
         hyper_parameters=_hyper_parameters(config, args, ranks.size),
         image_rates=builder.sampler.rates if builder.sampler else None,
         save_format=args.save_format,
-        loss_interval=args.loss_interval,
         to_static_training=args.to_static_training or config.to_static_training,
     )
 

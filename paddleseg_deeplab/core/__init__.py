@@ -9,7 +9,7 @@ import importlib
 import sys
 import types
 
-from paddleseg_deeplab.utils.errors import require_paddle
+from paddleseg_deeplab.utils.installed import require_paddle
 
 _MODULE_OF = {"train": "train", "evaluate": "val", "predict": "predict", "export": "export"}
 

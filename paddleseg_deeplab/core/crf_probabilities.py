@@ -50,8 +50,7 @@ def save_probabilities(
     Raises:
         UserError: An image or a setting is wrong, or the disk would be full.
     """
-    if settings.get("is_slide"):
-        infer.check_window(settings.get("crop_size"), settings.get("stride"))
+    infer.window_for((0, 0), **{name: settings.get(name) for name in infer.WINDOW_SETTINGS})
     count = min(images, len(dataset))
     ignore_index = getattr(dataset, "ignore_index", 255)
     confusion = ConfusionMatrix(dataset.num_classes, ignore_index)

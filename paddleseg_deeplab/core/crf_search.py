@@ -12,10 +12,12 @@ import itertools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import yaml
 
+from paddleseg_deeplab.core.out_of_memory import explained
 from paddleseg_deeplab.core.refine import refine
 from paddleseg_deeplab.postprocess.lattice_cache import LatticeCache
 from paddleseg_deeplab.postprocess.settings import make_crf
@@ -148,7 +150,7 @@ def finer_grid(grid, best):
     for name, values in grid.items():
         values = sorted({float(v) for v in values})
         i = values.index(float(best[name]))
-        steps = [b - a for a, b in zip(values, values[1:])]
+        steps = [b - a for a, b in itertools.pairwise(values)]
         if not steps:
             out[name] = values
             continue
@@ -184,9 +186,17 @@ def _run(pool, folder, count, settings, stage, sizes, advance):
         # A process an image: threads within one would only compete.
         futures = {pool.submit(score_image, *arguments(job), threads=1): job for job in jobs}
         done = ((futures[future], future.result()) for future in as_completed(futures))
-    for (_, indices), matrices in done:
-        totals[indices] += matrices  # integers: the order does not matter
-        advance(len(indices))
+    facts = {"what": "CRFs ran", "settings": ("fewer --processes",)}
+    try:
+        with explained(**facts):
+            for (_, indices), matrices in done:
+                totals[indices] += matrices  # integers: the order does not matter
+                advance(len(indices))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A process that ran CRFs is gone. Where memory ran out, the system ends such a process "
+            "without a word: fewer --processes then help."
+        ) from error
     return [
         Trial(stage, params, ConfusionMatrix.from_matrix(total, ignore_index))
         for params, total in zip(settings, totals)

@@ -2,10 +2,7 @@
 """Several processes ("ranks") as one run: what they exchange, and how they stop together.
 
 ``python -m paddle.distributed.launch --nproc_per_node N ...`` starts the processes; `join` makes
-them a group, over gloo on a CPU and NCCL on a GPU. Not `paddle.DataParallel`: it sets the modes of
-sublayers itself, which would undo the freezing of batch norm in `Segmenter.train`, and it needs
-care with gradient accumulation and with parameters that get no gradient. Here gradients are summed
-once per update, after the last backward pass.
+them a group, over gloo on a CPU and NCCL on a GPU. Gradients are summed by `core.gradients`.
 """
 
 import contextlib
@@ -19,7 +16,9 @@ from paddleseg_deeplab.core.interrupt import Interrupted
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, RunStopped, UserError
 
 _PATIENCE = 1800.0  # seconds that ranks wait for each other
-_BUCKET = 2**23  # elements of one all-reduce: 32 MiB of float32
+# In Paddle's messages about the device of this process, as opposed to the way to the others.
+_OF_THE_DEVICE = ("CUDA error", "ResourceExhausted", "Out of memory", "CUBLAS", "CUDNN")
+_CAUSE, _CAUSES = "paddleseg_deeplab/cause", "paddleseg_deeplab/causes"
 
 
 class Ranks:
@@ -32,15 +31,20 @@ class Ranks:
         size (int): How many there are.
         gate (Gate, optional): Through which ranks go together before each exchange; None leaves
             the waiting to the exchange.
+        on_host (bool): Whether exchanges go through the host's memory (gloo), so that to read
+            their result costs nothing. Through a device's (NCCL) reading it is waiting for it.
+        notes (optional): Paddle's store, in which a rank that leaves says why.
 
     Raises:
         RunStopped: From any of them: another rank stopped the run, or is gone.
     """
 
-    def __init__(self, rank=0, size=1, gate=None):
+    def __init__(self, rank=0, size=1, gate=None, *, on_host=True, notes=None):
         self.rank = rank
         self.size = size
+        self.on_host = on_host
         self._gate = gate
+        self._notes = notes
 
     @property
     def is_main(self):
@@ -52,19 +56,25 @@ class Ranks:
         values = np.asarray(values, np.float64).reshape(-1)
         if self.size == 1 or not values.size:
             return values
-        with self._exchange():
-            tensor = paddle.to_tensor(values)
-            paddle.distributed.all_reduce(tensor)
-            return tensor.numpy()
+        tensor = paddle.to_tensor(values)
+        self.sum_in_place(tensor)
+        return tensor.numpy()
 
-    def max(self, value):
-        """int: The largest of the ranks' integers."""
+    def sum_in_place(self, tensor, wait=True):
+        """Makes a tensor its sum over the ranks; the host does not wait for a device.
+
+        Args:
+            tensor (Tensor): On the ranks' device.
+            wait (bool): False lets other work run beside it, and gives what has to be waited for.
+
+        Returns:
+            object | None: With ``wait()``, after which the sum is there; None if it is already.
+        """
         if self.size == 1:
-            return int(value)
+            return None
         with self._exchange():
-            tensor = paddle.to_tensor(np.asarray([value], np.int64))
-            paddle.distributed.all_reduce(tensor, op=paddle.distributed.ReduceOp.MAX)
-            return int(tensor.numpy()[0])
+            task = paddle.distributed.all_reduce(tensor, sync_op=wait)
+        return None if wait else task
 
     def gather(self, value):
         """What each rank gave, a list in their order; anything that can be pickled."""
@@ -80,7 +90,8 @@ class Ranks:
 
         Args:
             error (Exception, optional): What went wrong on this rank.
-            values (Sequence[float]): As many on every rank, one with an error included.
+            values (Sequence[float] | Tensor): As many on every rank, one with an error included; a
+                Tensor [n] stays on its device until the sums are read.
 
         Returns:
             np.ndarray: float64, the sums of `values`.
@@ -97,10 +108,23 @@ class Ranks:
             return np.asarray(values, np.float64)
         if isinstance(error, RunStopped):
             raise error  # the ranks have lost or told each other already
-        total = self.sum([error is not None, *values])
+        try:
+            total = self._flag_and_sums(error is not None, values)
+        except Exception:
+            if error is not None:
+                raise error from None  # the cause, not that the others cannot be reached
+            raise
         if not total[0]:
             return total[1:]
         raise self._of_all(error)
+
+    def _flag_and_sums(self, flag, values):
+        """float64 [1 + n] after one exchange and one read."""
+        if not isinstance(values, paddle.Tensor):
+            return self.sum([flag, *values])
+        joined = paddle.concat([paddle.full([1], float(flag), values.dtype), values])
+        self.sum_in_place(joined)
+        return joined.numpy().astype(np.float64)
 
     @contextlib.contextmanager
     def guard(self):
@@ -122,54 +146,6 @@ class Ranks:
             error = kind(text) if kind is Interrupted else kind(who + text)
         error.silent = not self.is_main
         return error
-
-    def sum_gradients(self, parameters, count=None):
-        """Replaces the gradients by their sums over the ranks.
-
-        Args:
-            parameters (Sequence[Tensor]): The same on every rank.
-            count (Sequence[float], optional): On how many ranks each of them has a gradient; one
-                that has none anywhere is left alone, so that no optimizer moves it.
-        """
-        if self.size == 1:
-            return
-        if count is None:
-            count = self.sum([p.grad is not None for p in parameters])
-        bucket, elements = [], 0
-        for parameter, ranks in zip(parameters, count):
-            if not ranks:
-                continue
-            size = int(np.prod(parameter.shape))
-            if bucket and elements + size > _BUCKET:
-                self._sum_bucket(bucket)
-                bucket, elements = [], 0
-            bucket.append(parameter)
-            elements += size
-        if bucket:
-            self._sum_bucket(bucket)
-
-    @paddle.no_grad()
-    def _sum_bucket(self, parameters):
-        # In float32 also where gradients are float16: a sum over many ranks could overflow.
-        flat = paddle.concat(
-            [
-                paddle.zeros([int(np.prod(p.shape))], "float32")
-                if p.grad is None
-                else p.grad.astype("float32").flatten()
-                for p in parameters
-            ]
-        )
-        with self._exchange():
-            paddle.distributed.all_reduce(flat)
-        start = 0
-        for p in parameters:
-            stop = start + int(np.prod(p.shape))
-            part = flat[start:stop].reshape(p.shape)
-            if p.grad is None:
-                p.grad = part.astype(p.dtype)
-            else:
-                paddle.assign(part.astype(p.grad.dtype), output=p.grad)
-            start = stop
 
     @paddle.no_grad()
     def copy_first(self, tensors):
@@ -195,15 +171,44 @@ class Ranks:
     def _lost(self):
         try:
             yield
-        except RunStopped:
-            raise
+        except RunStopped as error:
+            raise self._with_cause(error) from error.__cause__
         # What gloo, NCCL and Paddle around them raise.
         except (RuntimeError, OSError, SystemError, ValueError) as error:
-            raise RunStopped(
-                f"process {self.rank} of {self.size} cannot reach the others any more: one of "
-                f"them is gone, or the network failed ({str(error).strip().splitlines()[-1]}); "
-                "--resume_model auto goes on from the last checkpoint."
+            text = str(error).strip()
+            if any(sign in text for sign in _OF_THE_DEVICE):
+                raise  # this rank's own trouble, which only shows here
+            raise self._with_cause(
+                RunStopped(
+                    f"process {self.rank} of {self.size} cannot reach the others any more: one of "
+                    f"them is gone, or the network failed ({text.splitlines()[-1]}); "
+                    "--resume_model auto goes on from the last checkpoint."
+                )
             ) from error
+
+    def leave(self, error):
+        """Says why this rank stops where the others cannot be asked, and may be waiting for it.
+
+        Args:
+            error (BaseException): What is raised next. It is marked (``unagreed``), so that the
+                command ends this process at once and does not wait for the others.
+        """
+        if self.size == 1 or isinstance(error, RunStopped):
+            return
+        error.unagreed = True
+        with contextlib.suppress(Exception):  # the others then see that this one is gone
+            if self._notes.add(_CAUSES, 1) == 1:
+                text = " ".join(str(error).split()) or type(error).__name__
+                self._notes.set(_CAUSE, f"process {self.rank} of {self.size}: {text}"[:2000])
+
+    def _with_cause(self, stopped):
+        """A `RunStopped`, with what the first rank that left has said."""
+        with contextlib.suppress(Exception):
+            if self._notes.add(_CAUSES, 0):
+                stopped = RunStopped(f"{self._notes.get(_CAUSE).decode()} ({stopped})")
+        stopped.silent = not self.is_main
+        stopped.unagreed = not self.on_host
+        return stopped
 
 
 def share_statistics(ranks, model, ema=None):
@@ -212,7 +217,8 @@ def share_statistics(ranks, model, ema=None):
     On a CPU each rank's batch norms see its own images only (see `layers.norm.SyncBatchNorm`); in
     their average, too.
     """
-    trained = {name for name, _ in model.named_parameters()}
+    # Running statistics are parameters too in Paddle, without gradients.
+    trained = {name for name, p in model.named_parameters() if not p.stop_gradient}
     states = [model.state_dict(), ema.state_dict()["average"] if ema is not None else {}]
     ranks.copy_first([t for s in states for name, t in s.items() if name not in trained])
 
@@ -262,18 +268,24 @@ def join(device=None):
     if not paddle.distributed.is_initialized():
         paddle.distributed.init_parallel_env()
     rank = paddle.distributed.get_rank()
-    _joined = Ranks(rank, size, _gate(rank, size) if on_cpu else None)
+    store = _store()
+    gate = _gate(rank, size, store) if on_cpu and store is not None else None
+    _joined = Ranks(rank, size, gate, on_host=on_cpu, notes=store)
     return _joined
 
 
-def _gate(rank, size):
-    """The `Gate` of a CPU run; None where this Paddle hides its store."""
+def _store():
+    """Paddle's key-value store of the run; None where this Paddle hides it."""
     try:
         from paddle.base import core
 
-        store = core.create_or_get_global_tcp_store()
+        return core.create_or_get_global_tcp_store()
     except (ImportError, AttributeError):
         return None
+
+
+def _gate(rank, size, store):
+    """The `Gate` of a CPU run."""
     told = os.environ.get("PADDLE_PG_TIMEOUT", "")  # Paddle's setting for NCCL
     patience = int(told) / 1000 if told.isdigit() and int(told) > 0 else _PATIENCE
     host = paddle.distributed.ParallelEnv().trainer_endpoints[0].rpartition(":")[0]

@@ -26,6 +26,7 @@ from paddleseg_deeplab.core.export_check import (
     sample_batches,
 )
 from paddleseg_deeplab.core.forward import evaluation_mode, infer_logits
+from paddleseg_deeplab.utils.checkpoint import check_finite_weights
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
@@ -144,10 +145,12 @@ def open_engine(model, sample, kind="auto", *, precision="fp32", pixels=0):
         nn.Layer | Engine: `model` itself for dygraph.
 
     Raises:
-        UserError: The kind is unknown or not for this device, network or precision, is not
-            installed, or does not give what the network gives. Never for "auto".
+        UserError: The network's weights are not finite, which its outputs would not show; the kind
+            is unknown or not for this device, network or precision, is not installed, or does not
+            give what the network gives (the last two never for "auto").
     """
     check_engine(kind, precision)
+    check_finite_weights(model, f"The weights of this {type(model).__name__}")
     # fp16 on a CPU is an error that the forward pass raises.
     automatic = kind == "auto" and precision == "fp32" and _pays(model, pixels)
     if sample is None or not (automatic or kind in _FORMATS):

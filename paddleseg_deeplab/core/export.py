@@ -20,6 +20,7 @@ from paddleseg_deeplab.core.export_probe import best_cpu_format
 from paddleseg_deeplab.core.forward import evaluation_mode, run_model
 from paddleseg_deeplab.postprocess.settings import complete_settings
 from paddleseg_deeplab.utils import deploy_yaml
+from paddleseg_deeplab.utils.checkpoint import check_finite_weights
 from paddleseg_deeplab.utils.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
@@ -272,7 +273,7 @@ def export(
         DeployInfo: What was written; ``checks`` holds the measured differences.
 
     Raises:
-        UserError: an argument is wrong, or something for ONNX is missing.
+        UserError: an argument is wrong, weights are not finite, or something for ONNX is missing.
         ExportMismatch: the exported network differs from the trained one; nothing is written.
     """
     if output_op not in OUTPUT_OPS:
@@ -280,6 +281,7 @@ def export(
     crf = check_crf(crf, output_op)
     if getattr(sample, "ndim", 0) != 3:
         raise ValueError(f"sample should be [C, H, W], not {getattr(sample, 'shape', sample)}.")
+    check_finite_weights(model, f"The weights of this {type(model).__name__}")
     form = resolve_format(format, target)
     if form != "pir" and getattr(model, "data_format", "NCHW") == "NHWC":
         # Paddle Inference 3.3.1 folds batch norm into an NHWC convolution wrongly ("Broadcast

@@ -2,7 +2,8 @@
 """Losses that stay on the device until somebody reads them.
 
 To read a number from a GPU is to wait until the GPU has done all it was given before, and the GPU
-then idles until it is given more. A run that reads every N-th time only keeps it busy.
+then idles until it is given more. So losses are read together, when a line is logged or before
+something is saved. On a CPU reading waits for nothing, and each loss is read at once.
 """
 
 import math
@@ -21,36 +22,53 @@ def as_vector(loss, parts):
         parts (Iterable[Tensor | float]): Its parts, scalars.
 
     Returns:
-        Tensor: [1 + parts]; float32, or float64 where something else is among them.
+        Tensor: float64 [1 + parts], in which batches are added up without losing digits.
     """
     values = [
-        v.detach() if isinstance(v, paddle.Tensor) else paddle.full([], v, "float64")
+        v.detach() if isinstance(v, paddle.Tensor) else paddle.full([], v, "float32")
         for v in (loss, *parts)
     ]
     if any(v.dtype != paddle.float32 for v in values):  # a loss written for PaddleSeg may give them
         values = [v.astype("float64") for v in values]
-    return paddle.stack([v.reshape([]) if v.ndim else v for v in values])
+    return paddle.stack([v.reshape([]) if v.ndim else v for v in values]).astype("float64")
 
 
-def check_finite(names, values):
+def check_loss(names, values):
     """Raises `NonFiniteLoss` that tells loss and parts, unless the loss, the first, is finite."""
     if not math.isfinite(values[0]):
         told = ", ".join(f"{name} {value:g}" for name, value in zip(names, values[1:]))
         raise NonFiniteLoss(f"the loss is {values[0]} ({told})")
 
 
+def check_gradient(square, where=""):
+    """Raises `NonFiniteLoss` unless a gradient's `gradients.square_sum` is finite.
+
+    Args:
+        square (float): What `square_sum` gave.
+        where (str): Which parameters it is, for the message.
+    """
+    if not math.isfinite(square):
+        raise NonFiniteLoss(
+            f"the gradient is not finite, or its norm is above 1e19{where and f' ({where})'}, "
+            "though the loss is finite (on a CPU Paddle's ReLU turns NaN into 0)"
+        )
+
+
 class Figures:
-    """Loss and parts of one iteration.
+    """Loss and parts of one iteration, and whether its gradient was finite.
 
     Args:
         names (list[str]): Of the parts.
-        vectors (list): [1 + parts] of each batch, as `as_vector` gives them, or read.
+        vector (Tensor | array): [2 + parts]: loss and parts over all batches, as `as_vector` gives
+            them, and the gradient's `gradients.square_sum` (0 where nobody looks).
         explain (callable, optional): Takes a `NonFiniteLoss`, returns the one to raise.
+        signal (int): Of a stop that was asked for, here or on another rank; 0 for none.
     """
 
-    def __init__(self, names, vectors, explain=None):
-        self._names = names
-        self._vectors = vectors
+    def __init__(self, names, vector, explain=None, signal=0):
+        self.names = names
+        self.vector = vector
+        self.signal = signal
         self._explain = explain
 
     def read(self):
@@ -60,17 +78,29 @@ class Figures:
             tuple[float, dict[str, float]]: The loss and its weighted parts, over all batches.
 
         Raises:
-            NonFiniteLoss: Of the first batch whose loss is not finite.
+            NonFiniteLoss: The loss or the gradient is not finite.
         """
-        sums = [0.0] * (1 + len(self._names))
-        for vector in self._vectors:
-            values = np.asarray(vector, np.float64).tolist()
-            try:
-                check_finite(self._names, values)
-            except NonFiniteLoss as error:
-                raise (self._explain(error) if self._explain else error) from None
-            sums = [a + b for a, b in zip(sums, values)]
-        return sums[0], dict(zip(self._names, sums[1:]))
+        return self.checked(np.asarray(self.vector, np.float64))
+
+    def checked(self, values):
+        """What `read` gives and raises, of values that are read already, float64 [2 + parts]."""
+        *losses, square = values.tolist()
+        try:
+            check_loss(self.names, losses)
+            check_gradient(square)
+        except NonFiniteLoss as error:
+            raise (self._explain(error) if self._explain else error) from None
+        return losses[0], dict(zip(self.names, losses[1:]))
+
+
+def read_all(figures):
+    """The values of several iterations, after one wait for the device: a float64 array of each."""
+    on_device = [f for f in figures if isinstance(f.vector, paddle.Tensor)]
+    if len({tuple(f.vector.shape) for f in on_device}) == 1:
+        stacked = paddle.stack([f.vector for f in on_device]).numpy()
+        for one, values in zip(on_device, stacked):
+            one.vector = values
+    return [np.asarray(f.vector, np.float64) for f in figures]
 
 
 class Journal:
@@ -79,17 +109,15 @@ class Journal:
     Args:
         monitor (TrainMonitor): Gets each iteration's figures, in order.
         watch (Stopwatch): Of the run; waiting for the device counts as computing.
-        interval (int): Iterations after which they are read at the latest; 1 reads each.
     """
 
-    def __init__(self, monitor, watch, interval=1):
+    def __init__(self, monitor, watch):
         self._monitor = monitor
         self._watch = watch
-        self._interval = interval
         self._waiting = []
 
     def add(self, iteration, figures, rate, reader_seconds, step_seconds):
-        """Takes an iteration; reads all that wait where it is time.
+        """Takes an iteration; reads all that wait where a line is due.
 
         Args:
             iteration (int): Counted from 1.
@@ -100,32 +128,30 @@ class Journal:
             NonFiniteLoss: See `read`.
         """
         self._waiting.append([iteration, figures, rate, reader_seconds, step_seconds])
-        if len(self._waiting) >= self._interval or self._monitor.tells(iteration):
+        if self._monitor.tells(iteration):
             self.read()
 
     def read(self):
         """Reads what waits and tells the monitor.
 
         Raises:
-            NonFiniteLoss: Of the first iteration whose loss is not finite. Iterations after it
-                have moved the weights.
+            NonFiniteLoss: Of the first iteration whose loss or gradient is not finite. Iterations
+                after it have moved the weights.
         """
         waiting, self._waiting = self._waiting, []
-        values, fault = [], None
-        for iteration, figures, *_ in waiting:
-            try:
-                values.append(figures.read())
-            except NonFiniteLoss as error:
-                last = waiting[-1][0]
-                fault = NonFiniteLoss(
-                    f"{error} This was read after iteration {last} (--loss_interval "
-                    f"{self._interval}): the weights have moved since iteration {iteration} and "
-                    "are not saved; --resume_model auto goes on from the last checkpoint."
-                )
-                break
-        if waiting and self._interval > 1:
+        if not waiting:
+            return
+        late = isinstance(waiting[-1][1].vector, paddle.Tensor)
+        values = read_all([figures for _, figures, *_ in waiting])
+        if late:
             waiting[-1][-1] += self._watch.lap()
-        for (iteration, _, *rest), (loss, parts) in zip(waiting, values):
+        for (iteration, figures, *rest), value in zip(waiting, values):
+            try:
+                loss, parts = figures.checked(value)
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(
+                    f"{error} This was read after iteration {waiting[-1][0]}: the weights have "
+                    f"moved since iteration {iteration} and are not saved; --resume_model auto "
+                    "goes on from the last checkpoint."
+                ) from None
             self._monitor.record(iteration, loss, parts, *rest)
-        if fault is not None:
-            raise fault

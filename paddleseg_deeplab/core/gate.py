@@ -85,7 +85,7 @@ class Gate:
     def _listen_to(self, rank, peer):
         try:
             _receive(peer, 1)
-        except socket.timeout as error:
+        except TimeoutError as error:
             raise RunStopped(
                 f"process {self.rank} of {self.size} waited {self.patience:.0f} s for process "
                 f"{rank}. Where it is that slow, raise PADDLE_PG_TIMEOUT (milliseconds)."

@@ -6,7 +6,9 @@ logits; results come back as one NumPy label map an image, at its original size;
 are not asked for, only labels leave the device.
 
 A model is an nn.Layer, or an `engine.Engine` in its place. On a CPU what follows the network is
-done in NumPy and OpenCV (`averaging`).
+done in NumPy and OpenCV (`averaging`). On a GPU it stays there: a batch is read back twice, one
+number that tells whether the scores are finite and the labels, however many windows, scales and
+flips there are.
 """
 
 import numpy as np
@@ -14,13 +16,21 @@ import paddle
 import paddle.nn.functional as F
 
 from paddleseg_deeplab.core.averaging import add_probabilities, best_classes, check_finite
-from paddleseg_deeplab.core.engine import Engine, run_network
+from paddleseg_deeplab.core.engine import run_network
 from paddleseg_deeplab.core.feed import automatic_batch
-from paddleseg_deeplab.core.slide import check_window, slide_logits, window_starts
+from paddleseg_deeplab.core.slide import (
+    WINDOW_SETTINGS,
+    check_window,
+    slide_logits,
+    sums_on_host,
+    window_for,
+    window_starts,
+)
 from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils.errors import UserError
 
 __all__ = [
+    "WINDOW_SETTINGS",
     "aug_inference",
     "aug_probabilities",
     "check_scales",
@@ -30,13 +40,15 @@ __all__ = [
     "labels_and_scores",
     "per_image_trans_info",
     "slide_logits",
+    "window_for",
     "window_starts",
 ]
 
 
-def _logits(model, im, is_slide, stride, crop_size):
-    """Tensor, or array from windows and from an `Engine`."""
-    return slide_logits(model, im, crop_size, stride) if is_slide else run_network(model, im)
+def _logits(model, im, is_slide, stride, crop_size, slide_above):
+    """Tensor, or array from an `Engine` and from windows that are summed in host memory."""
+    window = window_for(im.shape[2:], is_slide, crop_size, stride, slide_above)
+    return run_network(model, im) if window is None else slide_logits(model, im, *window)
 
 
 def per_image_trans_info(trans_info, count):
@@ -92,6 +104,7 @@ def inference(
     stride=None,
     crop_size=None,
     *,
+    slide_above=None,
     return_scores=False,
     names=None,
 ):
@@ -105,6 +118,7 @@ def inference(
         is_slide (bool): Use a sliding window. Default False.
         stride (Sequence[int], optional): Of the window, (width, height).
         crop_size (Sequence[int], optional): Of the window, (width, height).
+        slide_above (float, optional): Use it on large images only, see `slide.window_for`.
         return_scores (bool): Give the logits at the original size back too.
         names (Sequence[str], optional): Of the images, for messages.
 
@@ -119,9 +133,9 @@ def inference(
     """
     with paddle.no_grad():
         if trans_info is None:
-            logits = _logits(model, im, is_slide, stride, crop_size)
+            logits = _logits(model, im, is_slide, stride, crop_size, slide_above)
             return paddle.to_tensor(logits) if isinstance(logits, np.ndarray) else logits
-        logits = _logits(model, im, is_slide, stride, crop_size)
+        logits = _logits(model, im, is_slide, stride, crop_size, slide_above)
         return labels_and_scores(logits, trans_info, return_scores, names=names)
 
 
@@ -163,6 +177,7 @@ def aug_probabilities(
     is_slide=False,
     stride=None,
     crop_size=None,
+    slide_above=None,
 ):
     """Mean class probabilities over scales and flips.
 
@@ -177,12 +192,13 @@ def aug_probabilities(
         As of `inference` and `aug_inference`.
 
     Returns:
-        np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU.
+        np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU. All NaN
+        for an image with a logit that is NaN or infinite: a softmax makes 0 of -inf.
     """
     scales = check_scales(scales)
     height, width = im.shape[-2:]
     passes = flip_combinations(flip_horizontal, flip_vertical)
-    on_host = isinstance(model, Engine) or paddle.get_device() == "cpu"
+    on_host = sums_on_host(model)
     add = _add_on_host if on_host else _add_on_device
     im = paddle.to_tensor(im) if isinstance(im, np.ndarray) else im
     total = None
@@ -194,7 +210,7 @@ def aug_probabilities(
         for first in range(0, len(passes), at_once):
             group = passes[first : first + at_once]
             batch = _flipped(scaled, group)
-            logits = _logits(model, batch, is_slide, stride, crop_size)
+            logits = _logits(model, batch, is_slide, stride, crop_size, slide_above)
             total = add(total, logits, group, (height, width), len(scales) * len(passes))
     return total
 
@@ -214,16 +230,28 @@ def _add_on_host(total, logits, passes, size, count):
     if total is None:
         total = np.zeros((images, logits.shape[1], *size), np.float32)
     for i, one in enumerate(logits):
-        add_probabilities(total[i % images], one, passes[i // images], count)
+        if _all_finite(one):
+            add_probabilities(total[i % images], one, passes[i // images], count)
+        else:
+            total[i % images] = np.nan
     return total
 
 
+def _all_finite(array):
+    # The sum is quicker; where it overflows, each number is looked at.
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
 def _add_on_device(total, logits, passes, size, count):
-    parts = paddle.split(paddle.to_tensor(logits), len(passes))
+    logits = paddle.to_tensor(logits) if isinstance(logits, np.ndarray) else logits
+    parts = paddle.split(logits, len(passes))
     for axes, part in zip(passes, parts):
+        fault = (part * 0).sum(axis=[1, 2, 3], keepdim=True)  # 0, or NaN, without a host read
         part = paddle.flip(part, axes) if axes else part
         probabilities = F.softmax(_resize(part, list(size)), axis=1) / count
         total = probabilities if total is None else total.add_(probabilities)
+        total = total.add_(fault)
     return total
 
 
@@ -238,6 +266,7 @@ def aug_inference(
     stride=None,
     crop_size=None,
     *,
+    slide_above=None,
     return_scores=False,
     names=None,
 ):
@@ -250,7 +279,8 @@ def aug_inference(
         scales (float | Sequence[float]): Sizes relative to the input. Default 1.0.
         flip_horizontal (bool): Add a pass over the mirrored image. Default False.
         flip_vertical (bool): Add passes over the image upside down. Default False.
-        is_slide, stride, crop_size: As for `inference`; the window keeps its size at each scale.
+        is_slide, stride, crop_size, slide_above: As for `inference`; the window keeps its size at
+            each scale, and each scale's size says whether it is used.
         return_scores (bool): Give the probabilities at the original size back too.
         names (Sequence[str], optional): Of the images, for messages.
 
@@ -262,6 +292,7 @@ def aug_inference(
     """
     with paddle.no_grad():
         probabilities = aug_probabilities(
-            model, im, scales, flip_horizontal, flip_vertical, is_slide, stride, crop_size
+            *(model, im, scales, flip_horizontal, flip_vertical),
+            *(is_slide, stride, crop_size, slide_above),
         )
         return labels_and_scores(probabilities, trans_info, return_scores, names=names)

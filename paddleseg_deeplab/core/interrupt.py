@@ -88,21 +88,24 @@ class StoppableDataset:
     Args:
         dataset: Any; its attributes show through.
         stop (StopRequest): Asked at every sample.
+
+    Attributes:
+        wrapped: The dataset itself.
     """
 
     def __init__(self, dataset, stop):
-        self._dataset = dataset
+        self.wrapped = dataset
         self._stop = stop
 
     def __getattr__(self, name):
-        return getattr(self._dataset, name)
+        return getattr(self.wrapped, name)
 
     def __len__(self):
-        return len(self._dataset)
+        return len(self.wrapped)
 
     def __getitem__(self, key):
         self._stop.check()
-        return self._dataset[key]
+        return self.wrapped[key]
 
 
 def obey_the_parent_alone():

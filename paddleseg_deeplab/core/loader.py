@@ -2,8 +2,12 @@
 """The training data as a function of the seed and the position alone."""
 
 import atexit
+import collections
+import contextlib
 import json
 import random
+import signal
+import threading
 import traceback
 
 import numpy as np
@@ -11,7 +15,7 @@ import paddle
 
 from paddleseg_deeplab.core.interrupt import obey_the_parent_alone
 from paddleseg_deeplab.transforms.transforms import is_ours
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import RunStopped, UserError
 from paddleseg_deeplab.utils.image_values import check_input
 
 
@@ -129,7 +133,8 @@ def _error(text, user=True):
 
 
 def _collate(samples):
-    """Stacks samples into ``img`` float32 [N, C, H, W] and ``label`` int64 [N, H, W]."""
+    """Stacks samples into ``img`` float32 [N, C, H, W] and ``label`` [N, H, W], of the smallest
+    type of Paddle's that holds it: int64 is 40 % of what a batch sends to a device."""
     for sample in samples:
         if "error" in sample:
             return _error(sample["error"], sample["user"])
@@ -152,8 +157,44 @@ def _collate(samples):
         )
     return {
         "img": np.stack(images).astype(np.float32, copy=False),
-        "label": np.stack(labels).astype(np.int64, copy=False),
+        "label": _smallest(np.stack(labels)),
     }
+
+
+def _smallest(label):
+    if not label.size:
+        return label.astype(np.int64)
+    low, high = int(label.min()), int(label.max())
+    kinds = (np.uint8, np.int16, np.int32)
+    fits = (k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    return label.astype(next(fits, np.int64), copy=False)
+
+
+class _Upload:
+    """Moves batches that wait in pinned host memory, where Paddle's reader leaves them, to the GPU.
+
+    The copy runs beside the program. What it reads from is held until the device has got that far:
+    with losses read late the program may be several iterations ahead.
+
+    Args:
+        event (callable): Makes a `paddle.device.Event`.
+    """
+
+    def __init__(self, event=None):
+        self._event = event or paddle.device.Event
+        self._held = collections.deque()
+
+    def __call__(self, tensors):
+        """The tensors on the device; those that are not in pinned memory as they are."""
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
+        if not any(t.place.is_cuda_pinned_place() for t in tensors):
+            return tensors
+        moved = [t.cuda(blocking=False) for t in tensors]
+        event = self._event()
+        event.record()
+        self._held.append((event, tensors))
+        return moved
 
 
 def _quiet_worker(_worker_id):
@@ -170,18 +211,36 @@ def _ending_workers(batches):
 
     def end():
         shut_down = getattr(batches, "_try_shutdown_all", None)
-        if shut_down is not None:
-            shut_down(*([1] if workers else []))  # seconds to wait for them
-        for worker in workers:
-            if worker.is_alive():
-                worker.kill()
+        with _deaf_to_ended_children():
+            if shut_down is not None:
+                shut_down(*([1] if workers else []))  # seconds to wait for them
+            for worker in workers:
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join()
 
     atexit.register(end)  # for a reader that is left in the middle and still held by something
     try:
         yield from batches
+    except SystemError as error:
+        raise reader_failure(error, [w.exitcode for w in workers]) or error from error
     finally:
         atexit.unregister(end)
         end()
+
+
+@contextlib.contextmanager
+def _deaf_to_ended_children():
+    """Without Paddle's handler of SIGCHLD, which raises anew for each child that ends after one
+    that failed."""
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _read(guarded, sampler, num_workers, in_thread=None):
@@ -214,6 +273,39 @@ def _read(guarded, sampler, num_workers, in_thread=None):
             for name, value in _collate([guarded[k] for k in keys]).items()
         }
         for keys in sampler
+    )
+
+
+def reader_failure(error, exit_codes=()):
+    """A `RunStopped` in the place of what Paddle raises when a reading process is gone, else None.
+
+    Paddle raises it from a signal handler, that is, at any point of this process's program.
+
+    Args:
+        error (BaseException): What came.
+        exit_codes (Sequence[int | None]): Of the reading processes, as far as they are known.
+    """
+    text = str(error)
+    # SIGCHLD's handler, and the queue of a reading thread that found its worker gone (3.3.1).
+    if not isinstance(error, SystemError) or not any(
+        sign in text for sign in ("DataLoader process", "Blocking queue is killed")
+    ):
+        return None
+    number = next((-code for code in exit_codes if code is not None and code < 0), 0)
+    if "Bus error" in text or number == getattr(signal, "SIGBUS", -1):
+        why = (
+            "it got a bus error: /dev/shm, through which it passes batches, is full. Make that "
+            "larger (docker run --shm-size=8g)"
+        )
+    elif number or "killed by signal" in text:
+        name = text.partition("killed by signal: ")[2].partition(".")[0]
+        name = signal.Signals(number).name if number else name
+        why = f"it was ended by a signal ({name}); if memory ran out, use fewer of them"
+    else:
+        why = "it ended by itself; if memory ran out, use fewer of them"
+    return RunStopped(
+        f"a process that reads training data (--num_workers) is gone: {why}, or --num_workers 0, "
+        "which reads without such processes. Checkpoints are kept: --resume_model auto goes on."
     )
 
 
@@ -259,6 +351,7 @@ def training_batches(
     Raises:
         UserError: A sample could not be read (the text is the dataset's), lacks a label, or the
             images of a batch differ in size.
+        RunStopped: A reading process is gone.
         RuntimeError: Something else went wrong in the dataset; holds its traceback.
     """
     place = {"rank": rank, "ranks": ranks, "origin": origin}
@@ -268,9 +361,10 @@ def training_batches(
         return _Batches(stream, batch_size, start, stop, **place)
 
     # One for the reader, which may run ahead, and one for here: each holds an epoch's order.
-    keys, guarded = sampler(), _Guarded(dataset, seed)
+    keys, guarded, upload = sampler(), _Guarded(dataset, seed), _Upload()
     for batch_keys, batch in zip(keys, _read(guarded, sampler(), num_workers)):
         if "error" in batch:
             told = json.loads(batch["error"].numpy().tobytes())
             raise (UserError if told["user"] else RuntimeError)(told["error"])
-        yield batch_keys, batch["img"], batch["label"]
+        images, labels = upload([batch["img"], batch["label"]])
+        yield batch_keys, images, labels.astype("int64")

@@ -22,6 +22,9 @@ def memory_in_mib():
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
 
 
+_LONG = 3600  # seconds of training on a CPU from which on there is advice
+
+
 def _clock(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -43,6 +46,8 @@ class TrainMonitor:
     def __init__(self, iters, start, log_iters, images_per_iter, dataset_size, writer):
         self.iters = iters
         self.log_iters = log_iters
+        self._on_cpu = paddle.get_device() == "cpu"
+        self._is_first = True
         self.images_per_iter = images_per_iter
         self.dataset_size = dataset_size
         self.writer = writer
@@ -83,9 +88,29 @@ class TrainMonitor:
         for name, value in {"loss": loss, **parts}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self.bar.update(1)
+        if self._is_first and self._on_cpu:
+            self._tell_time_left(iteration, reader_seconds + step_seconds)
+        self._is_first = False
         if self.tells(iteration):
             self._report(iteration, learning_rate)
             self._reset()
+
+    def _tell_time_left(self, iteration, seconds):
+        """On a CPU ten iterations, after which the first line comes, may take minutes. (On a GPU
+        the first iteration says little: it is the one that builds the kernels.)"""
+        left = (self.iters - iteration) * seconds
+        logger.info(
+            "The first iteration took %.1f s: the %d that are left will take about %s, without "
+            "evaluations.",
+            *(seconds, self.iters - iteration, _clock(left)),
+        )
+        if left > _LONG:
+            logger.warning(
+                "That is long, since this is a CPU. To see a whole run in minutes: "
+                "paddleseg-deeplab quickstart (or make quickstart). For your own data, a lighter "
+                "recipe: configs/camvid/deeplabv3p_resnet18_os16_256x256.yml. To shorten this run: "
+                "--iters. Or use a GPU."
+            )
 
     def _report(self, iteration, learning_rate):
         means = {name: value / self._count for name, value in self._sums.items()}

@@ -34,11 +34,10 @@ class PredictionResult:
     failed: list
 
 
-def _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs):
+def _check_setting(aug_pred, scales, window, outputs):
     if aug_pred:
         infer.check_scales(scales)
-    if is_slide:
-        infer.check_window(crop_size, stride)
+    infer.window_for((0, 0), **window)
     return prediction_files.parse_outputs(outputs)
 
 
@@ -79,6 +78,7 @@ def predict(
     *,
     class_names=None,
     palette=None,
+    slide_above=None,
     outputs=("overlay", "palette"),
     batch_size=1,
     num_workers=0,
@@ -117,6 +117,7 @@ def predict(
         custom_color (list[int], optional): R, G, B, R, G, B, ... in place of the first colours.
         class_names (list[str], optional): For the legend.
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
+        slide_above (float, optional): As for `core.val.evaluate`.
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
         batch_size (int | None): As for `core.val.evaluate`.
         num_workers (int | None): Threads that read ahead; as many again write the results (not
@@ -133,14 +134,15 @@ def predict(
     Raises:
         UserError: A setting is wrong, or the weights do not fit. OSError: The disk is full or gone.
     """
-    outputs = _check_setting(aug_pred, is_slide, scales, stride, crop_size, outputs)
+    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
+    settings["slide_above"] = slide_above
+    outputs = _check_setting(aug_pred, scales, settings, outputs)
     check_engine(engine, precision)
     palette = _palette(palette, custom_color, class_names)
     image_list = [str(path) for path in image_list]
     root = image_dir if image_dir is not None else prediction_files.collect_images(image_list)[1]
     names = prediction_files.output_names(image_list, root)
     load_entire_model(model, model_path)
-    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     if aug_pred:
         settings.update(scales=scales)
         settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)

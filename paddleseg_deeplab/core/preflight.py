@@ -34,8 +34,7 @@ def check_start(model, train_dataset, losses, batch_size, *, val_dataset=None, t
     """
     if val_dataset is not None:
         settings = test_config or {}
-        if settings.get("is_slide"):
-            infer.check_window(settings.get("crop_size"), settings.get("stride"))
+        infer.window_for((0, 0), **{name: settings.get(name) for name in infer.WINDOW_SETTINGS})
         if len(val_dataset):
             val_dataset[0]
     count = min(batch_size, _IMAGES)

@@ -33,14 +33,14 @@ def _shrunk(image, labels):
     return functional.resize(image, size, cv2.INTER_AREA), labels
 
 
-def prediction_pictures(model, dataset, count, precision="fp32", amp_level="O1"):
+def prediction_pictures(model, dataset, count, *settings, **options):
     """Yields (index, picture) of the first `count` samples; see `prediction_picture`.
 
     A picture that cannot be made is left out with a warning: it is no reason to end a training.
     """
     for index in range(min(count, len(dataset))):
         try:
-            picture = prediction_picture(model, dataset, index, precision, amp_level)
+            picture = prediction_picture(model, dataset, index, *settings, **options)
         except Exception as error:  # a dataset of one's own may give anything
             text = " ".join(str(error).split()) or type(error).__name__
             logger.warning("No preview of the validation image number %d: %s", index, text)
@@ -48,7 +48,7 @@ def prediction_pictures(model, dataset, count, precision="fp32", amp_level="O1")
         yield index, picture
 
 
-def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1"):
+def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1", window=None):
     """A sample as overlays side by side: its truth on the left, the prediction on the right.
 
     Args:
@@ -57,6 +57,8 @@ def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1"):
             and size; without, it shows the network's input, its colours stretched.
         index (int): The sample.
         precision (str), amp_level (str): As in training.
+        window (dict, optional): ``is_slide`` and the other settings of `infer.inference` that say
+            how a large image goes through the network.
 
     Returns:
         np.ndarray: RGB uint8 [h, w, 3]; h and half of w are at most 512.
@@ -65,7 +67,8 @@ def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1"):
     own = hasattr(dataset, "load_image")
     steps = sample.get("trans_info", []) if own else []
     with paddle.no_grad(), precision_context(precision, amp_level):
-        predicted = inference(model, paddle.to_tensor(sample["img"][None]), [steps])[0][0]
+        image = paddle.to_tensor(sample["img"][None])
+        predicted = inference(model, image, [steps], **(window or {}))[0][0]
     image = dataset.load_image(index) if own else _stretched(sample["img"])
     labels = [predicted]
     if sample.get("label") is not None:

@@ -8,6 +8,7 @@ from paddleseg_deeplab.core import state
 from paddleseg_deeplab.core.distributed import share_statistics
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.preview import prediction_pictures
+from paddleseg_deeplab.core.progress import save_evaluation
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.utils.logger import logger
 
@@ -60,15 +61,22 @@ class Run:
             self._check_stop()
         return ends
 
-    def after_iteration(self, due, last):
+    def after_iteration(self, due, last, signal=0):
         """Saves and evaluates where that is due, or where a signal came; True stops early.
+
+        Args:
+            due (bool): Save, and evaluate.
+            last (bool): It was the last iteration.
+            signal (int): That came to any of the processes before they agreed in this iteration
+                (`Figures.signal`), and stops all of them now; 0 for none. One that came since
+                waits for the next, as the others do not know of it (there are none to wait for
+                where one process runs alone).
 
         Raises:
             Interrupted: A signal came; there is a checkpoint of this iteration.
         """
-        # A signal to one process stops all of them, after the same iteration; one that comes from
-        # here on waits for the next, since the others do not know of it.
-        signal = self.step.ranks.max(self.stop.signal or 0)
+        if self.step.ranks.size == 1:
+            signal = self.stop.signal or 0
         self.stop.take_on(signal)
         if not due:
             if signal:
@@ -115,7 +123,7 @@ class Run:
             return
         with self.step.ranks.guard():
             if self.step.ranks.is_main:
-                state.save_evaluation(folder, self.progress)
+                save_evaluation(folder, self.progress)
 
 
 def has_ended(progress, iters, evaluates, early_stop):

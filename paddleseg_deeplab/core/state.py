@@ -2,74 +2,76 @@
 """Training checkpoints: what a run needs to go on, written whole or not at all."""
 
 import dataclasses
-import hashlib
 import json
-import re
 import shutil
 from pathlib import Path
 
 import paddle
 
 from paddleseg_deeplab.core import checkpoint_folder
+from paddleseg_deeplab.core.progress import PROGRESS, iteration_of, machine, read_progress
 from paddleseg_deeplab.core.same_run import CONFIG
 from paddleseg_deeplab.utils import safe_pickle
-from paddleseg_deeplab.utils.checkpoint import load_tensors, read_weights, save_weights
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.checkpoint import (
+    check_finite_weights,
+    load_tensors,
+    nonfinite_tensors,
+    read_weights,
+    save_weights,
+)
+from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 from paddleseg_deeplab.utils.logger import logger
 
-_ITER = re.compile(r"^iter_(\d+)$")
 _WEIGHTS, _OPTIMIZER = "model.pdparams", "model.pdopt"
-_EMA, _SCALER, _PROGRESS = "ema.pdparams", "scaler.pdopt", "progress.json"
-# Beside the manifest: it is written when the folder has long stood.
-_EVALUATION = "evaluation.json"
-_EVALUATED = ("best_miou", "best_iteration", "evaluations_without_gain")
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands.
-
-    Attributes:
-        iteration (int): Iterations done.
-        best_miou (float): Best validation mIoU so far; -1 before the first evaluation.
-        best_iteration (int): Where it was reached.
-        evaluations_without_gain (int): For early stopping.
-        seed (int): Of data order, augmentation and dropout.
-        optimizer (str): Class of the optimizer whose state lies beside it.
-        evaluation_due (bool): The evaluation of these weights has not come to its end.
-        interrupted (bool): Saved because a signal came, not at the run's interval.
-        settings (dict): What the config does not tell and a resumed run must keep.
-        images (int): Read so far by all processes, the position in the data order; -1 in
-            checkpoints that do not tell.
-    """
-
-    iteration: int = 0
-    best_miou: float = -1.0
-    best_iteration: int = 0
-    evaluations_without_gain: int = 0
-    seed: int = 0
-    optimizer: str = ""
-    evaluation_due: bool = False
-    interrupted: bool = False
-    settings: dict = dataclasses.field(default_factory=dict)
-    images: int = -1
+_EMA, _SCALER = "ema.pdparams", "scaler.pdopt"
+_SHOWN = 3  # tensors in a message
 
 
 def save_best_model(model, save_dir, save_format="pdparams"):
-    """Writes ``<save_dir>/best_model``, which is the old or the new one; "safetensors" or not."""
+    """Writes ``<save_dir>/best_model``, which is the old or the new one; "safetensors" or not.
+
+    Raises:
+        NonFiniteLoss: A tensor is not finite; the old one stays.
+    """
+    weights = in_float32(model.state_dict())
+    _check_finite(weights, "best_model")
     with checkpoint_folder.writing(Path(save_dir) / "best_model") as temporary:
-        save_weights(model, temporary / f"model.{save_format}")
+        save_weights(weights, temporary / f"model.{save_format}")
 
 
-def save_evaluation(folder, progress):
-    """Notes in a checkpoint that its evaluation is done, and with what outcome."""
-    values = {name: getattr(progress, name) for name in _EVALUATED}
-    text = json.dumps({**values, "sha256": _digest(values)}, indent=2) + "\n"
-    checkpoint_folder.write_text(Path(folder) / _EVALUATION, text)
+def in_float32(state):
+    """A state dict whose half-precision tensors are float32, under the names they had."""
+    out = {}
+    for key, tensor in state.items():
+        if tensor.dtype in (paddle.float16, paddle.bfloat16):
+            name, tensor = tensor.name, tensor.detach().astype("float32")
+            tensor.name = name  # `_renamed` finds the optimizer's tensors by it
+        out[key] = tensor
+    return out
 
 
-def _digest(values):
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _check_finite(tensors, place):
+    """Refuses to save what is not finite: it would be taken for a good state later."""
+    found = [f"{name} ({bad} of {size} values)" for name, bad, size in nonfinite_tensors(tensors)]
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise NonFiniteLoss(
+            f"{place} is not saved: {len(found)} of {len(tensors)} tensors hold NaN or infinite "
+            f"values ({', '.join(found[:_SHOWN])}{more}). Training has diverged, or an image holds "
+            "values that no network can take. Lower the learning rate, clip gradients "
+            "(optimizer.grad_clip_cfg), look at the images, and go on from an earlier checkpoint."
+        )
+
+
+def _tensors(state, prefix=""):
+    """The tensors in a state dict and the dicts in it, by name."""
+    out = {}
+    for key, value in state.items():
+        if isinstance(value, dict):
+            out.update(_tensors(value, f"{prefix}{key}."))
+        elif isinstance(value, paddle.Tensor):
+            out[prefix + key] = value
+    return out
 
 
 def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5, config_text=""):
@@ -89,15 +91,18 @@ def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5, config_te
 
     Raises:
         NotWritten: The disk is full or fails; older checkpoints are as they were.
+        NonFiniteLoss: A tensor is not finite; nothing is written.
     """
     folder = Path(save_dir) / f"iter_{progress.iteration}"
     progress.optimizer = type(step.optimizer).__name__
-    objects = {_WEIGHTS: model.state_dict(), _OPTIMIZER: step.optimizer.state_dict()}
+    progress.machine = machine()
+    objects = {_WEIGHTS: in_float32(model.state_dict()), _OPTIMIZER: step.optimizer.state_dict()}
     if ema is not None:
         objects[_EMA] = ema.state_dict()
     if step.scaler.is_enable():
         objects[_SCALER] = step.scaler.state_dict()
-    texts = {_PROGRESS: json.dumps(dataclasses.asdict(progress), indent=2) + "\n"}
+    _check_finite(_tensors(objects), folder.name)
+    texts = {PROGRESS: json.dumps(dataclasses.asdict(progress), indent=2) + "\n"}
     if config_text:
         texts[CONFIG] = config_text
     with checkpoint_folder.writing(folder) as temporary:
@@ -124,15 +129,9 @@ def _stale(folder, keep, interrupted):
 
 def _was_interrupted(folder):
     try:
-        return bool(json.loads((folder / _PROGRESS).read_bytes())["interrupted"])
+        return bool(json.loads((folder / PROGRESS).read_bytes())["interrupted"])
     except (OSError, ValueError, KeyError, TypeError):
         return False  # one of PaddleSeg or of an earlier version
-
-
-def iteration_of(folder):
-    """The N of ``iter_N``, or None for another name."""
-    found = _ITER.search(Path(folder).name)
-    return int(found[1]) if found else None
 
 
 def checkpoints(save_dir):
@@ -212,6 +211,7 @@ def resume(folder, model, step, ema=None):
     weights = read_weights(file)
     load_tensors(model, weights, file)
     saved = _load(folder / _OPTIMIZER)
+    _check_loaded(saved, folder / _OPTIMIZER)
     try:
         saved = _renamed(saved, weights, model)
         _advance_schedule(step.optimizer, saved, progress.iteration)
@@ -235,6 +235,11 @@ def _load(path):
         raise UserError(f"--resume_model: {error} Or take an earlier checkpoint.") from error
 
 
+def _check_loaded(saved, path):
+    tensors = _tensors(saved) if isinstance(saved, dict) else {}
+    check_finite_weights(tensors, f"--resume_model: the tensors in {path}")
+
+
 def _renamed(saved, weights, model):
     """The optimizer's state under the names that this process gave the parameters.
 
@@ -248,6 +253,9 @@ def _renamed(saved, weights, model):
     out = {}
     for key, value in saved.items():
         if key == "master_weights":
+            # Paddle finds a master weight's velocity by the name that the tensor itself has.
+            for name, tensor in value.items():
+                tensor.name = new.get(name, name) + tensor.name[len(name) :]
             value = {new.get(name, name): tensor for name, tensor in value.items()}
         elif key != "LR_Scheduler":
             name = next((n for n in old if key.startswith(n + "_")), "")
@@ -274,50 +282,12 @@ def _advance_schedule(optimizer, saved, iterations):
 
 def _resume_ema(folder, model, ema):
     if (folder / _EMA).is_file():
-        ema.set_state_dict(_load(folder / _EMA))
+        saved = _load(folder / _EMA)
+        _check_loaded(saved, folder / _EMA)
+        ema.set_state_dict(saved)
         return
     logger.warning("%s holds no moving average (EMA): it starts at the weights.", folder)
     ema.set_state_dict({"average": model.state_dict(), "updates": 0})
-
-
-def read_progress(folder):
-    """The `Progress` kept in a checkpoint, with the outcome of its evaluation where that is done.
-
-    Raises:
-        UserError: ``progress.json`` is damaged, or missing where the name is not ``iter_N``.
-    """
-    folder = Path(folder)
-    path = folder / _PROGRESS
-    if path.is_file():
-        try:
-            progress = Progress(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"--resume_model: {path} is damaged ({error}).") from error
-        _add_evaluation(progress, folder / _EVALUATION)
-        return progress
-    iteration = iteration_of(folder)
-    if iteration is None:
-        raise UserError(
-            f"--resume_model {folder} has no progress.json and its name is not iter_N, so the "
-            "iteration is unknown."
-        )
-    return Progress(iteration=iteration)
-
-
-def _add_evaluation(progress, path):
-    try:
-        saved = json.loads(path.read_bytes())
-        values = {name: saved[name] for name in _EVALUATED}
-        if saved["sha256"] != _digest(values):
-            raise ValueError("its checksum is not the one written")
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s is damaged (%s): the evaluation is made again.", path, error)
-        return
-    for name, value in values.items():
-        setattr(progress, name, value)
-    progress.evaluation_due = False
 
 
 def carry_best_model(folder, save_dir):

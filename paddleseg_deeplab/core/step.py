@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training iteration: forward, loss, backward, update."""
 
+import signal as signals
 from functools import partial
 
 import numpy as np
 import paddle
 
 from paddleseg_deeplab.core.distributed import Ranks
-from paddleseg_deeplab.core.figures import Figures, as_vector, check_finite
+from paddleseg_deeplab.core.figures import Figures, as_vector, check_gradient, check_loss
 from paddleseg_deeplab.core.forward import (
     batch_weights,
     compute_losses,
@@ -16,10 +17,14 @@ from paddleseg_deeplab.core.forward import (
     precision_context,
     run_model,
 )
+from paddleseg_deeplab.core.gradients import GradientSum, square_sum
 from paddleseg_deeplab.core.static_network import compiled
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
 __all__ = ["NonFiniteLoss", "TrainStep"]
+
+_SIGNALS = (signals.SIGTERM, signals.SIGINT)
+_SHOWN = 3  # parameters in a message
 
 
 class TrainStep:
@@ -35,6 +40,9 @@ class TrainStep:
             time with batches of its own.
         to_static (bool): Runs the network as a compiled program (`core.static_network`): the same
             numbers up to rounding, and less Python between the kernels.
+        reads_at_once (bool, optional): Whether loss and gradient are looked at before the weights
+            move. Default: on a CPU, where that waits for nothing. Else nothing is read from the
+            device (several ranks: once, when they agree), and `Figures.read` finds what is wrong.
 
     Raises:
         UserError: Mixed precision was asked for on a CPU, or compiling where it cannot work.
@@ -50,23 +58,30 @@ class TrainStep:
         *,
         ranks=None,
         to_static=False,
+        reads_at_once=None,
     ):
         precision_context(precision, amp_level)  # fails early where it cannot work
         self.losses = losses
         self.precision = precision
         self.amp_level = amp_level
         self.ranks = ranks or Ranks()
+        on_cpu = paddle.get_device() == "cpu"
+        self.reads_at_once = on_cpu if reads_at_once is None else reads_at_once
         # Only float16 needs loss scaling: bfloat16 has float32's exponent range.
         self.scaler = paddle.amp.GradScaler(enable=precision == "fp16", init_loss_scaling=1024.0)
         if precision != "fp32" and amp_level == "O2":
             dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision]
+            # No save_dtype: it makes `state_dict` give copies, and what is loaded into them is
+            # lost. `state.save_checkpoint` brings weights to float32.
             model, optimizer = paddle.amp.decorate(
-                models=model, optimizers=optimizer, level="O2", dtype=dtype, save_dtype="float32"
+                models=model, optimizers=optimizer, level="O2", dtype=dtype
             )
         self.model = model
         self.optimizer = optimizer
         self._network = compiled(model) if to_static else partial(run_model, model)
         self._sizes = {}  # (height, width) of images -> those of the outputs
+        self._trained = [p for p in model.parameters() if not p.stop_gradient]
+        self._sum = GradientSum(self.ranks, self._trained)
         self._updated = None  # which parameters the first update had gradients of
 
     def __call__(self, batches, explain=None):
@@ -87,43 +102,144 @@ class TrainStep:
             tuple[float, dict[str, float]]: The loss and its weighted parts, over all batches.
 
         Raises:
-            NonFiniteLoss: On any rank, before the weights are touched.
+            NonFiniteLoss: The loss or the gradient is not finite on any rank; on a CPU the weights
+                are as before.
         """
         return self.run(batches, explain).read()
 
-    def run(self, batches, explain=None, *, wait=True):
+    def run(self, batches, explain=None, *, fault=None, signal=lambda: 0):
         """What a call does, with the loss to be read when it is wanted.
 
         Args:
             batches, explain: As for a call.
-            wait (bool): False does not wait for the device, so that a loss that is not finite has
-                moved the weights when `Figures.read` raises for it. Several ranks have to agree
-                at each iteration, and wait all the same.
+            fault (Exception, optional): Why this rank has no batches. It is raised here, on every
+                rank where they exchange through the host.
+            signal (callable): Gives the signal by which this rank was asked to stop, 0 for none;
+                called when the ranks agree.
 
         Returns:
             Figures: Its `read` gives what a call returns.
 
         Raises:
-            NonFiniteLoss: As from a call, where it waits.
+            NonFiniteLoss: As from a call, where it reads at once.
         """
-        wait = wait or self.ranks.size > 1
         try:
-            logits, shares = self._start(batches)
-            figures, count = self._backward(batches, logits, shares, explain, wait)
-        except Exception:
+            figures = self._gradients(batches, explain, fault, signal)
+            self._check_order()
+        except BaseException:
             self._forget_gradients()
             raise
-        self.ranks.sum_gradients(self._trained(), count)
-        self._check_order(count)
         self._update()
         return figures
 
-    def _check_order(self, count):
+    def _gradients(self, batches, explain, fault, signal):
+        """Leaves the iteration's gradients, summed over the ranks; its `Figures`.
+
+        Ranks exchange the batches' weights, the gradients, and what all have to know: faults, stop
+        signals, losses. Through the host the last is done before the last backward pass, so that a
+        rank at fault has no part in the exchange of gradients. Through a device it is done after,
+        since reading it is the iteration's one wait; a rank at fault then ends by itself, as its
+        network may have exchanges of its own (synchronised batch norm) that the others wait in.
+        """
+        ranks = self.ranks
+        logits, shares, fault = self._start(batches, fault)
+        names, loss, vector = [], None, None
+        if fault is None:
+            try:
+                for i, (images, labels) in enumerate(batches):
+                    if i:
+                        self.scaler.scale(loss).backward()
+                        logits = self._logits(images)
+                    # Losses compute in float32, outside autocast.
+                    loss, parts = compute_losses(
+                        *(logits, labels, self.losses, self._layout()),
+                        shares=None if shares is None else shares[i],
+                    )
+                    names, one = list(parts), as_vector(loss, parts.values())
+                    vector = one if vector is None else vector + one
+                    logits = None
+                if self.reads_at_once:
+                    vector = vector.numpy()
+                    check_loss(names, vector)
+            except NonFiniteLoss as error:
+                fault = explain(error) if explain else error
+            except Exception as error:
+                fault = error
+        number = signal()
+        told = [float(number == known) for known in _SIGNALS]
+        if ranks.size > 1 and ranks.on_host:
+            zeros = np.zeros(1 + part_count(self.losses))
+            sums = ranks.agree(fault, [*told, *(zeros if fault else vector)])
+            told, vector = sums[: len(told)], sums[len(told) :]
+        elif fault is not None:  # alone, or on a device
+            raise self._leaving(fault)
+        try:
+            self._sum.backward(self.scaler.scale(loss))
+            return self._agreed(names, vector, told, explain)
+        except NonFiniteLoss:
+            raise  # of all ranks alike
+        except Exception as error:
+            raise self._leaving(error) from error
+
+    def _leaving(self, error):
+        """An error that this rank alone raises."""
+        self.ranks.leave(error)
+        return error
+
+    def _agreed(self, names, vector, told, explain):
+        """The `Figures` once gradients are there; see `_gradients`."""
+        ranks, has = self.ranks, self._sum.present()
+        square = self._square()
+        if ranks.size == 1:
+            if self.reads_at_once:
+                vector = np.append(vector, self._checked(square, explain))
+            else:
+                vector = paddle.concat([vector, square.astype("float64").reshape([1])])
+        elif ranks.on_host:
+            counts = ranks.sum(has)
+            self._sum.complete(counts)
+            # The sum is the same on every rank, and so is what is wrong with it.
+            vector = np.append(vector, self._checked(square, explain))
+        else:
+            head = paddle.to_tensor(np.array([*told, *has], np.float64))
+            joined = [head, vector, square.astype("float64").reshape([1])]
+            sums = ranks.agree(None, paddle.concat(joined))
+            told, counts = sums[: len(told)], sums[len(told) : len(head)]
+            self._sum.complete(counts)
+            vector = sums[len(head) :]
+        signal = next((int(n) for n, count in zip(_SIGNALS, told) if count), 0)
+        figures = Figures(names, vector, explain, signal)
+        if ranks.size > 1:
+            figures.read()  # it is in host memory: raises on all ranks alike
+        return figures
+
+    def _square(self):
+        """`square_sum` of the gradients; 0 where the loss scaler looks at them."""
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        if self.scaler.is_enable() or not gradients:
+            return paddle.zeros([])
+        return square_sum(gradients)
+
+    def _checked(self, square, explain):
+        """The square sum as a float; raises where it is not finite, with the parameters' names."""
+        value = float(square)
+        if not np.isfinite(value):
+            names = {id(p): name for name, p in self.model.named_parameters()}
+            wrong = [p for p in self._trained if p.grad is not None and not _is_finite(p.grad)]
+            shown = ", ".join(names.get(id(p), p.name) for p in wrong[:_SHOWN])
+            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+            try:
+                check_gradient(value, f"{shown}{more}" if wrong else "")
+            except NonFiniteLoss as error:
+                raise (explain(error) if explain else error) from None
+        return value
+
+    def _check_order(self):
         """Refuses what `use_multi_tensor` would silently do wrong: Paddle (3.3.1) pairs gradients
         and parameters by their places, and lists the parameters at the first update only."""
         if not getattr(self.optimizer, "_use_multi_tensor", False):
             return
-        have = [bool(ranks) for ranks in count]
+        have = [p.grad is not None for p in self._trained]
         if self._updated is None:
             self._updated = have
         if have != self._updated:
@@ -132,9 +248,6 @@ class TrainStep:
                 "only, which it cannot handle. Leave it out."
             )
 
-    def _trained(self):
-        return [p for p in self.model.parameters() if not p.stop_gradient]
-
     def _logits(self, images):
         with precision_context(self.precision, self.amp_level):
             return self._network(images)
@@ -142,27 +255,29 @@ class TrainStep:
     def _layout(self):
         return getattr(self.model, "data_format", "NCHW")
 
-    def _start(self, batches):
-        """The first batch's logits, and the factor of each batch's loss parts or None for ones."""
-        error, logits = None, None
+    def _start(self, batches, fault):
+        """The first batch's logits, the factor of each batch's loss parts (Tensor [batches, parts],
+        or None for ones), and what went wrong."""
+        logits, weights = None, None
         alone = self.ranks.size == 1
-        weights = np.zeros((len(batches), part_count(self.losses)))
-        try:
-            logits = self._logits(batches[0][0])
-            if not alone or len(batches) > 1:
-                weights = self._weights(batches, logits)
-        except Exception as caught:
-            error = caught
-        if alone:
-            self.ranks.agree(error)
-            if len(batches) == 1:
-                return logits, None
-            total = weights.sum(axis=0)
-            return logits, weights / paddle.where(total > 0, total, paddle.ones_like(total))
-        weights = np.asarray(weights, np.float64)
-        total = self.ranks.agree(error, weights.sum(axis=0))
+        if fault is None:
+            try:
+                logits = self._logits(batches[0][0])
+                if not alone or len(batches) > 1:
+                    weights = self._weights(batches, logits)
+            except Exception as error:
+                fault = error
+        if fault is not None and (alone or not self.ranks.on_host):
+            raise self._leaving(fault)
+        if alone and len(batches) == 1:
+            return logits, None, None
+        if weights is None:
+            weights = paddle.zeros([1, part_count(self.losses)], "float64")
+        total = weights.sum(axis=0)
+        self.ranks.sum_in_place(total)
         # Where nothing counts at all, every loss is 0 and so is any share of it.
-        return logits, weights / np.where(total > 0, total, 1.0)
+        shares = weights / paddle.where(total > 0, total, paddle.ones_like(total))
+        return logits, shares, fault
 
     def _weights(self, batches, logits):
         """How much each batch counts in each loss part, Tensor float64 [batches, parts]."""
@@ -187,37 +302,6 @@ class TrainStep:
         ]
         return paddle.stack(flat).reshape([len(rows), -1])
 
-    def _backward(self, batches, logits, shares, explain, wait):
-        """The iteration's `Figures`, and how many ranks have each parameter's gradient."""
-        error, vectors = None, []
-        names, trained = [], self._trained()
-        try:
-            for i, (images, labels) in enumerate(batches):
-                logits = self._logits(images) if i else logits
-                # Losses compute in float32, outside autocast.
-                loss, parts = compute_losses(
-                    *(logits, labels, self.losses, self._layout()),
-                    shares=None if shares is None else shares[i],
-                )
-                names = list(parts)
-                vectors.append(as_vector(loss, parts.values()))
-                if wait:
-                    vectors[-1] = vectors[-1].numpy()
-                    check_finite(names, vectors[-1])
-                self.scaler.scale(loss).backward()
-        except NonFiniteLoss as caught:
-            error = explain(caught) if explain else caught
-        except Exception as caught:
-            error = caught
-        present = [error is None and p.grad is not None for p in trained]
-        if self.ranks.size == 1:
-            self.ranks.agree(error)
-            return Figures(names, vectors, explain), present
-        sums = np.zeros(1 + part_count(self.losses))
-        sums = self.ranks.agree(error, [*(sum(vectors) if vectors else sums), *present])
-        count = len(names) + 1
-        return Figures(names, [sums[:count]], explain), sums[count:]
-
     def _update(self):
         if self.scaler.is_enable():
             self.scaler.step(self.optimizer)
@@ -236,3 +320,7 @@ class TrainStep:
         # weight decay, no step of Adam's moments. With zeros they would act on it from its first
         # gradient on, but not after the run is resumed; released, a resumed run agrees.
         self.optimizer.clear_grad(set_to_zero=False)
+
+
+def _is_finite(tensor):
+    return bool(paddle.isfinite(tensor.astype("float32")).all())

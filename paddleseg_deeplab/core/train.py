@@ -13,8 +13,9 @@ import paddle
 from paddleseg_deeplab.core import checkpoint_folder, distributed, state
 from paddleseg_deeplab.core.figures import Journal
 from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
-from paddleseg_deeplab.core.loader import sample_names, training_batches
+from paddleseg_deeplab.core.loader import reader_failure, sample_names, training_batches
 from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
+from paddleseg_deeplab.core.progress import Progress, warn_of_another_machine
 from paddleseg_deeplab.core.run import Evaluation, Run, has_ended
 from paddleseg_deeplab.core.same_run import CONFIG, check_same_run
 from paddleseg_deeplab.core.sampler import Sampler
@@ -62,7 +63,6 @@ def train(
     resume_ignore_config=False,
     image_rates=None,
     save_format="pdparams",
-    loss_interval=1,
     to_static_training=False,
 ):
     """Trains a model and keeps checkpoints in ``<save_dir>/iter_N`` and ``best_model``.
@@ -103,9 +103,6 @@ def train(
         image_rates (array, optional): float [images], how often an epoch holds each image on
             average (see `Sampler`); once by default.
         save_format (str): Suffix of the best model's file, "pdparams" or "safetensors".
-        loss_interval (int): Iterations after which losses are read at the latest (and at each log
-            line, and before a checkpoint). With 1 each loss is known to be finite before the
-            weights move; with more a GPU need not wait in between.
         to_static_training (bool): Trains the network as a compiled program; the same numbers up to
             rounding (see `TrainStep`).
 
@@ -119,11 +116,14 @@ def train(
         UserError: A setting or a sample is wrong, the checkpoint is damaged or of another config,
             or the disk is full.
         Interrupted: A signal came; the checkpoint is written.
-        NonFiniteLoss: Names the iteration and the batch's files; the parameters are as before it,
-            unless loss_interval is more than 1: they have moved then, and are not saved.
+        NonFiniteLoss: A loss or a gradient is not finite; names the iteration and the batch's
+            files. On a CPU the parameters are as before it. On a GPU losses are read when a line
+            is logged or something is saved: they have moved then, and are not saved. Or a tensor
+            that is to be saved is not finite.
+        RunStopped: Another process of the run, or one that reads for this one, is gone.
     """
     ranks = distributed.join()
-    _check_positive(accumulation_steps=accumulation_steps, loss_interval=loss_interval)
+    _check_positive(accumulation_steps=accumulation_steps)
     how = {"ranks": ranks, "to_static": to_static_training}
     step = TrainStep(model, optimizer, losses, precision, amp_level, **how)
     ema = ModelEMA(model, decay=ema_decay) if use_ema else None
@@ -168,20 +168,30 @@ def train(
         monitor = stack.enter_context(contextlib.closing(TrainMonitor(*counts, writer)))
         evaluation = None
         if val_dataset is not None:
-            how = {"precision": precision, "amp_level": amp_level, **(test_config or {})}
+            how = {"precision": precision, "amp_level": amp_level, "num_workers": None}
+            how |= test_config or {}
             val_dataset = StoppableDataset(val_dataset, stop)
             places = (save_dir, writer, ranks, save_format)
             evaluation = Evaluation(model, val_dataset, losses, how, *places)
         kept = (keep_checkpoint_max, config_text, early_stop_intervals)
         run = Run(save_dir, step, progress, ema, evaluation, stop, *kept)
-        try:
+        with _told(progress):
             if not run.make_up_evaluation(resumed, iters):
-                one = partial(_iterate, step, batches, accumulation_steps, progress, train_dataset)
-                _loop(one, run, monitor, iters, save_interval, loss_interval)
-        except Interrupted as reason:
-            logger.info("The run was %s at iteration %d.", reason, progress.iteration)
-            raise
+                one = partial(_iterate, run, batches, accumulation_steps, train_dataset)
+                _loop(one, run, monitor, iters, save_interval)
     return progress
+
+
+@contextlib.contextmanager
+def _told(progress):
+    """Says where a run was interrupted, and what Paddle means when a reading process is gone."""
+    try:
+        yield
+    except Interrupted as reason:
+        logger.info("The run was %s at iteration %d.", reason, progress.iteration)
+        raise
+    except SystemError as error:  # it may come at any moment
+        raise reader_failure(error) or error from error
 
 
 def _check_positive(**numbers):
@@ -197,7 +207,7 @@ def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignor
         if ranks.is_main:
             Path(save_dir).mkdir(parents=True, exist_ok=True)
             checkpoint_folder.clean(save_dir)
-    progress = state.Progress(seed=seed or 0, settings=settings)
+    progress = Progress(seed=seed or 0, settings=settings)
     with ranks.guard():
         resumed = state.find_checkpoint(resume_model, save_dir)
         if resumed is not None:
@@ -211,21 +221,21 @@ def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignor
     return resumed, progress
 
 
-def _loop(one, run, monitor, iters, save_interval, loss_interval):
+def _loop(one, run, monitor, iters, save_interval):
     """Iterates until the end; ``one`` makes an iteration and returns what `Journal.add` takes."""
     run.step.model.train()
     watch = Stopwatch()
-    journal = Journal(monitor, watch, loss_interval)
+    journal = Journal(monitor, watch)
     run.before_saving = journal.read
     progress, ended = run.progress, False
     while progress.iteration < iters and not ended:
-        figures = one(loss_interval == 1, watch)
+        figures, *rest = one(watch)
         if run.ema is not None:
             run.ema.update()
-        journal.add(progress.iteration, *figures)
+        journal.add(progress.iteration, figures, *rest)
         last = progress.iteration == iters
         due = last or progress.iteration % save_interval == 0
-        ended = run.after_iteration(due, last)
+        ended = run.after_iteration(due, last, figures.signal)
         if due:
             monitor.writer.flush()
             watch.lap()
@@ -257,6 +267,7 @@ def _keep_to_the_run(resumed, progress, config_text, settings, seed, ignore):
         # Another number of processes is the same run as long as they read as many images.
         saved, now = _joined(saved), _joined(now)
     check_same_run(resumed, config_text, now, saved, ignore=ignore)
+    warn_of_another_machine(progress)
     progress.seed, progress.settings = seed, settings
 
 
@@ -266,19 +277,22 @@ def _joined(settings):
     return {"images an iteration": math.prod(settings[key] for key in parts), **rest}
 
 
-def _iterate(step, batches, count, progress, dataset, wait, watch):
-    """One update of the weights from the next ``count`` batches of each rank; counts it in
-    ``progress``.
+def _iterate(run, batches, count, dataset, watch):
+    """One update of the weights from the next ``count`` batches of each rank; counts it in the
+    run's progress.
 
     Returns:
         tuple: `Figures`, the learning rate used, seconds for reading and computing.
     """
-    keys, taken = [], []
-    with step.ranks.guard():
+    step, progress = run.step, run.progress
+    keys, taken, fault = [], [], None
+    try:
         for _ in range(count):
             batch_keys, images, labels = next(batches)
             keys.extend(batch_keys)
             taken.append((images, labels))
+    except Exception as error:
+        fault = error
     reader_seconds = watch.lap()
     iteration = progress.iteration + 1
     # Dropout, and whatever else a network or a loss draws from the global states, then follows
@@ -294,7 +308,7 @@ def _iterate(step, batches, count, progress, dataset, wait, watch):
             "(optimizer.grad_clip_cfg), or look at these files."
         )
 
-    figures = step.run(taken, explain, wait=wait)
+    figures = step.run(taken, explain, fault=fault, signal=lambda: run.stop.signal or 0)
     progress.iteration = iteration
     progress.images += len(keys) * step.ranks.size
     return figures, rate, reader_seconds, watch.lap()

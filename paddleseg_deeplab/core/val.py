@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer, refine
+from paddleseg_deeplab.core import infer, out_of_memory, refine
 from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.engine import (
     Engine,
@@ -67,13 +67,17 @@ class _ValidationLoss:
         # In eval mode a network gives its main output only; auxiliary ones have no part here.
         self.losses = losses and {"types": losses["types"][:1], "coef": losses["coef"][:1]}
         self.ignore_index = ignore_index
-        self.values = []
+        self._scalars = []
 
-    @property
-    def mean(self):
+    def values(self):
+        """list[float]: One an image. They stay on the device until then: one read for all."""
+        return paddle.stack(self._scalars).tolist() if self._scalars else []
+
+    @staticmethod
+    def mean(values):
         # Exactly rounded, so that the order of the images and their shares among ranks change
         # nothing.
-        return math.fsum(self.values) / len(self.values) if self.values else None
+        return math.fsum(values) / len(values) if values else None
 
     def add(self, logits, samples):
         for i, sample in enumerate(samples):
@@ -87,7 +91,7 @@ class _ValidationLoss:
             one = logits[i : i + 1]
             one = paddle.to_tensor(one) if isinstance(one, np.ndarray) else one
             value = compute_losses([one], label, self.losses)[0]
-            self.values.append(float(value))
+            self._scalars.append(value.reshape([]))
 
 
 def _label_of(sample):
@@ -100,12 +104,12 @@ def _name_of(sample):
     return str(path) if path is not None else f"sample {sample['index']}"
 
 
-def _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size):
+def _check_setting(losses, aug_eval, scales, window):
     if aug_eval:
         infer.check_scales(scales)
-    if is_slide:
-        infer.check_window(crop_size, stride)
-    if losses is not None and (aug_eval or is_slide):
+    infer.window_for((0, 0), **window)
+    windows = window["is_slide"] or window["slide_above"] is not None
+    if losses is not None and (aug_eval or windows):
         logger.warning("The validation loss is computed on whole images only: it is left out.")
         return None
     return losses
@@ -126,6 +130,7 @@ def evaluate(
     num_workers=0,
     print_detail=True,
     *,
+    slide_above=None,
     batch_size=1,
     losses=None,
     worst=10,
@@ -148,6 +153,8 @@ def evaluate(
         scales, flip_horizontal, flip_vertical: See `core.infer.aug_inference`; for `aug_eval`.
         is_slide (bool): Use a sliding window. Default False.
         stride, crop_size (Sequence[int], optional): Of the window, (width, height).
+        slide_above (float, optional): Use the window where the network's input has more than so
+            many times its pixels, and whole images elsewhere; see `slide.window_for`.
         precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU, or "bf16" with the engine
             "openvino".
         amp_level (str): "O1" or "O2".
@@ -173,13 +180,14 @@ def evaluate(
     Raises:
         UserError: A setting is wrong, an image cannot be read, the network gives NaN or infinite
             values for it, sizes of label and image differ, or a label's value is out of range;
-            the file is named.
+            the file is named. `out_of_memory.OutOfMemory` says which settings help.
     """
-    losses = _check_setting(losses, aug_eval, is_slide, scales, stride, crop_size)
+    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
+    settings["slide_above"] = slide_above
+    losses = _check_setting(losses, aug_eval, scales, settings)
     check_engine(engine, precision)
     crf = make_crf(crf)
     start = time.perf_counter()
-    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     if aug_eval:
         settings.update(scales=scales)
         settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)
@@ -214,11 +222,12 @@ def evaluate(
         for sample, predicted, _ in results:
             records.append(count_image(confusion, sample, predicted))
             bar.update(1)
-    records = _gather(ranks, confusion, records, loss)
+    records, losses = _gather(ranks, confusion, records, loss.values())
     records.sort(key=lambda record: record["index"])
     known = sorted((r for r in records if r["miou"] == r["miou"]), key=lambda r: r["miou"])
     seconds = time.perf_counter() - start
-    result = EvaluationResult(confusion, names, records, known[:worst], loss.mean, seconds)
+    mean = loss.mean(losses)
+    result = EvaluationResult(confusion, names, records, known[:worst], mean, seconds)
     if ranks.is_main:
         _warn_of_one_class(confusion, names)
         if print_detail:
@@ -239,7 +248,11 @@ def _warn_of_one_class(confusion, names):
 
 @contextmanager
 def engine_for(model, samples, count, kind, precision, aug, settings):
-    """`open_engine` for a stream of samples.
+    """`open_engine` for a stream of samples, and what the whole run over them needs.
+
+    That memory runs out is one line, from wherever inside. At the end a GPU's cache is emptied
+    once: the maps of whole images are of no use to a training that goes on with crops, and here
+    evaluation, prediction and a user's own loop all come by.
 
     Args:
         model (nn.Layer): In eval mode.
@@ -251,12 +264,17 @@ def engine_for(model, samples, count, kind, precision, aug, settings):
     Yields:
         tuple: The network, for `predictions`, and the samples, all of them.
     """
-    first, samples = peek(samples)
-    image = None if first is None else np.asarray(first["img"], np.float32)
-    size = (0, 0) if image is None else image.shape[1:]
-    pixels = pixels_to_run(count, size, aug, settings)
-    with open_engine(model, image, kind, precision=precision, pixels=pixels) as network:
-        del first, image  # not to be held for the whole run
+    facts = {"what": "images were read or results made", "settings": out_of_memory.HOST_SETTINGS}
+    with out_of_memory.explained(**facts), ExitStack() as stack:
+        stack.callback(out_of_memory.release)
+        stack.callback(getattr(samples, "close", int))  # ends threads that read ahead
+        first, samples = peek(samples)
+        image = None if first is None else np.asarray(first["img"], np.float32)
+        size = (0, 0) if image is None else image.shape[1:]
+        pixels = pixels_to_run(count, size, aug, settings)
+        engine = open_engine(model, image, kind, precision=precision, pixels=pixels)
+        network = stack.enter_context(engine)
+        del first, image, engine  # not to be held for the whole run
         yield network, samples
 
 
@@ -277,13 +295,46 @@ def predictions(
     Yields:
         tuple: sample; labels, int32 [H, W] at the original size; mean class probabilities,
         float32 [K, H, W], or None.
+
+    Raises:
+        OutOfMemory: Naming image, size, batch and precision, and the settings that help.
     """
-    if isinstance(model, Engine):
-        precision = ()
+    network = model if isinstance(model, Engine) else _InPrecision(model, precision)
     for samples, images in batches:
-        with precision_context(*precision):
-            results = _predict(model, samples, images, aug, settings, loss, probabilities)
+        with out_of_memory.explained(**_facts(samples, images, aug, settings, precision[0])):
+            results = _predict(network, samples, images, aug, settings, loss, probabilities)
         yield from zip(samples, *results)
+
+
+class _InPrecision:
+    """A network in mixed precision; sums, probabilities and losses behind it stay in float32."""
+
+    def __init__(self, model, precision):
+        self._model = model
+        self._precision = precision
+        self.data_format = getattr(model, "data_format", "NCHW")
+
+    def __call__(self, images):
+        with precision_context(*self._precision):
+            return self._model(images)
+
+
+def _facts(samples, images, aug, settings, precision):
+    """What `out_of_memory.explained` tells of a batch."""
+    scale = max(infer.check_scales(settings.get("scales", 1.0))) if aug else 1.0
+    size = [round(side * scale) for side in images.shape[2:]]
+    window = {name: settings.get(name) for name in infer.WINDOW_SETTINGS}
+    window = infer.window_for(size, **window)
+    count = len(samples)
+    known = (count, precision, window and window[0], scale)
+    more = f" and {count - 1} more" if count > 1 else ""
+    return {
+        "what": f"the network ran on {_name_of(samples[0])}{more}",
+        "image_size": size[::-1],
+        "batch_size": count,
+        "precision": precision,
+        "settings": out_of_memory.evaluation_settings(*known),
+    }
 
 
 def _predict(model, samples, images, aug, settings, loss, want_probabilities):
@@ -329,11 +380,11 @@ def count_image(confusion, sample, predicted):
     }
 
 
-def _gather(ranks, confusion, records, loss):
-    """Brings all ranks' counts into `confusion` and `loss`; returns all ranks' records."""
+def _gather(ranks, confusion, records, losses):
+    """Brings all ranks' counts into `confusion`; returns all ranks' records and losses."""
     if ranks.size == 1:
-        return records
-    parts = ranks.gather((confusion.matrix, records, loss.values))
+        return records, losses
+    parts = ranks.gather((confusion.matrix, records, losses))
     confusion.matrix[:] = np.sum([part[0] for part in parts], axis=0)
-    loss.values = [value for part in parts for value in part[2]]
-    return [record for part in parts for record in part[1]]
+    records, losses = ([item for part in parts for item in part[i]] for i in (1, 2))
+    return records, losses

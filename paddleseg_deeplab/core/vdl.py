@@ -61,7 +61,7 @@ class VisualDLWriter:
             return
         try:
             from visualdl import LogWriter
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise UserError("--use_vdl needs visualdl: pip install visualdl") from error
 
         old = _old_records(resumed_from or logdir, resumed_at) if resumed_at else []

@@ -45,6 +45,29 @@ def _plain_losses(items, place="loss.types"):
             yield f"{place}.{i}", item
 
 
+def training_crop(config):
+    """The size that training images are cropped to, the window of ``test_config.slide_above``.
+
+    Args:
+        config (Config): Its train_dataset is looked at, which need not be there.
+
+    Returns:
+        list[int] | int | None: ``crop_size`` of the last transform that has such a parameter, as
+        given or by default.
+    """
+    found = None
+    items = config.train_dataset_cfg.get("transforms")
+    for item in items if isinstance(items, list) else []:
+        name = item.get("type") if isinstance(item, dict) else None
+        component = manager.TRANSFORMS.components_dict.get(str(name))
+        if component is None:
+            continue  # which the builder refuses
+        parameter = inspect.signature(component).parameters.get("crop_size")
+        if parameter is not None:
+            found = item.get("crop_size", parameter.default)
+    return list(found) if isinstance(found, (list, tuple)) else found
+
+
 class SegBuilder:
     """Builds components lazily, each once.
 
@@ -155,6 +178,10 @@ class SegBuilder:
         for place, part in _plain_losses(self.config.dic.get("loss", {}).get("types", [])):
             for name in ("ignore_index", "num_classes"):
                 self._agree(place, part, manager.LOSSES, name, name, name.upper())
+
+        test = self.config.dic.get("test_config", {})
+        if test.get("slide_above") is not None and test.get("crop_size") is None:
+            test["crop_size"] = training_crop(self.config)  # None: an error where it is used
 
         for i, item in enumerate(self.config.dic.get("loss", {}).get("types", [])):
             self._share_layout([part for _, part in _plain_losses([item])], f"loss.types.{i}")

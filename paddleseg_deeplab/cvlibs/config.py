@@ -14,13 +14,14 @@ import yaml
 from paddleseg_deeplab.cvlibs.config_values import value_faults
 from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError, nearest
+from paddleseg_deeplab.utils.logger import logger
 
 # Key: (allowed types, what it is). A section is a dict with a `type`, unless named in _PLAIN.
 _TOP_LEVEL = {
     "batch_size": (int, "images in one step on one device"),
     "iters": (int, "training iterations"),
     "accumulation_steps": (int, "batches whose gradients are averaged in one iteration"),
-    "dataset_root": (str, "root folder, put into train_dataset and val_dataset"),
+    "dataset_root": (str, "root folder of the datasets that have none of their own"),
     "train_dataset": (dict, "the training set"),
     "val_dataset": (dict, "the validation set"),
     "model": (dict, "the network"),
@@ -42,7 +43,7 @@ _SECTION_KEYS = {
     "ema": ("decay",),
     "test_config": (
         *("aug_eval", "scales", "flip_horizontal", "flip_vertical"),
-        *("is_slide", "crop_size", "stride", "crf"),
+        *("is_slide", "crop_size", "stride", "slide_above", "crf"),
     ),
     "export": ("transforms",),
 }
@@ -187,16 +188,28 @@ def _set_path(dic, keys, value, where):
             node = node[key]
 
 
+def _is_given(pairs, *keys):
+    """Whether ``--opts`` sets this place, by its own name or within a whole section."""
+    for path, value in pairs:
+        rest = keys[len(path) :]
+        while rest and isinstance(value, dict) and rest[0] in value:
+            value, rest = value[rest[0]], rest[1:]
+        if tuple(path) == keys[: len(path)] and not rest:
+            return True
+    return False
+
+
 class Config:
     """A checked configuration.
 
     Args:
         path (str): YAML file.
-        learning_rate (float, optional): Overrides ``lr_scheduler.learning_rate``.
-        batch_size (int, optional): Overrides ``batch_size``.
-        iters (int, optional): Overrides ``iters``.
+        learning_rate (float, optional): Overrides ``lr_scheduler.learning_rate`` of the file.
+        batch_size (int, optional): Overrides ``batch_size`` of the file.
+        iters (int, optional): Overrides ``iters`` of the file.
         opts (list[str], optional): ``key=value`` pairs that override anything, with dots for depth
-            and numbers for places in a list: ``loss.types.0.type=DiceLoss``.
+            and numbers for places in a list: ``loss.types.0.type=DiceLoss``. Of two for the same
+            place the last wins.
 
     Attributes:
         path (str): The file it came from.
@@ -212,9 +225,10 @@ class Config:
         for name, value in (("batch_size", batch_size), ("iters", iters)):
             if value is not None:
                 dic[name] = value
-        for keys, value in parse_opts(opts):
+        pairs = parse_opts(opts)
+        for keys, value in pairs:
             _set_path(dic, keys, value, ".".join(keys))
-        if learning_rate is not None:
+        if learning_rate is not None and not _is_given(pairs, "lr_scheduler", "learning_rate"):
             if not isinstance(dic.get("lr_scheduler"), dict):
                 raise UserError(f"{path}: --learning_rate needs an lr_scheduler section.")
             dic["lr_scheduler"]["learning_rate"] = learning_rate
@@ -223,10 +237,27 @@ class Config:
             optimizer["type"] = _OLD_OPTIMIZERS.get(optimizer["type"], optimizer["type"])
         self.dic = dic
         self._check()
-        root = dic.pop("dataset_root", None)
-        for name in ("train_dataset", "val_dataset"):
-            if root is not None and name in dic:
-                dic[name]["dataset_root"] = root
+        self._share_root(pairs)
+
+    def _share_root(self, pairs):
+        """Moves the general ``dataset_root`` into the sections that it is meant for."""
+        root = self.dic.pop("dataset_root", None)
+        sections = [name for name in ("train_dataset", "val_dataset") if name in self.dic]
+        if root is None or not sections:
+            return
+        # The special one wins over the general one; what is typed now, over what a file says.
+        typed = _is_given(pairs, "dataset_root")
+        others = [
+            name
+            for name in sections
+            if "dataset_root" not in self.dic[name]
+            or (typed and not _is_given(pairs, name, "dataset_root"))
+        ]
+        for name in others:
+            self.dic[name]["dataset_root"] = root
+        if not others and any(self.dic[name]["dataset_root"] != root for name in sections):
+            message = "%s: dataset_root %s has no effect beside those of %s."
+            logger.warning(message, self.path, root, " and ".join(sections))
 
     def fail(self, place, message):
         """Raises a `UserError` that names the file and the place in it."""

@@ -52,6 +52,13 @@ def _test_faults(settings):
         value = settings.get(key)
         if value is not None and not _is_size(value):
             yield f"test_config.{key}", f"should be [width, height] in pixels, not {value!r}."
+    above = settings.get("slide_above")
+    if above is not None and (not _is_number(above) or above < 1):
+        message = f"should be a number of at least 1, or null for none, not {above!r}."
+        yield "test_config.slide_above", message
+    elif above is not None and settings.get("is_slide"):
+        message = "is_slide puts every image into windows already; give one of the two."
+        yield "test_config.slide_above", message
     crop, stride = (settings.get(key) for key in ("crop_size", "stride"))
     if _is_size(crop) and _is_size(stride):
         sides = [value if isinstance(value, list) else [value, value] for value in (crop, stride)]

@@ -3,7 +3,7 @@
 
 import dataclasses
 import os
-from typing import Callable, Optional
+from collections.abc import Callable
 
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import class_names
@@ -31,8 +31,8 @@ class Row:
     modes: tuple
     layout: Callable
     hint: str
-    label_map: Optional[dict] = None
-    palette: Optional[tuple] = None
+    label_map: dict | None = None
+    palette: tuple | None = None
 
 
 class CatalogDataset(BaseDataset):

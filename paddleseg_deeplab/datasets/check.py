@@ -10,7 +10,6 @@ import dataclasses
 import os
 import time
 from collections import Counter, deque
-from typing import Optional
 
 import numpy as np
 
@@ -39,7 +38,7 @@ class Check:
 
     sets: dict
     findings: list
-    max_samples: Optional[int]
+    max_samples: int | None
     seconds: float
 
     @property

@@ -13,7 +13,6 @@ import io
 import os
 import re
 import zlib
-from typing import Optional
 
 import cv2
 import numpy as np
@@ -61,13 +60,13 @@ class PairFacts:
     """
 
     problems: list = dataclasses.field(default_factory=list)
-    size: Optional[tuple] = None
+    size: tuple | None = None
     mode: str = ""
-    image_hash: Optional[bytes] = None
-    label_hash: Optional[bytes] = None
-    values: Optional[dict] = None
+    image_hash: bytes | None = None
+    label_hash: bytes | None = None
+    values: dict | None = None
     other_values: int = 0
-    label_size: Optional[tuple] = None
+    label_size: tuple | None = None
     nodata: int = 0
     nodata_values: dict = dataclasses.field(default_factory=dict)
     example: str = ""

@@ -19,7 +19,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from typing import Callable, Optional
+from collections.abc import Callable
 
 from PIL import UnidentifiedImageError
 
@@ -47,10 +47,10 @@ class Options:
             ``close()``, such as a `tqdm`.
     """
 
-    num_workers: Optional[int] = None
+    num_workers: int | None = None
     overwrite: bool = False
     dry_run: bool = False
-    progress: Optional[Callable] = None
+    progress: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ object up to a pixel wider on each side; here neighbours that share an edge shar
 """
 
 import base64
+import itertools
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def strip(points, width, size):
         numpy.ndarray: bool [height, width].
     """
     mask = np.zeros(size, bool)
-    for begin, end in zip(points[:-1], points[1:]):
+    for begin, end in itertools.pairwise(points):
         place, y, x = _centres(np.stack([begin, end]), width / 2, size)
         (dx, dy), square = end - begin, float(((end - begin) ** 2).sum())
         along = ((x - begin[0]) * dx + (y - begin[1]) * dy) / square if square else 0.0 * (x + y)

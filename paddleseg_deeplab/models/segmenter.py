@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every DeepLab model does around its head: check the parts, run them, resize the logits."""
 
+import itertools
+
 from paddle import nn
 
 from paddleseg_deeplab.models.layers import (
@@ -163,7 +165,7 @@ def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
     strides = getattr(backbone, "feat_strides", None)
     if strides is not None:
         picked = [strides[i] for i in backbone_indices]
-        if any(a >= b for a, b in zip(picked, picked[1:])):
+        if any(a >= b for a, b in itertools.pairwise(picked)):
             raise ValueError(
                 f"backbone_indices is {tuple(backbone_indices)}, features of strides {picked}; "
                 f"give features of rising strides in the order {', '.join(roles)}."

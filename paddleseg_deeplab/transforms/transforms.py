@@ -211,10 +211,14 @@ def is_ours(dataset):
     """Whether a dataset, its `Compose` and all transforms in it are classes of this package.
 
     Those leave the global random states alone and may be read from several threads at a time; of
-    what else there is neither is known.
+    what else there is neither is known. What a dataset of ours wraps (``wrapped``) counts as well.
     """
+    if not _all_ours([dataset]):
+        return False
+    if hasattr(dataset, "wrapped"):
+        return is_ours(dataset.wrapped)
     compose = getattr(dataset, "transforms", None)
-    return isinstance(compose, Compose) and _all_ours([dataset, compose])
+    return isinstance(compose, Compose) and _all_ours([compose])
 
 
 def _all_ours(parts):

@@ -127,7 +127,7 @@ def _zip_members(path):
 
 
 class _LongHeader(EOFError):
-    """No ReadError: Python 3.9's tarfile takes that for a sign to try the next compression."""
+    """No ReadError: tarfile takes that for a sign to try the next compression."""
 
 
 class _BoundedTarInfo(tarfile.TarInfo):

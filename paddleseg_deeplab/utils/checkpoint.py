@@ -5,6 +5,9 @@ Nothing in a weights file is run: see `safe_pickle`.
 
 PaddleSeg warns about whatever does not fit and goes on, even when not one tensor fits. Here
 everything has to fit unless the caller names what to skip.
+
+Numbers that are not finite are refused on both ways. Nothing else would notice them: Paddle's ReLU
+on a CPU gives 0 for NaN (3.0.0 to 3.3.1), so that the logits of such a network are finite.
 """
 
 import fnmatch
@@ -23,6 +26,13 @@ _SUFFIXES = (".pdparams", ".safetensors")
 # Classifiers of ImageNet checkpoints, which a backbone does not have.
 _CLASSIFIER = ("out.weight", "out.bias", "fc.weight", "fc.bias")
 _FIRST_CONV = "conv1_1._conv.weight"
+# A batch norm adds its epsilon, 1e-5 as a rule, to the running variance before the square root;
+# what lies between is rounding.
+_LEAST_VARIANCE = -1e-5
+DIVERGED = (
+    "The training that made them diverged: take an earlier checkpoint, or train again with a lower "
+    "learning rate."
+)
 # Attribute names that only PaddleSeg's Xception has.
 _XCEPTION = ("_exit_flow_1.", "xception_65/", "xception_41/", "xception_71/")
 
@@ -69,7 +79,8 @@ def load_weights(layer, path, *, strict=True, skip=(), what="model"):
         LoadReport: what was done.
 
     Raises:
-        UserError: the file is missing, broken, holds no weights, or does not fit.
+        UserError: the file is missing, broken, holds no weights, does not fit, or a tensor that
+            would be taken is not finite in the layer's dtype.
     """
     file = find_weights(path)
     return load_tensors(layer, read_weights(file), file, strict=strict, skip=skip, what=what)
@@ -80,8 +91,11 @@ def load_tensors(layer, tensors, file, *, strict=True, skip=(), what="model"):
     own = layer.state_dict()
     report = _compare(own, tensors, skip)
     _check(report, file, strict, what)
-    for name in report.loaded:
-        own[name].set_value(_as_dtype(tensors[name], own[name].dtype))
+    values = {name: _as_dtype(tensors[name], own[name].dtype) for name in report.loaded}
+    advice = f"{DIVERGED} If it was good once, the file is damaged: copy or download it again."
+    check_finite_weights(values, f"The weights in {file}", advice)
+    for name, value in values.items():
+        own[name].set_value(value)
     logger.info("%s <- %s: %s.", what, file, report)
     if report.skipped:
         logger.info("Skipped as asked: %s.", _names(report.skipped))
@@ -193,13 +207,14 @@ def save_weights(layer, path):
             the same types, in a format that other frameworks read and that cannot hold code).
 
     Raises:
-        UserError: another suffix.
+        UserError: another suffix, or `nonfinite_tensors` finds something; nothing is written.
         OSError: the disk does not take it.
     """
     path = os.fspath(path)
-    state = layer if isinstance(layer, dict) else layer.state_dict()
+    state = _state_of(layer)
     if not path.lower().endswith(_SUFFIXES):
         raise UserError(f"{path}: weights are saved as {' or '.join(_SUFFIXES)}; name it so.")
+    check_finite_weights(state, f"The weights to save as {path}")
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
@@ -216,10 +231,68 @@ def save_weights(layer, path):
             os.remove(temporary)
 
 
+def nonfinite_tensors(state):
+    """Tensors that hold NaN or infinite numbers, and running variances below zero.
+
+    Integers and booleans are left out. One pass over the numbers: 24 ms for the 27 million of
+    DeepLabV3+ on ResNet50_vd on a CPU, where loading them takes 200 to 400 ms.
+
+    Args:
+        state (nn.Layer | dict[str, Tensor | ndarray]): A layer, of which its ``state_dict`` is
+            taken, or tensors by name. An array of uint16 is bfloat16, as Paddle gives and takes it.
+
+    Returns:
+        list[tuple[str, int, int]]: (name, how many of its numbers are bad, how many it has).
+    """
+    found = []
+    for name, tensor in _state_of(state).items():
+        _, array = _with_type(tensor)
+        if array.dtype == np.uint16:  # bfloat16: an exponent of ones alone
+            good = (array & 0x7F80) != 0x7F80
+        elif array.dtype.kind in "fc":
+            good = np.isfinite(array)
+            if name.rpartition(".")[2] == "_variance":  # its root would be NaN
+                good &= array >= _LEAST_VARIANCE
+        else:
+            continue
+        if not good.all():
+            found.append((name, int(good.size - np.count_nonzero(good)), int(good.size)))
+    return found
+
+
+def check_finite_weights(state, what, advice=DIVERGED):
+    """Raises where `nonfinite_tensors` finds something.
+
+    Args:
+        state (nn.Layer | dict[str, Tensor | ndarray]): See `nonfinite_tensors`.
+        what (str): What they are, with the file's name; begins the message.
+        advice (str): What to do; ends it.
+
+    Raises:
+        UserError: naming the first tensors and how many there are.
+    """
+    state = _state_of(state)
+    found = [f"{name} ({bad} of {size})" for name, bad, size in nonfinite_tensors(state)]
+    if found:
+        raise UserError(
+            f"{what} are not finite: {len(found)} of {len(state)} tensors hold NaN, infinite "
+            f"numbers or negative variances: {_names(found)}. {advice}"
+        )
+
+
+def _state_of(state):
+    return state if isinstance(state, dict) else state.state_dict()
+
+
+def _type_name(value):
+    """ "float32" of a tensor, an array or a dtype."""
+    return str(getattr(value, "dtype", value)).rpartition(".")[2]
+
+
 def _with_type(tensor):
     """(type's name, array); NumPy lacks bfloat16, of which Paddle gives the bits."""
-    name = str(tensor.dtype).rpartition(".")[2]
-    return name, np.asarray(tensor.numpy() if isinstance(tensor, paddle.Tensor) else tensor)
+    array = tensor.numpy() if isinstance(tensor, paddle.Tensor) else tensor
+    return _type_name(tensor), np.asarray(array)
 
 
 def _compare(own, tensors, skip):
@@ -319,5 +392,8 @@ def _as_list(skip):
 
 
 def _as_dtype(value, dtype):
+    """The value itself where its type fits: a whole model is not held twice."""
+    if _type_name(value) == _type_name(dtype):
+        return value
     tensor = value if isinstance(value, paddle.Tensor) else paddle.to_tensor(value)
     return tensor.astype(dtype)

@@ -9,6 +9,7 @@ from ``paddleseg_deeplab/__init__.py``. What the user has set is never changed.
 
 import ctypes
 import os
+import platform
 import sys
 
 _report = []
@@ -29,6 +30,12 @@ def _cpuinfo():
             return f.read()
     except OSError:
         return ""
+
+
+def processor_name():
+    """The processor as the system names it, such as "AMD EPYC 9B14"; "" where it does not."""
+    names = [line for line in _cpuinfo().splitlines() if line.startswith("model name")]
+    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 def wanted_environment(cores, cpuinfo, environment):

@@ -8,7 +8,6 @@ it; the section ``DeepLab`` carries the rest. A ``deploy.yaml`` of PaddleSeg's i
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 import yaml
@@ -59,16 +58,16 @@ class DeployInfo:
     transforms: list = field(default_factory=list)
     img_channels: int = 3
     to_rgb: bool = True
-    num_classes: Optional[int] = None
+    num_classes: int | None = None
     class_names: list = field(default_factory=list)
-    palette: Optional[np.ndarray] = None
+    palette: np.ndarray | None = None
     versions: dict = field(default_factory=dict)
     checks: dict = field(default_factory=dict)
     folder: str = ""
-    model: Optional[str] = None
-    params: Optional[str] = None
-    crf: Optional[dict] = None
-    nodata: Optional[float] = None
+    model: str | None = None
+    params: str | None = None
+    crf: dict | None = None
+    nodata: float | None = None
 
     def __post_init__(self):
         names = (*MODEL_FILES[self.format], None)

@@ -3,13 +3,6 @@
 
 import difflib
 import importlib
-import importlib.util
-
-_PADDLE_MISSING = (
-    "PaddlePaddle is not installed: for a CPU run pip install 'paddleseg-deeplab[cpu]', for a GPU "
-    "run pip install paddlepaddle-gpu with the index address that the installation guide "
-    "https://www.paddlepaddle.org.cn/en/install/quick gives."
-)
 
 
 class UserError(ValueError):
@@ -28,14 +21,8 @@ class RunStopped(RuntimeError):
     """Another process of the run failed or is gone; commands print the line and exit with 1."""
 
 
-class MissingPaddle(UserError, ImportError):
-    """Paddle is not installed."""
-
-
-def require_paddle():
-    """Raises `MissingPaddle`, with both install commands, where Paddle is missing."""
-    if importlib.util.find_spec("paddle") is None:
-        raise MissingPaddle(_PADDLE_MISSING)
+class PackageError(UserError, ImportError):
+    """An installed package is missing, of a wrong version, or cannot be imported."""
 
 
 def nearest(name, known):

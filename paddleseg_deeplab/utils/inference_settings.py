@@ -2,7 +2,6 @@
 """How to run an exported network, and what of that cannot work."""
 
 from dataclasses import dataclass
-from typing import Optional
 
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -41,16 +40,16 @@ class InferenceSettings:
     """
 
     device: str = "cpu"
-    cpu_threads: Optional[int] = None
-    mkldnn: Optional[bool] = None
+    cpu_threads: int | None = None
+    mkldnn: bool | None = None
     precision: str = "fp32"
     use_trt: bool = False
     batch_size: int = 1
     min_subgraph_size: int = 3
-    trt_min_shape: Optional[list] = None
-    trt_opt_shape: Optional[list] = None
-    trt_max_shape: Optional[list] = None
-    tuned_shape_file: Optional[str] = None
+    trt_min_shape: list | None = None
+    trt_opt_shape: list | None = None
+    trt_max_shape: list | None = None
+    tuned_shape_file: str | None = None
     collect_shapes: bool = False
     print_detail: bool = False
     runtime: str = "auto"

@@ -5,8 +5,6 @@ import contextlib
 import logging
 import sys
 
-from tqdm import tqdm
-
 _FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 
 logger = logging.getLogger("paddleseg_deeplab")
@@ -18,7 +16,8 @@ class _ConsoleHandler(logging.StreamHandler):
     """Writes above a running progress bar instead of through it."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stderr)
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # else none is running
+        (bars.write if bars else print)(self.format(record), file=sys.stderr)
 
 
 class _FileHandler(logging.FileHandler):

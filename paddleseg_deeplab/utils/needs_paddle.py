@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported first by packages that stand on Paddle: says how to install it where it is missing."""
+"""Imported first by packages that stand on Paddle: says what to do where it is not right."""
 
-from paddleseg_deeplab.utils.errors import require_paddle
+from paddleseg_deeplab.utils.installed import require_paddle
 
 require_paddle()

@@ -15,6 +15,7 @@ from paddleseg_deeplab.utils.inference_settings import (
     check_settings,
     choose_runtime,
 )
+from paddleseg_deeplab.utils.installed import require_paddle
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.other_runtimes import OnnxPredictor, OpenvinoPredictor
 
@@ -321,11 +322,7 @@ def choose_device(name=None, form="legacy", runtime="auto"):
 
 
 def _paddle_gpus():
-    try:
-        import paddle
-    except ImportError as e:
-        raise UserError(
-            "PaddlePaddle is not installed: pip install 'paddleseg-deeplab[cpu]', or for a GPU "
-            "paddlepaddle-gpu as Paddle's installation guide says."
-        ) from e
+    require_paddle()
+    import paddle
+
     return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0

@@ -37,7 +37,7 @@ def read_tensors(file):
 
     Raises:
         UserError: the file is missing, broken, of an unknown kind, holds something other than
-            tensors, or needs a package that is not installed.
+            tensors or numbers that are not finite, or needs a package that is not installed.
     """
     file = os.fspath(file)
     suffix = os.path.splitext(file)[1].lower()
@@ -51,7 +51,11 @@ def read_tensors(file):
     tensors, notes = _READERS[suffix](file)
     if not tensors:
         raise UserError(f"{file} holds no tensor.")
-    return {name: _plain(value, name, file) for name, value in tensors.items()}, notes
+    tensors = {name: _plain(value, name, file) for name, value in tensors.items()}
+    from paddleseg_deeplab.utils.checkpoint import check_finite_weights
+
+    check_finite_weights(tensors, f"The weights in {file}")
+    return tensors, notes
 
 
 @contextmanager
@@ -207,17 +211,14 @@ def _is_float(tensor):
 
 
 def _plain(value, name, file):
-    """As float32 where it is floating, and finite."""
+    """As float32 where it is floating."""
     kind = getattr(value, "dtype", type(value).__name__)
     if getattr(kind, "kind", None) not in tuple("fiub"):
         raise UserError(f"{file}: {name} holds {kind}, not numbers.")
     if value.dtype.kind != "f":
         return value
-    with np.errstate(over="ignore"):  # told below
-        value = value.astype(np.float32, copy=False)
-    if not np.isfinite(value).all():
-        raise UserError(f"{file}: {name} holds numbers that are not finite; the file is damaged.")
-    return value
+    with np.errstate(over="ignore"):  # `read_tensors` tells of it
+        return value.astype(np.float32, copy=False)
 
 
 _READERS = {

@@ -20,7 +20,7 @@ from paddleseg_deeplab.cli import val as val_command
 from paddleseg_deeplab.core import distributed
 from paddleseg_deeplab.core import train as train_run
 from paddleseg_deeplab.core.monitor import TrainMonitor
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, MixedLoss
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -63,13 +63,15 @@ class VoidSet:
 
 @manager.MODELS.add_component
 class SmallNet(nn.Layer):
-    """Frozen norm, a frozen layer, a layer that no output depends on, two outputs in training."""
+    """Frozen norm (unless told otherwise), a frozen layer, a layer that no output depends on, two
+    outputs in training."""
 
-    def __init__(self, num_classes=CLASSES, data_format="NCHW"):
+    def __init__(self, num_classes=CLASSES, data_format="NCHW", real_norm=False):
         super().__init__()
         self.num_classes = num_classes
         self.body = nn.Conv2D(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2D(8, use_global_stats=True)
+        # Its statistics would differ between ranks on a CPU, where each sees its own images.
+        self.norm = nn.BatchNorm2D(8, use_global_stats=None if real_norm else True)
         self.fixed = nn.Conv2D(8, 8, 1)
         for parameter in self.fixed.parameters():
             parameter.stop_gradient = True
@@ -82,10 +84,10 @@ class SmallNet(nn.Layer):
         return [self.main(y), self.auxiliary(y)] if self.training else [self.main(y)]
 
 
-def run(save_dir, batch_size, dataset=None, **settings):
+def run(save_dir, batch_size, dataset=None, real_norm=False, **settings):
     """Trains `SmallNet`; returns the loss and its parts of each iteration."""
     paddle.seed(7)
-    model = SmallNet()
+    model = SmallNet(real_norm=real_norm)
     rate = paddle.optimizer.lr.PolynomialDecay(0.1, 40)
     optimizer = paddle.optimizer.Momentum(
         rate, 0.9, parameters=model.parameters(), weight_decay=1e-3
@@ -139,6 +141,14 @@ def main(out, config, photos):
         val_dataset=VoidSet(5),
         use_ema=True,
         early_stop_intervals=2,
+    )
+    builder = SegBuilder(Config(config, opts=["model.real_norm=True"]))
+    run(
+        *(out / "normed", 2, builder.train_dataset, True),
+        iters=6,
+        save_interval=2,
+        val_dataset=builder.val_dataset,
+        use_ema=False,
     )
     for fault in ("user", "bug", "nan", "signal"):
         # The other rank's set is in order.

@@ -214,6 +214,30 @@ def test_val_of_two_ranks_equals_one(launched, tmp_path):
     assert (tmp_path / "images.csv").read_text() == (folder / "val" / "images.csv").read_text()
 
 
+def test_the_network_that_is_evaluated_is_the_one_that_is_saved(launched, tmp_path):
+    """Batch norm with statistics of its own: each rank's differ until they are shared."""
+    folder, _ = launched
+    normed = folder / "normed"
+    flags = ["--config", str(folder / "set.yml"), "--device", "cpu", "--opts"]
+    flags += ["model.real_norm=True", "--model_path"]
+    scores = {}
+    for iteration in (2, 4, 6):
+        out = tmp_path / str(iteration)
+        weights = str(normed / f"iter_{iteration}")
+        assert val_command.main([*flags, weights, "--save_dir", str(out)]) == 0
+        scores[iteration] = json.loads((out / "metrics.json").read_text())["mIoU"]
+    evaluations = [
+        json.loads((normed / f"iter_{i}" / "evaluation.json").read_text()) for i in scores
+    ]
+    best = np.maximum.accumulate(list(scores.values()))
+    # 1e-6 is asked for: float64 means of the same counts.
+    np.testing.assert_allclose([e["best_miou"] for e in evaluations], best, rtol=0, atol=1e-6)
+    assert scores[evaluations[-1]["best_iteration"]] == best[-1]
+    assert val_command.main([*flags, str(normed / "best_model"), "--save_dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["mIoU"]
+    assert found == pytest.approx(best[-1], abs=1e-6)
+
+
 def test_predict_shares_the_images(launched):
     folder, told = launched
     assert [t["predict"] for t in told] == [2, 2]

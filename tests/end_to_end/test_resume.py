@@ -20,6 +20,7 @@ from test_train import CONFIG, ROOT, DropoutNet, assert_same, config, run  # noq
 
 from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core import checkpoint_folder, state
+from paddleseg_deeplab.core.progress import read_progress
 from paddleseg_deeplab.cvlibs import manager
 
 
@@ -85,7 +86,7 @@ def assert_equal_runs(one, other, last=6, ema=True):
         assert_same(one / f"iter_{last}", other / f"iter_{last}", name)
     assert_same(one, other, "best_model/model.pdparams")
     assert [p.name for p in state.checkpoints(one)] == [p.name for p in state.checkpoints(other)]
-    ends = [vars(state.read_progress(d / f"iter_{last}")) for d in (one, other)]
+    ends = [vars(read_progress(d / f"iter_{last}")) for d in (one, other)]
     assert ends[0] == ends[1]
     assert checkpoint_folder.fault(other / "best_model") is None
 
@@ -105,7 +106,7 @@ def test_a_signal_at_any_iteration_costs_nothing(config, tmp_path, workers):  # 
         once(kind, number, terminate)
         assert run(config, parts, *flags) == 143
         assert state.checkpoints(parts)[-1].name == f"iter_{newest}"
-        due = state.read_progress(state.checkpoints(parts)[-1]).evaluation_due
+        due = read_progress(state.checkpoints(parts)[-1]).evaluation_due
         assert due == (newest == 4)
     assert run(config, parts, *flags) == 0
     assert_equal_runs(whole, parts)
@@ -225,7 +226,7 @@ def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noq
     assert [p.name for p in state.checkpoints(out)] == ["iter_2"]
     assert run(config, out, *other, "--resume_ignore_config") == 0
     assert "optimizer.momentum: 0.9 -> 0.5" in capsys.readouterr().err
-    progress = state.read_progress(out / "iter_4")
+    progress = read_progress(out / "iter_4")
     assert (progress.seed, progress.settings["batch_size"]) == (4, 3)
 
 
@@ -258,25 +259,31 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
     assert (out / "iter_6").is_dir()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
-def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
-    """SIGINT to the whole group, as a terminal sends it, with two reading processes."""
+def start_with_readers(tmp_path, *flags):
+    """A training process with two reading processes, in its second iteration."""
     content = yaml.safe_load(CONFIG)
     content["model"] = {"type": "DeepLabV3P", "aspp_ratios": [1, 2, 3, 4], "aspp_out_channels": 8}
     content["model"]["backbone"] = {"type": "ResNet18_vd", "output_stride": 16}
     (tmp_path / "tiny.yml").write_text(yaml.safe_dump(content), encoding="utf-8")
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "tiny.yml")]
     command += ["--device", "cpu", "--iters", "100000", "--num_workers", "2", "--log_iters", "1"]
-    command += ["--save_dir", str(tmp_path / "out")]
+    command += ["--save_dir", str(tmp_path / "out"), *flags]
     with open(tmp_path / "stderr", "wb") as stderr:
         child = subprocess.Popen(command, stderr=stderr, start_new_session=True)
+    until = time.monotonic() + 90
+    log = tmp_path / "out" / "train.log"
+    while time.monotonic() < until and child.poll() is None:
+        if log.exists() and "iter: 2/" in log.read_text(encoding="utf-8"):
+            break
+        time.sleep(0.05)
+    return child
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals and process groups")
+def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
+    """SIGINT to the whole group, as a terminal sends it, with two reading processes."""
+    child = start_with_readers(tmp_path)
     try:
-        until = time.monotonic() + 90
-        log = tmp_path / "out" / "train.log"
-        while time.monotonic() < until and child.poll() is None:
-            if log.exists() and "iter: 2/" in log.read_text(encoding="utf-8"):
-                break
-            time.sleep(0.05)
         os.killpg(child.pid, signal.SIGINT)
         assert child.wait(60) == 130
     finally:
@@ -287,7 +294,28 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
     assert told.count("SIGINT: stopping") == 1
     [folder] = state.checkpoints(tmp_path / "out")
     assert checkpoint_folder.fault(folder) is None
-    assert state.read_progress(folder).interrupted
+    assert read_progress(folder).interrupted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_path):
+    child = start_with_readers(tmp_path, "--save_interval", "1")
+    try:
+        children = f"/proc/{child.pid}/task/{child.pid}/children"
+        with open(children, encoding="ascii") as file:
+            readers = [int(pid) for pid in file.read().split()]
+        assert len(readers) == 2
+        os.kill(readers[1], signal.SIGKILL)
+        assert child.wait(60) == 1
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+    told = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert told.count("a process that reads training data (--num_workers) is gone") == 1
+    assert "Traceback" not in told
+    folders = state.checkpoints(tmp_path / "out")
+    assert folders
+    assert [checkpoint_folder.fault(folder) for folder in folders] == [None] * len(folders)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

@@ -15,6 +15,7 @@ from paddle import nn
 
 from paddleseg_deeplab.cli import train as command
 from paddleseg_deeplab.core import state
+from paddleseg_deeplab.core.progress import read_progress
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.utils.logger import logger
 
@@ -142,7 +143,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, flags):
         assert_same(whole / "iter_6", parts / "iter_6", name)
     one, other = (json.loads((d / "iter_6" / "progress.json").read_text()) for d in (whole, parts))
     assert one == other
-    one, other = (vars(state.read_progress(d / "iter_6")) for d in (whole, parts))
+    one, other = (vars(read_progress(d / "iter_6")) for d in (whole, parts))
     assert one == other
     assert one["iteration"] == 6
     if "--do_eval" in flags:
@@ -227,7 +228,7 @@ def test_early_stop(config, tmp_path):
     # Nothing is learned, and statistics alone seldom gain for long.
     opts = ["--opts", "lr_scheduler.learning_rate=0", "model.type=DropoutNet"]
     assert run(config, out, *flags, *opts) == 0
-    progress = state.read_progress(state.checkpoints(out)[-1])
+    progress = read_progress(state.checkpoints(out)[-1])
     assert progress.iteration == progress.best_iteration + 2 < 50
     assert "Early stop" in (out / "train.log").read_text(encoding="utf-8")
 

@@ -45,6 +45,7 @@ def files(tmp_path_factory):
         "a_list": [1, 2, 3],
         "a_number": 5,
         "nested": {"model": state},
+        "not_finite": {**state, first: state[first] * np.float32("nan")},
         "text_values": dict.fromkeys(state, "x"),
     }
     for name, table in tables.items():
@@ -84,6 +85,7 @@ WEIGHTS = [
     *("other_class_count", "wrong_shape", "one_missing", "one_more", "other_network"),
     *("backbone_only", "no_tensors", "empty_table", "a_list", "a_number", "nested", "text_values"),
     *("empty", "truncated", "short", "text", "html", "zeros", "half", "runs_code", "image"),
+    "not_finite",
 ]
 PLACES = [f"{name}.pdparams" for name in WEIGHTS] + [
     *("optimizer.pdopt", "empty.safetensors", "text.safetensors", "huge_header.safetensors"),
@@ -106,7 +108,10 @@ def test_weights(files, tmp_path, monkeypatch, capsys, name):
     run(val, files, tmp_path, monkeypatch, capsys, *flags, words=[name])
 
 
-@pytest.mark.parametrize("name", ["truncated.pdparams", "one_missing.pdparams", "a_list.pdparams"])
+@pytest.mark.parametrize(
+    "name",
+    ["truncated.pdparams", "one_missing.pdparams", "a_list.pdparams", "not_finite.pdparams"],
+)
 @pytest.mark.parametrize("key", ["model.pretrained", "model.backbone.pretrained"])
 def test_pretrained(files, tmp_path, monkeypatch, capsys, name, key):
     flags = ["--device", "cpu", "--opts", f"{key}={files / name}"]
@@ -115,7 +120,9 @@ def test_pretrained(files, tmp_path, monkeypatch, capsys, name, key):
 
 
 @pytest.mark.parametrize("verb", [predict, export])
-@pytest.mark.parametrize("name", ["truncated.pdparams", "one_missing.pdparams"])
+@pytest.mark.parametrize(
+    "name", ["truncated.pdparams", "one_missing.pdparams", "not_finite.pdparams"]
+)
 def test_weights_of_other_commands(files, tmp_path, monkeypatch, capsys, verb, name):
     flags = ["--model_path", files / name, "--device", "cpu"]
     flags += ["--image_path", "in"] if verb is predict else []
@@ -126,6 +133,7 @@ INPUTS = [
     *("empty.pdparams", "truncated.pdparams", "other_network.pdparams", "one_missing.pdparams"),
     *("a_list.pdparams", "runs_code.pdparams", "empty.safetensors", "cut_header.safetensors"),
     *("huge_header.safetensors", "cut_data.safetensors", "bad.npz", "objects.npz", "none.npz"),
+    "not_finite.pdparams",
 ]
 
 

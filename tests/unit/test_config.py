@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading of configs: merging, --opts, and a table of mistakes."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,80 @@ def test_read_yaml_takes_a_byte_order_mark(tmp_path):
     path = tmp_path / "bom.yml"
     path.write_bytes(b"\xef\xbb\xbfiters: 3\n")
     assert read_yaml(path) == {"iters": 3}
+
+
+ROOTS = "train_dataset: {{type: Dataset{}}}\nval_dataset: {{type: Dataset{}}}\n{}"
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "general", "opts", "expected"),
+    [
+        # In files, the section's own wins.
+        ("", "", "g", [], ("g", "g")),
+        ("t", "", "g", [], ("t", "g")),
+        ("", "v", "g", [], ("g", "v")),
+        ("t", "v", "", [], ("t", "v")),
+        ("", "", "", [], (None, None)),
+        # Typed for a section, whatever the files say and in any order.
+        ("", "", "g", ["train_dataset.dataset_root=o"], ("o", "g")),
+        ("t", "v", "g", ["val_dataset.dataset_root=o"], ("t", "o")),
+        ("t", "", "g", ["dataset_root=p", "train_dataset.dataset_root=o"], ("o", "p")),
+        ("t", "", "g", ["train_dataset.dataset_root=o", "dataset_root=p"], ("o", "p")),
+        ("t", "", "g", ["train_dataset={type: D, dataset_root: o}", "dataset_root=p"], ("o", "p")),
+        ("t", "v", "", ["train_dataset={type: D}", "dataset_root=p"], ("p", "p")),
+        # Typed for both: the files' sections do not hold it up.
+        ("t", "v", "", ["dataset_root=p"], ("p", "p")),
+        ("t", "v", "g", ["dataset_root=p", "dataset_root=q"], ("q", "q")),
+        # None, too, is a value of the section's own.
+        ("", "", "g", ["val_dataset.dataset_root=None"], ("g", None)),
+    ],
+)
+def test_the_special_dataset_root_wins(tmp_path, train, val, general, opts, expected):
+    parts = [f", dataset_root: {root}" if root else "" for root in (train, val)]
+    text = ROOTS.format(*parts, f"dataset_root: {general}\n" if general else "")
+    config = Config(write(tmp_path, text), opts=opts)
+    sets = (config.train_dataset_cfg, config.val_dataset_cfg)
+    assert tuple(cfg.get("dataset_root") for cfg in sets) == expected
+    assert "dataset_root" not in config.dic
+    # The resolved config says the same again, with and without a typed one.
+    again = write(tmp_path, str(config), "again.yml")
+    assert str(Config(again)) == str(config)
+    assert Config(again, opts=["dataset_root=z"]).val_dataset_cfg["dataset_root"] == "z"
+
+
+@pytest.mark.parametrize(
+    ("base", "child", "expected", "warned"),
+    [
+        (("b", "b", ""), "dataset_root: c\n", ("b", "b"), True),
+        (("c", "c", ""), "dataset_root: c\n", ("c", "c"), False),
+        (("b", "", ""), "dataset_root: c\n", ("b", "c"), False),
+        (("", "", "dataset_root: g\n"), "val_dataset: {dataset_root: c}\n", ("g", "c"), False),
+        (("", "", "dataset_root: g\n"), "dataset_root: c\n", ("c", "c"), False),
+        (("b", "b", ""), "val_dataset: {dataset_root: c}\n", ("b", "c"), False),
+    ],
+)
+def test_a_dataset_root_of_a_base(tmp_path, caplog, monkeypatch, base, child, expected, warned):
+    monkeypatch.setattr(logging.getLogger("paddleseg_deeplab"), "propagate", True)
+    train, val, general = base
+    parts = [f", dataset_root: {root}" if root else "" for root in (train, val)]
+    write(tmp_path, ROOTS.format(*parts, general), "base.yml")
+    config = Config(write(tmp_path, f"_base_: base.yml\n{child}"))
+    sets = (config.train_dataset_cfg, config.val_dataset_cfg)
+    assert tuple(cfg.get("dataset_root") for cfg in sets) == expected
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == warned
+    if warned:
+        assert told[0] == (
+            f"{tmp_path / 'c.yml'}: dataset_root c has no effect beside those of "
+            "train_dataset and val_dataset."
+        )
+
+
+def test_what_is_typed_by_name_wins_over_a_flag(good):
+    opts = ["lr_scheduler.learning_rate=0.2", "iters=5", "batch_size=2"]
+    config = Config(good, learning_rate=0.5, iters=7, batch_size=3, opts=opts)
+    assert config.lr_scheduler_cfg["learning_rate"] == 0.2
+    assert (config.iters, config.batch_size) == (5, 2)
+    whole = ["lr_scheduler={type: PolynomialDecay, power: 1.0}"]
+    assert Config(good, learning_rate=0.5, opts=whole).lr_scheduler_cfg["learning_rate"] == 0.5
+    assert Config(good, learning_rate=0.5, opts=whole).lr_scheduler_cfg["power"] == 1.0

@@ -34,12 +34,12 @@ ALLOWED = [
     ("core/", ("core", "optimizers", "transforms", "postprocess", "utils")),
     ("utils/", ("utils",)),
     ("cli/", ("",)),
-    ("__init__.py", ("utils.cpu",)),
+    ("__init__.py", ("utils.cpu", "utils.installed")),
 ]
 # Imported without Paddle: the deployment script and --help stand on these.
 PADDLE_FREE = [
     *("utils/pickle_machine.py", "utils/pickle_words.py", "utils/safe_yaml.py"),
-    "utils/image_limit.py",
+    *("utils/image_limit.py", "utils/installed.py"),
     *("__init__.py", "utils/cpu.py", "utils/errors.py", "utils/logger.py", "utils/download.py"),
     *("utils/metrics.py", "utils/visualize.py", "utils/prediction_files.py"),
     *("cvlibs/__init__.py", "cvlibs/manager.py", "cvlibs/config.py"),

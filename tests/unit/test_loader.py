@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order of the training data, and samples on their way into batches."""
 
+import os
 import random
+import signal
+import sys
 import threading
+import types
 
 import numpy as np
 import paddle
 import pytest
 
+from paddleseg_deeplab.core import loader
 from paddleseg_deeplab.core.loader import SampleStream, sample_names, training_batches
 from paddleseg_deeplab.datasets import Dataset, Shapes
 from paddleseg_deeplab.transforms import (
@@ -18,7 +23,7 @@ from paddleseg_deeplab.transforms import (
     RandomPaddingCrop,
 )
 from paddleseg_deeplab.transforms.transforms import is_ours
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import RunStopped, UserError
 from paddleseg_deeplab.utils.visualize import save_image
 
 
@@ -238,3 +243,99 @@ def test_errors_come_out_of_reading_ahead(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"2\.png"):
         read(dataset)
     assert asked == [0]
+
+
+class Ending(Foreign):
+    """Ends the process that reads sample 2, if it is not the one that asks."""
+
+    def __init__(self, how):
+        self.how, self.parent = how, os.getpid()
+
+    def __getitem__(self, index):
+        if index == 2 and os.getpid() != self.parent:
+            self.how()
+        return super().__getitem__(index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), "--shm-size"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV"),
+        (lambda: os._exit(3), "ended by itself"),
+        (lambda: os._exit(0), "ended by itself"),
+    ],
+    ids=["killed", "no shared memory", "crashed", "left", "left in silence"],
+)
+def test_a_reading_process_that_is_gone_is_one_line(how, text):
+    with pytest.raises(RunStopped) as caught:
+        read(Ending(how), batch_size=2, num_workers=2, shuffle=False)
+    told = str(caught.value)
+    assert "a process that reads training data (--num_workers) is gone" in told
+    for word in (text, "--num_workers 0", "--resume_model auto"):
+        assert word in told
+    assert "\n" not in told
+
+
+def test_other_system_errors_are_not_the_reader_s():
+    assert loader.reader_failure(SystemError("something else")) is None
+    assert loader.reader_failure(RuntimeError("DataLoader process (pid 1)")) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind"),
+    [
+        (0, 255, "uint8"),
+        (0, 256, "int16"),
+        (-1, 3, "int16"),
+        (0, 32767, "int16"),
+        (0, 65535, "int32"),
+        (-40000, 0, "int32"),
+        (0, 2**40, "int64"),
+    ],
+)
+def test_labels_travel_in_the_smallest_type_that_holds_them(low, high, kind):
+    label = np.array([[low, high]], np.int64)
+    batch = loader._collate([{"img": np.zeros((3, 1, 2), np.float32), "label": label}])
+    assert batch["label"].dtype == kind
+    np.testing.assert_array_equal(batch["label"], label[None])
+
+
+class Pinned:
+    """A tensor in pinned memory; `copies` notes how it was sent."""
+
+    copies = ()
+    place = types.SimpleNamespace(is_cuda_pinned_place=lambda: True)
+
+    def cuda(self, device_id=None, blocking=True):
+        Pinned.copies += ((self, blocking),)
+        return "on the device"
+
+
+class Event:
+    """One of a stream that has come as far as `done` says."""
+
+    done, made = 0, 0
+
+    def record(self):
+        Event.made += 1
+        self.number = Event.made
+
+    def query(self):
+        return self.number <= Event.done
+
+
+def test_pinned_batches_are_sent_without_waiting_and_held_until_they_are_there():
+    upload = loader._Upload(Event)
+    pairs = [[Pinned(), Pinned()] for _ in range(4)]
+    for pair in pairs[:3]:  # three iterations ahead of the device
+        assert upload(pair) == ["on the device"] * 2
+    assert Pinned.copies == tuple((t, False) for pair in pairs[:3] for t in pair)
+    assert [held for _, held in upload._held] == pairs[:3]
+    Event.done = 2
+    upload(pairs[3])
+    assert [held for _, held in upload._held] == pairs[2:]
+    plain = [paddle.ones([1]), paddle.ones([1])]
+    assert upload(plain) is plain

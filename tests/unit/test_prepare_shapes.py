@@ -2,6 +2,7 @@
 """Pixels of drawn shapes and of COCO's run lengths, each against a slow version of its own."""
 
 import base64
+import itertools
 import math
 
 import cv2
@@ -104,7 +105,7 @@ def test_disc(centre, radius):
 def test_strip(points):
     expected = np.zeros(SIZE, bool)
     for r, c, x, y in centres(SIZE):
-        near = min(distance(x, y, a, b) for a, b in zip(points[:-1], points[1:]))
+        near = min(distance(x, y, a, b) for a, b in itertools.pairwise(points))
         expected[r, c] = near <= 1.65
     assert (prepare_shapes.strip(np.array(points), 3.3, SIZE) == expected).all()
 

@@ -10,8 +10,17 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core import checkpoint_folder, state
+from paddleseg_deeplab.core.progress import (
+    Progress,
+    iteration_of,
+    read_progress,
+    save_evaluation,
+    warn_of_another_machine,
+)
 from paddleseg_deeplab.optimizers.ema import ModelEMA
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.checkpoint import read_weights
+from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
+from paddleseg_deeplab.utils.logger import logger
 
 
 def run(kind="Momentum", channels=4, ema=False):
@@ -52,7 +61,7 @@ def assert_same(one, other):
 def test_round_trip_goes_on_bit_for_bit(tmp_path, kind):
     net, step, ema = run(kind, ema=True)
     train(net, step, ema, range(3))
-    progress = state.Progress(3, 0.5, 2, 1, 7)
+    progress = Progress(3, 0.5, 2, 1, 7)
     folder = state.save_checkpoint(tmp_path, net, step, progress, ema)
     assert folder == tmp_path / "iter_3"
     train(net, step, ema, range(3, 6))
@@ -71,6 +80,115 @@ def test_round_trip_goes_on_bit_for_bit(tmp_path, kind):
     )
 
 
+# What Paddle asks for and does not use without a graph.
+BLOCK = paddle.static.Program().global_block()
+
+
+def half_precision():
+    """A network and an optimizer as under O2, with master weights and velocities. (A CPU has no
+    kernel for their update, but makes them.)"""
+    net = nn.Sequential(nn.Conv2D(2, 3, 1), nn.BatchNorm2D(3), nn.Conv2D(3, 2, 1))
+    for layer in (net[0], net[2]):
+        layer.to(dtype="bfloat16")
+    optimizer = paddle.optimizer.Momentum(parameters=net.parameters(), multi_precision=True)
+    return net, optimizer, [p for p in net.parameters() if not p.stop_gradient]
+
+
+def velocities(optimizer):
+    return {name: v.numpy() for name, v in optimizer._accumulators["velocity"].items()}
+
+
+def test_half_precision_is_saved_in_float32_and_resumed_with_its_velocities(tmp_path):
+    net, optimizer, parameters = half_precision()
+    optimizer._create_accumulators(BLOCK, parameters)
+    rng = np.random.default_rng(0)
+    tensors = [*optimizer._master_weights.values(), *optimizer._accumulators["velocity"].values()]
+    for tensor in tensors:
+        tensor.set_value(rng.standard_normal(tensor.shape).astype("float32"))
+    step = types.SimpleNamespace(optimizer=optimizer, scaler=paddle.amp.GradScaler(enable=False))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(3))
+
+    # Nothing in between: what `state_dict` gives are the tensors themselves, as under fp32.
+    assert net.state_dict()["0.weight"].dtype == paddle.bfloat16
+    saved = read_weights(str(folder / "model.pdparams"))
+    assert {t.dtype for t in saved.values()} == {paddle.float32}
+    for name, tensor in net.state_dict().items():
+        np.testing.assert_array_equal(saved[name].numpy(), tensor.astype("float32").numpy())
+        assert saved[name].name == tensor.name
+
+    # In this process the second network's parameters have other names.
+    net2, optimizer2, parameters2 = half_precision()
+    assert [p.name for p in parameters2] != [p.name for p in parameters]
+    step2 = types.SimpleNamespace(optimizer=optimizer2, scaler=step.scaler)
+    state.resume(folder, net2, step2)
+    optimizer2._create_accumulators(BLOCK, parameters2)  # as Paddle does at the first update
+    for one, other in zip(parameters, parameters2):
+        np.testing.assert_array_equal(
+            other.astype("float32").numpy(), one.astype("float32").numpy()
+        )
+    one, other = (list(velocities(o).values()) for o in (optimizer, optimizer2))
+    assert len(one) == len(other) == len(parameters)
+    for a, b in zip(one, other):
+        np.testing.assert_array_equal(a, b)
+    one, other = (list(o._master_weights.values()) for o in (optimizer, optimizer2))
+    assert len(one) == len(other) == 4
+    for a, b in zip(one, other):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("what", ["weight", "statistic", "velocity", "average"])
+def test_what_is_not_finite_is_neither_saved_nor_resumed(tmp_path, what, value, monkeypatch):
+    net, step, ema = run(ema=True)
+    train(net, step, ema, range(2))
+    whole = state.save_checkpoint(tmp_path, net, step, Progress(2), ema)
+    tensors = {
+        "weight": net.state_dict()["0.weight"],
+        "statistic": net.state_dict()["1._variance"],
+        "velocity": next(v for k, v in step.optimizer.state_dict().items() if "velocity" in k),
+        "average": ema.state_dict()["average"]["0.weight"],
+    }
+    broken = tensors[what].numpy()
+    broken.reshape(-1)[0] = value
+    tensors[what].set_value(broken)
+    with pytest.raises(NonFiniteLoss, match=r"iter_3 is not saved: 1 of \d+ tensors.*\(1 of "):
+        state.save_checkpoint(tmp_path, net, step, Progress(3), ema)
+    assert [p.name for p in state.checkpoints(tmp_path)] == [whole.name]
+    if what in ("weight", "statistic"):
+        with pytest.raises(NonFiniteLoss, match="best_model is not saved"):
+            state.save_best_model(net, tmp_path)
+        assert not (tmp_path / "best_model").exists()
+    # One that an earlier version has saved.
+    monkeypatch.setattr(state, "_check_finite", lambda *_: None)
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(3), ema)
+    net2, step2, ema2 = run(ema=True)
+    with pytest.raises(UserError, match="not finite: 1 of"):
+        state.resume(folder, net2, step2, ema2)
+
+
+def test_another_machine_is_told_on_a_cpu(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logger, "propagate", True)
+    net, step, _ = run()
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(1))
+    saved = read_progress(folder)
+    assert saved.machine["FLAGS_paddle_num_threads"]
+    assert saved.machine["Paddle"] == paddle.__version__
+    warn_of_another_machine(saved)
+    warn_of_another_machine(Progress(1))  # of an earlier version, which does not tell
+    assert not caplog.records
+    monkeypatch.setenv("FLAGS_paddle_num_threads", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    warn_of_another_machine(saved)
+    [record] = caplog.records
+    before = saved.machine["FLAGS_paddle_num_threads"]
+    assert f"FLAGS_paddle_num_threads {before} -> 7" in record.getMessage()
+    assert "MKL_NUM_THREADS" in record.getMessage()
+    assert "differ in the last digits" in record.getMessage()
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    warn_of_another_machine(saved)
+    assert len(caplog.records) == 1
+
+
 def test_names_that_begin_alike_stay_apart():
     net = nn.Sequential(*[nn.Conv2D(1, 1, 1) for _ in range(12)])
     optimizer = paddle.optimizer.Momentum(parameters=net.parameters())
@@ -83,7 +201,7 @@ def test_names_that_begin_alike_stay_apart():
 def test_an_average_that_was_not_saved_starts_at_the_weights(tmp_path):
     net, step, _ = run()
     train(net, step, None, range(2))
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
     net2, step2, ema2 = run(ema=True)
     state.resume(folder, net2, step2, ema2)
     average = ema2.state_dict()["average"]
@@ -94,7 +212,7 @@ def test_pruning_keeps_the_newest_by_number(tmp_path):
     net, step, _ = run()
 
     def save(iteration, keep):
-        state.save_checkpoint(tmp_path, net, step, state.Progress(iteration), keep=keep)
+        state.save_checkpoint(tmp_path, net, step, Progress(iteration), keep=keep)
         return [folder.name for folder in state.checkpoints(tmp_path)]
 
     (tmp_path / "iter_x").mkdir()
@@ -115,7 +233,7 @@ def test_pruning_keeps_the_newest_by_number(tmp_path):
     [("iter_10", 10), ("a/iter_0", 0), ("iter_", None), ("iter_1.tmp", None), ("best_model", None)],
 )
 def test_iteration_of(name, number):
-    assert state.iteration_of(name) == number
+    assert iteration_of(name) == number
 
 
 def write(path, content):
@@ -146,7 +264,7 @@ def _cut(path):
 def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
     net, step, _ = run()
     train(net, step, None, range(2))
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
     spoil(folder)
     if checked:
         words = words[:1]  # the manifest finds every damage, and names the file
@@ -161,7 +279,7 @@ def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
 
 def test_other_folders_are_refused(tmp_path):
     net, step, _ = run()
-    state.save_checkpoint(tmp_path, net, step, state.Progress(2))
+    state.save_checkpoint(tmp_path, net, step, Progress(2))
     with pytest.raises(UserError, match=r"such as .*iter_2"):
         state.resume(tmp_path, net, step)
     with pytest.raises(UserError, match=r"missing|no model\.pdparams"):
@@ -172,7 +290,7 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_a_paddleseg_checkpoint_has_its_iteration_in_the_name(tmp_path):
     net, step, _ = run()
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(40))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(40))
     for name in ("progress.json", "manifest.json"):
         (folder / name).unlink()
     assert state.resume(folder, net, step).iteration == 40
@@ -207,7 +325,7 @@ def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_
     net, step, _ = run()
 
     def save(iteration, interrupted=False):
-        progress = state.Progress(iteration, interrupted=interrupted)
+        progress = Progress(iteration, interrupted=interrupted)
         state.save_checkpoint(tmp_path, net, step, progress, keep=2)
         return [folder.name for folder in state.checkpoints(tmp_path)]
 
@@ -219,19 +337,19 @@ def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_
 
 def test_the_evaluation_s_outcome_is_part_of_the_progress(tmp_path):
     net, step, _ = run()
-    progress = state.Progress(4, evaluation_due=True)
+    progress = Progress(4, evaluation_due=True)
     folder = state.save_checkpoint(tmp_path, net, step, progress)
-    assert state.read_progress(folder).evaluation_due
+    assert read_progress(folder).evaluation_due
     progress.best_miou, progress.best_iteration, progress.evaluations_without_gain = 0.5, 4, 0
-    state.save_evaluation(folder, progress)
+    save_evaluation(folder, progress)
     assert checkpoint_folder.fault(folder) is None
-    found = state.read_progress(folder)
+    found = read_progress(folder)
     assert (found.best_miou, found.best_iteration, found.evaluation_due) == (0.5, 4, False)
     # Damaged, it counts as not made.
     text = (folder / "evaluation.json").read_text()
     for broken in ("{", "[]", text.replace("0.5", "0.9"), "{}"):
         write(folder / "evaluation.json", broken)
-        assert state.read_progress(folder).evaluation_due
+        assert read_progress(folder).evaluation_due
 
 
 @pytest.mark.parametrize("kind", ["PolynomialDecay", "CosineAnnealingDecay", "StepDecay", "warmup"])
@@ -254,7 +372,7 @@ def test_a_longer_run_follows_its_own_schedule_from_the_first_iteration_on(tmp_p
 
     net, step = with_schedule(6)
     train(net, step, None, range(6))
-    folder = state.save_checkpoint(tmp_path, net, step, state.Progress(6))
+    folder = state.save_checkpoint(tmp_path, net, step, Progress(6))
     net, step = with_schedule(20)
     state.resume(folder, net, step)
     planned = scheduler(20)
