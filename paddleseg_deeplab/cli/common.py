@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 import warnings
 
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
@@ -185,6 +186,9 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
 def status_of(run, args):
     """Runs a command; its exit status, with what went wrong as one line on stderr.
 
+    Where other processes of a run may wait for this one, and cannot be told (an error marked
+    ``unagreed``), it ends at once: Paddle would wait for them at the end of the program.
+
     Args:
         run (callable): Takes the parsed flags; returns an exit status or None for 0.
         args: The flags, ``debug`` among them: whether to show tracebacks.
@@ -198,10 +202,25 @@ def status_of(run, args):
         if args.debug:
             logger.exception("The error below came from here:")
         _tell(error)
-        return 2
+        return _ended(caught, 2)
     except RunStopped as error:
         _tell(error)
-        return 1
+        return _ended(error, 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if getattr(error, "unagreed", False):
+            traceback.print_exc()
+        _ended(error, 1)
+        raise
+
+
+def _ended(error, status):
+    """The status; ends the process by it where others may wait for it (`Ranks.leave`)."""
+    if getattr(error, "unagreed", False):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

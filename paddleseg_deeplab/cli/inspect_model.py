@@ -2,6 +2,7 @@
 """Shows a network's atrous kernels, receptive field, parameters and multiply-adds."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ Prints each atrous convolution with the share of its weights that meet the map r
 with its receptive field (without image pooling), parameters and multiply-adds at each output
 stride. The pictures and inspect.json go to --save_dir. Multiply-adds are those of convolutions and
 linear layers for one image in evaluation, taps in padding counted.
+
+With --memory also an estimate of what a training step takes at its peak on one device: maps that
+are kept for the backward pass by stage, weights, gradients, optimizer, losses; with --memory 24 the
+largest batch that fits into 24 GiB too. The images are the config's crops then.
 """
 
 
@@ -29,9 +34,19 @@ def add_arguments(parser):
         "--input_size",
         nargs=2,
         type=int,
-        default=[513, 513],
         metavar=("W", "H"),
-        help="of the image in pixels (default: 513 513)",
+        help="of the image in pixels (default: 513 513; with --memory the config's crop)",
+    )
+    parser.add_argument(
+        "--memory",
+        nargs="?",
+        type=float,
+        const=0.0,
+        metavar="GIB",
+        help="estimate a training step's memory, and with a number the batch that fits into it",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, help="images on one device for --memory (default: the config's)"
     )
     parser.add_argument(
         "--output_strides",
@@ -45,7 +60,7 @@ def add_arguments(parser):
     parser.add_argument("--save_dir", default="output/inspect", help="default: output/inspect")
 
 
-def _config(args, stride=None):
+def _config(args, stride=None, own_layout=False):
     """The config, at another output stride if one is given; without weights, NCHW."""
     from paddleseg_deeplab.cvlibs import Config
 
@@ -54,8 +69,24 @@ def _config(args, stride=None):
         opts.append(f"model.backbone.output_stride={stride}")
     config = Config(args.config, opts=opts)
     config.drop_pretrained()
-    config.set_data_format("NCHW")  # costs and fields are the same in both
+    if not own_layout:
+        config.set_data_format("NCHW")  # costs and fields are the same in both
     return config
+
+
+def _default_size(args):
+    """(width, height) where --input_size is left out."""
+    if args.memory is not None:
+        from paddleseg_deeplab.core.inspect_memory import crop_of
+
+        crop = crop_of(_config(args).train_dataset_cfg)
+        if crop is None:
+            raise UserError(
+                f"{args.config}: the transforms of train_dataset do not tell the size of the "
+                "images that are trained on; give --input_size W H."
+            )
+        return [crop[1], crop[0]]
+    return [513, 513]
 
 
 def _facts(config, input_size):
@@ -101,9 +132,44 @@ def inspect_config(args):
     return own, dict(sorted(facts.items(), key=lambda item: item[0] or 0)), skipped
 
 
+def training_memory(args):
+    """What a training step of the config takes.
+
+    Args:
+        args: Parsed flags of `add_arguments`, with ``input_size``.
+
+    Returns:
+        tuple[MemoryEstimate, dict[str, int]]: For the batch, and column to the largest batch that
+            fits into ``args.memory`` GiB; empty where none are given.
+    """
+    from paddleseg_deeplab.core import inspect_memory as memory
+    from paddleseg_deeplab.cvlibs import SegBuilder
+
+    config = _config(args, own_layout=True)
+    memory.forget_class_weights(config.dic.get("loss", {}))
+    builder = SegBuilder(config)
+    builder.model.train()
+    known = memory.TrainingMemory(
+        *(builder.model, args.input_size[::-1], builder.loss),
+        moments=memory.moments_of(builder.optimizer),
+        use_ema=bool(config.ema_cfg),
+        in_channels=memory.in_channels_of(builder.config.model_cfg),
+    )
+    batches = {}
+    if args.memory:
+        batches = {c: known.largest_batch(args.memory, c) for c in memory.COLUMNS}
+    return known.estimate(args.batch_size or config.batch_size), batches
+
+
 def _check(args):
-    if min(args.input_size) < 1:
+    if args.input_size and min(args.input_size) < 1:
         raise UserError(f"--input_size takes width and height, at least 1, not {args.input_size}.")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch_size should be at least 1, not {args.batch_size}.")
+    if args.batch_size is not None and args.memory is None:
+        raise UserError("--batch_size is for --memory; multiply-adds are those of one image.")
+    if args.memory is not None and not 0 <= args.memory < math.inf:
+        raise UserError(f"--memory takes the GiB of a device, such as 24, not {args.memory}.")
     if min(args.output_strides) < 1:
         raise UserError(f"--output_strides takes positive integers, not {args.output_strides}.")
     common.require_paddle()
@@ -116,6 +182,7 @@ def run(args):
     """Prints, draws and writes; 0 when done."""
     _check(args)
     common.select_device("cpu")
+    args.input_size = args.input_size or _default_size(args)
     from paddleseg_deeplab.core import inspect_report as report
     from paddleseg_deeplab.core.inspect_draw import draw_all
     from paddleseg_deeplab.utils.visualize import save_image
@@ -130,12 +197,18 @@ def run(args):
     print("\n".join([*report.atrous_table(mine.atrous), "", *report.stage_table(facts, own), ""]))
     for stride, reason in skipped.items():
         print(f"Output stride {stride} is left out: {reason}")
+    memory = {}
+    if args.memory is not None:
+        estimate, batches = training_memory(args)
+        print("\n".join([*report.memory_tables(estimate, args.memory, batches), ""]))
+        memory = {"memory": {**report.as_plain(estimate), "largest_batch": batches}}
     content = {
         "config": Path(args.config).as_posix(),
         "input_size": [height, width],
         "output_stride": own,
         "skipped": {str(stride): reason for stride, reason in skipped.items()},
         "strides": {str(stride): report.as_json(f) for stride, f in facts.items()},
+        **memory,
     }
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2)

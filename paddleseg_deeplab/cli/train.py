@@ -189,7 +189,7 @@ def _hyper_parameters(config, args, ranks):
     }
 
 
-def _build(config, seed, do_eval):
+def _build(config, seed, do_eval, num_workers):
     """A `SegBuilder` whose parts are built, the cheap and fallible ones first."""
     from paddleseg_deeplab.core.preflight import check_start
     from paddleseg_deeplab.core.train import seed_everything
@@ -209,15 +209,19 @@ def _build(config, seed, do_eval):
         evaluation = {"val_dataset": builder.val_dataset, "test_config": config.test_config}
     parts = (builder.model, builder.train_dataset, builder.loss, config.batch_size)
     try:
-        check_start(*parts, **evaluation)
+        check_start(*parts, **evaluation, num_workers=num_workers)
     except UserError as error:
         raise UserError(f"{config.path}: {error}") from error
     return builder
 
 
 def _train(args, config, builder, ranks):
+    from paddleseg_deeplab.core.preflight import warn_of_update_size
     from paddleseg_deeplab.core.train import train
 
+    warn_of_update_size(
+        config.images_per_update, config.batch_size, config.accumulation_steps, ranks.size
+    )
     train(
         builder.model,
         builder.train_dataset,
@@ -280,7 +284,7 @@ def run(args):
         if args.resume_model:
             # A resumed run brings its own weights: pretrained ones would be loaded for nothing.
             config.drop_pretrained()
-        builder = _build(config, args.seed or 0, args.do_eval)
+        builder = _build(config, args.seed or 0, args.do_eval, args.num_workers)
     save_dir = Path(args.save_dir)
     new = [path for path in (save_dir / "train.log", save_dir) if not path.exists()]
     with ranks.guard():

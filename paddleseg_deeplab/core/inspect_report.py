@@ -102,3 +102,42 @@ def as_json(facts):
     for layer in out["atrous"]:
         layer["counts"] = {str(taps): share for taps, share in layer["counts"].items()}
     return out
+
+
+def as_plain(estimate):
+    """`MemoryEstimate` as plain dicts; bytes, sizes are [height, width]."""
+    return dataclasses.asdict(estimate)
+
+
+def memory_tables(estimate, gib=0, batches=None):
+    """Lines about what a training step takes.
+
+    Args:
+        estimate (MemoryEstimate): Of one batch.
+        gib (float): Memory of a device that ``batches`` fit into.
+        batches (dict[str, int], optional): Column to images.
+
+    Returns:
+        list[str]: lines.
+    """
+    columns = list(estimate.peak)
+
+    def cells(row):
+        return [f"{row[column] / 2**30:.3f}" for column in columns]
+
+    size = f"{estimate.batch_size} of {_by(estimate.input_size)}, {estimate.data_format}"
+    lines = [f"Memory of a training step in GiB, estimated (batch {size})"]
+    lines += _table(
+        ["kept for the backward pass", *columns],
+        [[stage, *cells(row)] for stage, row in estimate.stages.items()],
+    )
+    rows = [[name, *cells(row)] for name, row in estimate.parts.items() if any(row.values())]
+    lines += ["", *_table(["", *columns], [*rows, ["peak", *cells(estimate.peak)]])]
+    lines.append("Gradients of weights come as kept maps go, so the peak is less than the sum.")
+    lines.append("Not in it: a device's context and work space of convolutions, about 1 GiB.")
+    if estimate.unknown_losses:
+        lines.append(f"Counted as cross-entropy: {', '.join(estimate.unknown_losses)}.")
+    if batches:
+        told = ", ".join(f"{column} {count}" for column, count in batches.items())
+        lines.append(f"Largest batch in {gib:g} GiB, 1 GiB left for those: {told}.")
+    return lines

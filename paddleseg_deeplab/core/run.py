@@ -7,8 +7,10 @@ from pathlib import Path
 from paddleseg_deeplab.core import state
 from paddleseg_deeplab.core.distributed import share_statistics
 from paddleseg_deeplab.core.forward import evaluation_mode
+from paddleseg_deeplab.core.out_of_memory import CHECKPOINT_KEPT, OutOfMemory
 from paddleseg_deeplab.core.preview import prediction_pictures
 from paddleseg_deeplab.core.progress import save_evaluation
+from paddleseg_deeplab.core.slide import WINDOW_SETTINGS
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.utils.logger import logger
 
@@ -163,7 +165,12 @@ class Evaluation:
     def run(self, progress, ema=None):
         """Evaluates the weights, or their average where there is one; updates ``progress``."""
         with ema.applied() if ema is not None else contextlib.nullcontext():
-            result = evaluate(self.model, self.dataset, losses=self.losses, **self.settings)
+            try:
+                result = evaluate(self.model, self.dataset, losses=self.losses, **self.settings)
+            except OutOfMemory as error:
+                told = OutOfMemory(f"{error} {CHECKPOINT_KEPT}")
+                told.silent = getattr(error, "silent", False)
+                raise told from error
             with self.ranks.guard():
                 self._show(result, progress.iteration)
             if result.miou > progress.best_miou:
@@ -192,7 +199,8 @@ class Evaluation:
             scalars[f"Evaluate/IoU/{name}"] = iou
         self.writer.scalars(scalars, iteration)
         precision = (self.settings["precision"], self.settings["amp_level"])
+        window = {name: self.settings.get(name) for name in WINDOW_SETTINGS}
         with evaluation_mode(self.model):
-            found = prediction_pictures(self.model, self.dataset, _PICTURES, *precision)
+            found = prediction_pictures(self.model, self.dataset, _PICTURES, *precision, window)
             for i, picture in found:
                 self.writer.image(f"Evaluate/truth_and_prediction_{i}", picture, iteration)

@@ -15,6 +15,7 @@ CONFIG = "config.yml"
 _FREE = (
     "batch_size",
     "accumulation_steps",
+    "images_per_update",
     "iters",
     "val_dataset",
     "test_config",
@@ -34,9 +35,9 @@ def differences(old, new):
     """What differs between two configs beyond what a resumed run may change.
 
     ``batch_size`` and ``accumulation_steps`` are left to the settings of `check_same_run`. Free
-    to differ are ``iters``, ``val_dataset``, ``test_config``, ``export``, ``to_static_training``
-    and ``use_multi_tensor``, folders and list files of the training set, and pretrained weights,
-    which the checkpoint's replace.
+    to differ are ``images_per_update`` (which is only told), ``iters``, ``val_dataset``,
+    ``test_config``, ``export``, ``to_static_training`` and ``use_multi_tensor``, folders and list
+    files of the training set, and pretrained weights, which the checkpoint's replace.
 
     Args:
         old, new (dict): Resolved configs.

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import paddle
 
+from paddleseg_deeplab.core import out_of_memory
 from paddleseg_deeplab.core.distributed import Ranks
 from paddleseg_deeplab.core.figures import Figures, as_vector, check_gradient, check_loss
 from paddleseg_deeplab.core.forward import (
@@ -19,7 +20,7 @@ from paddleseg_deeplab.core.forward import (
 )
 from paddleseg_deeplab.core.gradients import GradientSum, square_sum
 from paddleseg_deeplab.core.static_network import compiled
-from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
+from paddleseg_deeplab.utils.errors import NonFiniteLoss, RunStopped, UserError
 
 __all__ = ["NonFiniteLoss", "TrainStep"]
 
@@ -164,7 +165,7 @@ class TrainStep:
             except NonFiniteLoss as error:
                 fault = explain(error) if explain else error
             except Exception as error:
-                fault = error
+                fault = self._explained(error, batches)
         number = signal()
         told = [float(number == known) for known in _SIGNALS]
         if ranks.size > 1 and ranks.on_host:
@@ -172,19 +173,40 @@ class TrainStep:
             sums = ranks.agree(fault, [*told, *(zeros if fault else vector)])
             told, vector = sums[: len(told)], sums[len(told) :]
         elif fault is not None:  # alone, or on a device
-            raise self._leaving(fault)
+            raise self._leaving(fault, batches)
         try:
             self._sum.backward(self.scaler.scale(loss))
             return self._agreed(names, vector, told, explain)
         except NonFiniteLoss:
             raise  # of all ranks alike
         except Exception as error:
-            raise self._leaving(error) from error
+            raise self._leaving(error, batches) from error
 
-    def _leaving(self, error):
+    def _leaving(self, error, batches):
         """An error that this rank alone raises."""
+        error = self._explained(error, batches)
         self.ranks.leave(error)
         return error
+
+    def _explained(self, error, batches):
+        """The error itself, or the line that says that memory ran out; its work is let go."""
+        # What another rank has said may be about its memory.
+        if isinstance(error, RunStopped) or not batches:
+            return error
+        if not out_of_memory.is_out_of_memory(error):
+            return error
+        count, _, height, width = batches[0][0].shape
+        told = out_of_memory.explain(
+            error,
+            what="training",
+            image_size=(width, height),
+            batch_size=count,
+            precision=self.precision,
+            settings=out_of_memory.training_settings(count, self.precision),
+            note=out_of_memory.CHECKPOINT_KEPT,
+        )
+        out_of_memory.release(error)
+        return told
 
     def _agreed(self, names, vector, told, explain):
         """The `Figures` once gradients are there; see `_gradients`."""
@@ -266,9 +288,9 @@ class TrainStep:
                 if not alone or len(batches) > 1:
                     weights = self._weights(batches, logits)
             except Exception as error:
-                fault = error
+                fault = self._explained(error, batches)
         if fault is not None and (alone or not self.ranks.on_host):
-            raise self._leaving(fault)
+            raise self._leaving(fault, batches)
         if alone and len(batches) == 1:
             return logits, None, None
         if weights is None:

@@ -21,6 +21,7 @@ _TOP_LEVEL = {
     "batch_size": (int, "images in one step on one device"),
     "iters": (int, "training iterations"),
     "accumulation_steps": (int, "batches whose gradients are averaged in one iteration"),
+    "images_per_update": (int, "images that one update of the weights was meant to read"),
     "dataset_root": (str, "root folder of the datasets that have none of their own"),
     "train_dataset": (dict, "the training set"),
     "val_dataset": (dict, "the validation set"),
@@ -35,7 +36,7 @@ _TOP_LEVEL = {
     "export": (dict, "settings of export: `transforms` in place of the validation set's"),
 }
 _MOST_IMAGES = 65536  # in one step; a slip of the hand would fill the memory for minutes
-_POSITIVE = ("batch_size", "iters", "accumulation_steps")
+_POSITIVE = ("batch_size", "iters", "accumulation_steps", "images_per_update")
 _TYPED_SECTIONS = ("train_dataset", "val_dataset", "model", "optimizer", "lr_scheduler", "sampler")
 _OLD_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}  # PaddleSeg's older files
 _SECTION_KEYS = {
@@ -328,6 +329,10 @@ class Config:
     @property
     def accumulation_steps(self):
         return self.dic.get("accumulation_steps", 1)
+
+    @property
+    def images_per_update(self):
+        return self.dic.get("images_per_update")
 
     @property
     def model_cfg(self):

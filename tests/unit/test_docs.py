@@ -24,6 +24,7 @@ OTHERS_FLAGS = {
     *("--nproc_per_node", "--nnodes", "--master", "--devices", "--elastic_level"),
     "--help",
     "--logdir",  # of visualdl
+    "--shm",  # the beginning of one of docker's
 }
 
 

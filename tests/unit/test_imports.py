@@ -33,6 +33,7 @@ ALLOWED = [
     ("postprocess/", ("postprocess", "utils")),
     ("core/", ("core", "optimizers", "transforms", "postprocess", "utils")),
     ("utils/", ("utils",)),
+    ("tools/", tuple(path.name for path in PACKAGE.iterdir() if path.name != "cli")),
     ("cli/", ("",)),
     ("__init__.py", ("utils.cpu", "utils.installed")),
 ]

@@ -2,19 +2,30 @@
 """What training finds out before its first iteration, and that nothing is changed by it."""
 
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
+import yaml
 from bad_input import good_config
 from paddle import nn
 from test_bad_flags import infer
 
-from paddleseg_deeplab.core.preflight import check_start, warn_of_wide_rates
+from paddleseg_deeplab.cli import train
+from paddleseg_deeplab.core.preflight import (
+    check_start,
+    warn_of_update_size,
+    warn_of_wide_rates,
+)
+from paddleseg_deeplab.core.same_run import differences
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.transforms.pipeline import read_image
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 
 def builder_of(folder, *opts):
@@ -121,3 +132,77 @@ def test_the_check_does_not_change_a_run(tmp_path):
         finals.append([p.numpy() for p in model.parameters()])
     for plain, checked in zip(*finals):
         np.testing.assert_array_equal(plain, checked)
+
+
+@pytest.mark.parametrize(
+    ("meant", "batch", "steps", "processes", "told"),
+    [
+        (None, 2, 1, 1, None),
+        (8, 2, 1, 4, None),
+        (8, 2, 4, 1, None),
+        (8, 8, 1, 1, None),
+        (8, 2, 1, 1, "reads 2 images here .*for 8 .*--opts accumulation_steps=4 gives that"),
+        (8, 1, 1, 1, "reads 1 image here .*accumulation_steps=8 gives that; .* sees 1 at a time"),
+        (8, 2, 1, 2, "2 x accumulation_steps 1 x 2 processes.*accumulation_steps=2 gives that"),
+        (16, 6, 1, 1, "--batch_size 4 --opts accumulation_steps=4 gives that.*0.375 times"),
+        (8, 4, 1, 4, "reads 16 images .*--batch_size 2 --opts accumulation_steps=1 .* 2 times"),
+        (8, 2, 1, 3, "No setting gives that on 3 processes"),
+        (8, 16, 1, 16, "No setting gives that on 16 processes"),
+        (8, 2, 2, 1, "reads 4 images .*--opts accumulation_steps=4 gives that"),
+    ],
+)
+def test_updates_of_another_size_than_meant(caplog, meant, batch, steps, processes, told):
+    with caplog.at_level(logging.WARNING, logger="paddleseg_deeplab"):
+        line = warn_of_update_size(meant, batch, steps, processes)
+    assert len(caplog.records) == (told is not None)
+    if told is None:
+        assert line == ""
+        return
+    assert re.search(told, line), line
+    assert "\n" not in line
+    given = re.search(r"(?:--batch_size (\d+) )?--opts accumulation_steps=(\d+)", line)
+    if given:  # what is advised is right
+        assert warn_of_update_size(meant, int(given[1] or batch), int(given[2]), processes) == ""
+
+
+def test_recipes_of_several_gpus_say_what_an_update_reads():
+    """The number is that of the recipe's own text; where it is the batch, nothing is told."""
+    found = 0
+    for path in (ROOT / "configs").rglob("*.yml"):
+        told = re.search(r"\((\d+) GPUs of (\d+) images\)", path.read_text(encoding="utf-8"))
+        config = Config(str(path))
+        if told:
+            found += 1
+            assert config.images_per_update == int(told[1]) * int(told[2]), path
+            assert config.batch_size == int(told[2]), path
+        elif config.images_per_update is not None and "GPUs" not in _texts(path):
+            assert config.images_per_update == config.batch_size, path
+    assert found >= 9
+
+
+def _texts(path):
+    """A recipe's text with those of the recipes that it is based on."""
+    text = path.read_text(encoding="utf-8")
+    bases = yaml.safe_load(text).get("_base_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return text + "".join(_texts(path.parent / base) for base in bases)
+
+
+@pytest.mark.parametrize("value", ["0", "-8", "2.5", "true", "'8'", "null"])
+def test_images_per_update_is_checked(tmp_path, value):
+    with pytest.raises(UserError, match="images_per_update: should be"):
+        Config(good_config(tmp_path), opts=[f"images_per_update={value}"])
+
+
+def test_images_per_update_may_change_when_resuming():
+    assert differences({"images_per_update": 8}, {}) == []
+
+
+def test_training_tells_it_once(tmp_path):
+    flags = ["--config", str(good_config(tmp_path)), "--save_dir", str(tmp_path / "out")]
+    flags += ["--device", "cpu", "--iters", "1", "--batch_size", "2"]
+    assert train.main([*flags, "--opts", "images_per_update=6"]) == 0
+    log = (tmp_path / "out" / "train.log").read_text(encoding="utf-8").splitlines()
+    told = [line for line in log if "was meant for 6 (images_per_update)" in line]
+    assert len(told) == 1
+    assert "accumulation_steps=3 gives that" in told[0]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a training step takes the memory that `inspect_model --memory` tells."""
+
+import gc
+
+import numpy as np
+import paddle
+from paddle.base import core as paddle_core
+
+from paddleseg_deeplab.core.inspect_memory import (
+    GIB,
+    TrainingMemory,
+    crop_of,
+    forget_class_weights,
+    in_channels_of,
+    moments_of,
+)
+from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
+
+NAME = "peak memory of a training step"
+TOLERANCE = 0.2
+
+
+class _Counter:
+    """Paddle's count of what it has allocated, in bytes: on a GPU its memory, else the host's."""
+
+    def __init__(self, device):
+        kind, _, number = device.partition(":")
+        self._place = int(number or 0)
+        self._kind = "host" if kind == "cpu" else "device"
+
+    def _call(self, what):
+        return getattr(paddle_core, f"{self._kind}_memory_stat_{what}_value")(
+            "Allocated", self._place
+        )
+
+    def now(self):
+        return self._call("current")
+
+    def peak(self):
+        return self._call("peak")
+
+    def forget_peak(self):
+        self._call("reset_peak")
+
+
+def peak_of_step(build, batch_size, size, device, *, precision="fp32", amp_level="O1", channels=3):
+    """Runs two training steps on random images; the second one's peak.
+
+    Args:
+        build (callable): Gives an object with ``model``, ``optimizer`` and ``loss``, as a
+            `SegBuilder` has them; called once the device is chosen.
+        batch_size (int): Images.
+        size (tuple[int, int]): (height, width) of the images.
+        device (str): "cpu", "gpu" or "gpu:1".
+        precision, amp_level (str): As `TrainStep` takes them.
+        channels (int): Of the images.
+
+    Returns:
+        int: Bytes that Paddle allocated, model and optimizer counted, at most at one time.
+    """
+    paddle.set_device(device)
+    gc.collect()
+    counter = _Counter(device)
+    before = counter.now()
+    parts = build()
+    parts.model.train()
+    step = TrainStep(parts.model, parts.optimizer, parts.loss, precision, amp_level)
+    random = np.random.default_rng(0)
+    classes = getattr(parts.model, "num_classes", 2)
+    images = random.standard_normal((batch_size, channels, *size), np.float32)
+    labels = random.integers(0, classes, (batch_size, *size), np.int64)
+    batch = (paddle.to_tensor(images), paddle.to_tensor(labels))
+    step([batch])  # the first one makes the optimizer's state
+    counter.forget_peak()
+    step([batch])
+    return counter.peak() - before
+
+
+def check_memory(
+    device, config, *, batch_size=None, size=None, precision="fp32", amp_level="O1", opts=None
+):
+    """Compares the measured peak of a recipe's training step with the estimate.
+
+    Args:
+        device (str): "cpu" or "gpu"; on a CPU only "fp32" runs.
+        config (str): YAML file.
+        batch_size (int, optional): Images; by default the config's.
+        size (tuple[int, int], optional): (height, width); by default the config's crop.
+        precision, amp_level (str): As `TrainStep` takes them.
+        opts (list[str], optional): As `Config` takes them.
+
+    Returns:
+        Row: passed where they differ by at most 20 % of the estimate, skipped where the installed
+            Paddle does not know the device.
+    """
+    if device != "cpu" and not paddle.is_compiled_with_cuda():
+        return skipped(NAME, f"the installed Paddle has no kernels for {device}")
+    config = Config(config, opts=opts)
+    config.drop_pretrained()
+    forget_class_weights(config.dic.get("loss", {}))
+    # Random weights diverge at a recipe's rate where batch norm is frozen.
+    config.dic["lr_scheduler"] = {"type": "PolynomialDecay", "learning_rate": 1e-8}
+    batch_size = batch_size or config.batch_size
+    size = tuple(size or crop_of(config.train_dataset_cfg))
+    channels = in_channels_of(config.model_cfg)
+    # The estimate's network is run on a CPU: four small images cost no time there, and no memory
+    # of the device.
+    paddle.set_device("cpu")
+    builder = SegBuilder(config)
+    builder.model.train()
+    memory = TrainingMemory(
+        *(builder.model, size, builder.loss),
+        moments=moments_of(builder.optimizer),
+        in_channels=channels,
+        on_cpu=device == "cpu",
+    )
+    column = "fp32" if precision == "fp32" else amp_level
+    told = memory.estimate(batch_size).peak[column]
+    del builder, memory
+    how = {"precision": precision, "amp_level": amp_level, "channels": channels}
+    found = peak_of_step(lambda: SegBuilder(config), batch_size, size, device, **how)
+    ratio = found / told
+    text = (
+        f"{found / GIB:.2f} GiB measured, {told / GIB:.2f} GiB estimated (ratio {ratio:.2f}) for "
+        f"{batch_size} images of {size[1]}x{size[0]} in {column} on {device}"
+    )
+    return (passed if abs(ratio - 1) <= TOLERANCE else failed)(NAME, text)

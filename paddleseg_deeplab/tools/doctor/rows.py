@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The outcome of one check."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report.
+
+    Attributes:
+        name (str): What was checked.
+        status (str): "PASS", "FAIL" or "SKIP".
+        detail (str): What was found, on one line.
+    """
+
+    name: str
+    status: str
+    detail: str
+
+
+def passed(name, detail):
+    return Row(name, "PASS", detail)
+
+
+def failed(name, detail):
+    return Row(name, "FAIL", detail)
+
+
+def skipped(name, detail):
+    return Row(name, "SKIP", detail)
