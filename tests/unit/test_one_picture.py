@@ -107,7 +107,7 @@ WAYS = {
     "transform": ({"transforms": [Marked()]}, "ZeroDivisionError: in a transform"),
     "input": ({"transforms": [Spoiling()]}, "324 of 324 values are NaN"),
     "network": ({"network": Network(raises(RuntimeError("C++\n  traces\n" * 200)))}, "C++"),
-    "memory": ({"network": Network(raises(MemoryError()))}, "MemoryError"),
+    "memory": ({"network": Network(raises(MemoryError()))}, "Out of memory"),
     "nan": ({"network": Network(with_nan)}, "NaN or infinite"),
     "crf": ({"crf": Crf(ValueError("of its own"))}, "dense CRF: of its own"),
     "crf memory": ({"crf": Crf(MemoryError("no room"))}, "no room"),
