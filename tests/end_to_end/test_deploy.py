@@ -270,7 +270,7 @@ def test_a_broken_image_does_not_stop_the_rest(exported, images, infer, tmp_path
 
 
 @pytest.mark.parametrize("transforms", [[NORMALIZE], [RESIZE, NORMALIZE]])
-def test_pixels_without_data(transforms, trained, images, infer, tmp_path, caplog):
+def test_pixels_without_data(transforms, trained, images, infer, tmp_path, capsys):
     """`nodata` goes from the config to predict.py, deploy.yaml and infer.py: equal files, void at
     the image's own size. Beside it, images that fail, each at another place, in both."""
     config = yaml.safe_load(Path(trained[0]).read_text())
@@ -301,10 +301,11 @@ def test_pixels_without_data(transforms, trained, images, infer, tmp_path, caplo
     arguments = ["--config", trained[0], "--model_path", trained[1]]
     assert predict.main([*arguments, *both, "--save_dir", str(tmp_path / "predict")]) == 2
     arguments = ["--model_dir", str(tmp_path / "model"), "--save_dir", str(tmp_path / "infer")]
-    caplog.clear()
+    capsys.readouterr()
     assert infer([*arguments, *both, "--batch_size", "2"]) == 2
-    assert caplog.text.count("not done: ") == 4
-    assert "4 of 8 images done" in caplog.text
+    told = "".join(capsys.readouterr())
+    assert told.count("not done: ") == 4
+    assert "4 of 8 images done" in told
     found = masks_of(tmp_path / "infer")
     assert set(found) == set(without)
     for name, mask in found.items():
