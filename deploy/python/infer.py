@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import warnings
+from functools import partial
 
 # First, so that the CPU environment is prepared before Paddle is imported.
 import paddleseg_deeplab  # noqa: F401  isort: skip
@@ -21,7 +22,7 @@ with imports_of(__name__):
     from tqdm import tqdm
 
     from paddleseg_deeplab import transforms
-    from paddleseg_deeplab.core import feed, refine
+    from paddleseg_deeplab.core import feed, pictures, refine
     from paddleseg_deeplab.core.averaging import check_finite
     from paddleseg_deeplab.cvlibs import manager
     from paddleseg_deeplab.postprocess.settings import (
@@ -40,7 +41,6 @@ with imports_of(__name__):
         output_names,
         parse_outputs,
         report_failures,
-        write_outputs,
     )
     from paddleseg_deeplab.utils.predictors import (
         PRECISIONS,
@@ -55,8 +55,8 @@ _DESCRIPTION = """Predicts images with an exported network.
 
   python deploy/python/infer.py --model_dir output/inference_model --image_path photos
 
-Results have the images' sizes and the same names as predict.py's. Images that cannot be read or do
-not fit are reported at the end, and the exit status is then 2.
+Results have the images' sizes and the same names as predict.py's. Images that cannot be read, do
+not fit or fail otherwise are reported at the end, and the exit status is then 2.
 """
 _WARM_UP_RUNS = 3
 _TUNING_IMAGES = 10
@@ -163,7 +163,8 @@ def build_compose(info):
         except (KeyError, TypeError, ValueError) as e:
             text = e.args[0] if e.args else e
             raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
-    return transforms.Compose(steps, to_rgb=info.to_rgb, img_channels=info.img_channels)
+    keys = {"to_rgb": info.to_rgb, "img_channels": info.img_channels, "nodata": info.nodata}
+    return transforms.Compose(steps, **keys)
 
 
 def postprocess(output, trans_info, output_op, want_probabilities=False):
@@ -194,11 +195,12 @@ class Inferer:
     Args:
         info (DeployInfo): The folder.
         settings (InferenceSettings): How to run it.
+        for_crf (bool): A dense CRF will need the images.
     """
 
-    def __init__(self, info, settings):
+    def __init__(self, info, settings, for_crf=False):
         self.info = info
-        self.compose = build_compose(info)
+        self.load = partial(pictures.load_picture, compose=build_compose(info), for_crf=for_crf)
         self.predictor = open_predictor(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
@@ -211,13 +213,13 @@ class Inferer:
         return result
 
     def prepare(self, path):
-        """Reads an image into (input, trans_info, original).
+        """Reads an image into a sample, see `pictures.load_picture`.
 
         Raises:
             UserError: it cannot be read, or its size is not the one that the network takes.
         """
-        found = self._timed("preprocess", 1, pipeline.preprocess, path, self.compose)
-        chw, trans_info, original = found
+        sample = self._timed("preprocess", 1, self.load, path)
+        chw = sample["img"]
         least = self.predictor.smallest_side
         if min(chw.shape[1:]) < least:
             why = f"gives an input {list(chw.shape)}, {self.predictor.runtime} takes sides from"
@@ -229,7 +231,7 @@ class Inferer:
                     f"{self.info.input_shape[1:]} only. Export again with a free --input_shape, or "
                     "with a Resize or Padding in export.transforms."
                 )
-        return chw, trans_info, original
+        return sample
 
     def infer(self, batch):
         """Outputs for inputs [N, C, h, w]."""
@@ -244,67 +246,50 @@ class Inferer:
         settings = (trans_info, self.info.output_op, want_probabilities)
         return self._timed("postprocess", 1, postprocess, output, *settings)
 
-    def shown(self, original):
-        """An image as overlays take it, uint8 RGB [H, W, 3]."""
-        rgb = visualize.to_rgb(original)
-        bgr = original.shape[-1] == 3 and not self.info.to_rgb
-        return rgb[..., ::-1] if bgr else rgb
-
-    def crf_image(self, sample):
-        """A sample's image, uint8 [H, W, C]."""
-        return refine.crf_image(sample["original"], self.info.to_rgb)
-
-
-def read_all(inferer, paths, failures, num_workers=0):
-    """Yields samples (dicts); an image that cannot be used goes to ``failures`` with the reason."""
-
-    def read(item):
-        index, path = item
-        try:
-            chw, trans_info, original = inferer.prepare(path)
-        # Whatever a broken file makes a decoder or a transform raise: the rest has to be done.
-        except Exception as e:
-            return path, str(e) or type(e).__name__
-        sample = {"index": index, "im_path": path, "img": chw, "trans_info": trans_info}
-        return {**sample, "original": original}
-
-    for found in feed.read_ahead(read, enumerate(paths), num_workers):
-        if isinstance(found, dict):
-            yield found
-        else:
-            failures.append(found)
-
 
 def batches(inferer, paths, failures, num_workers=0):
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
-    samples = read_all(inferer, paths, failures, num_workers)
+    items = enumerate(paths)
+    samples = pictures.read_pictures(items, inferer.prepare, failures, num_workers)
     return feed.equal_size_batches(samples, inferer.batch_size)
 
 
 def results(inferer, paths, failures, want_probabilities, num_workers=0):
     """Yields (sample, labels, probabilities or None) of each image that can be used."""
-    for samples, batch in batches(inferer, paths, failures, num_workers):
+
+    def run(samples, batch):
         outputs = inferer.infer(batch)
         check_finite(outputs, [sample["im_path"] for sample in samples])
-        for sample, output in zip(samples, outputs):
-            yield (sample, *inferer.finish(output, sample["trans_info"], want_probabilities))
+        return zip(samples, outputs)
+
+    def finish(samples, outputs):
+        yield samples[0], *inferer.finish(outputs[0], samples[0]["trans_info"], want_probabilities)
+
+    found = pictures.run_batches(run, batches(inferer, paths, failures, num_workers), failures)
+    singles = (([sample], [output]) for sample, output in found)
+    return pictures.run_batches(finish, singles, failures)
+
+
+def _runs(inferer, paths, times=1):
+    """Yields outputs of the batches that can be run, each `times` over."""
+
+    def run(_, batch):
+        return [inferer.infer(batch) for _ in range(times)]
+
+    return pictures.run_batches(run, batches(inferer, paths, []), [])
 
 
 def tune_shapes(info, settings, paths):
     """Runs some images without TensorRT, to learn the shapes inside the network."""
     with tensorrt.learning(settings):
-        inferer = Inferer(info, settings)
-        for _, batch in batches(inferer, paths[:_TUNING_IMAGES], []):
-            inferer.infer(batch)
-        del inferer  # the file is written when the predictor goes
+        # The file is written when the predictor goes, and that is with this loop.
+        for _ in _runs(Inferer(info, settings), paths[:_TUNING_IMAGES]):
+            pass
 
 
 def warm_up(inferer, paths):
     """First runs, which build kernels, so that they are not measured."""
-    for _, batch in batches(inferer, paths, []):  # the first that can be read
-        for _ in range(_WARM_UP_RUNS):
-            inferer.infer(batch)
-        break
+    next(_runs(inferer, paths, _WARM_UP_RUNS), None)  # the first batch that works
     for values in inferer.seconds.values():
         values.clear()
 
@@ -341,7 +326,7 @@ def run(args):
         palette = visualize.default_palette(info.num_classes or 256)
     if tensorrt.choose_shapes(info, settings, args.enable_auto_tune):
         tune_shapes(info, settings, paths)
-    inferer = Inferer(info, settings)
+    inferer = Inferer(info, settings, crf is not None)
     where = f"{inferer.predictor.runtime} ({settings.precision}) on {settings.device}"
     logger.info("%s in %s: %d images.", info.model_path, where, len(paths))
     if args.benchmark:
@@ -349,24 +334,16 @@ def run(args):
     failures, start, workers = [], time.perf_counter(), args.num_workers
     found = results(inferer, paths, failures, want_probabilities, workers)
     if crf is not None:
-        times = inferer.seconds["CRF"]
-        found = refine.refined(make_crf(crf), found, inferer.crf_image, workers, seconds=times)
-
-    def write(result):
-        sample, labels, scores = result
-        write_outputs(
-            args.save_dir,
-            names[sample["index"]],
-            image=inferer.shown(sample["original"]),
-            labels=labels,
-            palette=palette,
-            probabilities=scores,
-            outputs=outputs,
+        settings = {"seconds": inferer.seconds["CRF"]}
+        settings["on_error"] = partial(pictures.note_failure, failures)
+        found = refine.refined(
+            make_crf(crf), found, lambda sample: sample["crf_image"], workers, **settings
         )
-
+    places = {"save_dir": args.save_dir, "names": names, "palette": palette, "outputs": outputs}
+    written = pictures.write_pictures(found, failures, workers, **places)
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
-        for _ in feed.write_behind(write, found, outputs, workers):
-            bar.update(1)
+        for done, _ in enumerate(written, 1):
+            bar.update(done + len(failures) - bar.n)
     if info.class_names and len(failures) < len(paths):
         legend = visualize.legend(palette, info.class_names)
         visualize.save_image(os.path.join(args.save_dir, "legend.png"), legend)

@@ -91,8 +91,8 @@ def _compose(builder, config):
     channels = backbone.get("in_channels", getattr(dataset_class, "IMG_CHANNELS", 3))
     channels = val.get("img_channels", channels)
     dicts = config.export_cfg.get("transforms", val.get("transforms", []))
-    to_rgb = val.get("to_rgb", True)
-    compose = Compose(builder.export_transforms, to_rgb=to_rgb, img_channels=channels)
+    keys = {"to_rgb": val.get("to_rgb", True), "nodata": val.get("nodata")}
+    compose = Compose(builder.export_transforms, img_channels=channels, **keys)
     return compose, dicts
 
 
@@ -207,6 +207,7 @@ def run(args):
             target=target,
             transforms=dicts,
             to_rgb=compose.to_rgb,
+            nodata=compose.nodata,
             class_names=names,
             palette=palette,
             device="cpu" if target == "cpu" else device,

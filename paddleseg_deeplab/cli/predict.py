@@ -65,7 +65,8 @@ def _preprocessing(builder, dataset):
         )
     component = manager.DATASETS[config["type"]]
     channels = config.get("img_channels", getattr(component, "IMG_CHANNELS", 3))
-    return Compose(builder.val_transforms, to_rgb=config.get("to_rgb", True), img_channels=channels)
+    keys = {"to_rgb": config.get("to_rgb", True), "nodata": config.get("nodata")}
+    return Compose(builder.val_transforms, img_channels=channels, **keys)
 
 
 def run(args):

@@ -244,6 +244,7 @@ def export(
     palette=None,
     device="cpu",
     crf=None,
+    nodata=None,
 ):
     """Exports ``model``, checks the export against it, and only then puts it in its place.
 
@@ -268,6 +269,7 @@ def export(
             the CPU always.
         crf (optional): Settings of the dense CRF for deploy.yaml (True, False or a dict, as
             `postprocess.settings.make_crf` takes them); not with "argmax".
+        nodata (float, optional): Of the dataset, for deploy.yaml.
 
     Returns:
         DeployInfo: What was written; ``checks`` holds the measured differences.
@@ -305,6 +307,7 @@ def export(
         palette=palette,
         versions={"paddleseg_deeplab": __version__, "paddle": paddle.__version__},
         crf=crf,
+        nodata=nodata,
     )
     temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
     try:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from paddleseg_deeplab.utils.cpu import thread_count
+from paddleseg_deeplab.utils.image_values import check_input
 
 _PIXELS_TOGETHER = 1 << 17
 _MOST_TOGETHER = 8
@@ -145,6 +146,9 @@ def equal_size_batches(samples, batch_size):
     Yields:
         tuple[list[dict], np.ndarray]: The samples and their images, float32 [N, C, H, W]. The
         order is not that of the input.
+
+    Raises:
+        UserError: An image is not finite.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -170,4 +174,6 @@ def equal_size_batches(samples, batch_size):
 
 
 def _stack(group):
+    for sample in group:
+        check_input(sample["img"], str(sample.get("im_path", f"sample {sample.get('index')}")))
     return np.stack([sample["img"] for sample in group]).astype(np.float32, copy=False)

@@ -16,6 +16,7 @@ import paddle
 from paddleseg_deeplab.core.interrupt import obey_the_parent_alone
 from paddleseg_deeplab.transforms.transforms import is_ours
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
+from paddleseg_deeplab.utils.image_values import check_input
 
 
 class SampleStream:
@@ -112,8 +113,12 @@ class _Guarded:
         try:
             if self.takes_epoch:
                 # The run's seed in the upper bits: a dataset's own seed may choose its content.
-                return self.dataset[index, epoch + (self.seed << 32)]
-            return self.dataset[index]
+                sample = self.dataset[index, epoch + (self.seed << 32)]
+            else:
+                sample = self.dataset[index]
+            if not self.is_ours:  # ours give finite values, since they read no others
+                check_input(sample["img"], sample_names(self.dataset, [key])[0])
+            return sample
         except UserError as error:
             return {"error": str(error), "user": True}
         except Exception:

@@ -3,19 +3,19 @@
 
 import dataclasses
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer, refine
+from paddleseg_deeplab.core import infer, pictures, refine
 from paddleseg_deeplab.core.distributed import join
 from paddleseg_deeplab.core.engine import check_engine
-from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead, workers_for, write_behind
+from paddleseg_deeplab.core.feed import equal_size_batches, workers_for
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.val import engine_for, predictions
 from paddleseg_deeplab.postprocess.settings import make_crf
-from paddleseg_deeplab.transforms import pipeline
 from paddleseg_deeplab.utils import prediction_files, visualize
 from paddleseg_deeplab.utils.checkpoint import load_entire_model
 from paddleseg_deeplab.utils.errors import UserError
@@ -27,7 +27,7 @@ class PredictionResult:
 
     Attributes:
         written (dict[str, dict]): Image path -> {kind of output: file}.
-        failed (list[tuple[str, str]]): Path and reason of each image that could not be read.
+        failed (list[tuple[str, str]]): Path and reason of each image that is not done.
     """
 
     written: dict
@@ -41,69 +41,11 @@ def _check_setting(aug_pred, scales, window, outputs):
     return prediction_files.parse_outputs(outputs)
 
 
-def _shown(original, transforms):
-    """The image as uint8 RGB [H, W, 3], which is what overlays need, a quarter of the memory."""
-    rgb = visualize.to_rgb(original)
-    three = original.shape[-1] == 3
-    return rgb[..., ::-1] if three and not getattr(transforms, "to_rgb", True) else rgb
-
-
-def _reader(transforms, failed, for_crf):
-    """A function that reads one (index, path) into a sample, or notes the failure."""
-    to_rgb = getattr(transforms, "to_rgb", True)
-
-    def read(item):
-        index, path = item
-        try:
-            img, trans_info, original = pipeline.preprocess(path, transforms)
-        # Whatever a broken file makes the decoder or a transform raise: the rest has to be done.
-        except Exception as error:
-            failed.append((path, str(error) or type(error).__name__))
-            return None
-        return {
-            "index": index,
-            "im_path": path,
-            "img": img,
-            "trans_info": trans_info,
-            "original": _shown(original, transforms),
-            "crf_image": refine.crf_image(original, to_rgb) if for_crf else None,
-        }
-
-    return read
-
-
 class _Images:
     """Stands for a dataset where there are a `Compose` and files."""
 
     def __init__(self, transforms):
         self.transforms = transforms
-
-
-def _writer(save_dir, names, palette, outputs):
-    """A function that writes one (sample, labels, probabilities); returns its path and files."""
-
-    def write(result):
-        sample, labels, probabilities = result
-        files = prediction_files.write_outputs(
-            save_dir,
-            names[sample["index"]],
-            image=sample["original"],
-            labels=labels,
-            palette=palette,
-            probabilities=probabilities,
-            outputs=outputs,
-        )
-        return sample["im_path"], files
-
-    return write
-
-
-def _readable(samples, bar):
-    for sample in samples:
-        if sample is None:
-            bar.update(1)
-        else:
-            yield sample
 
 
 def _palette(palette, custom_color, class_names):
@@ -153,7 +95,9 @@ def predict(
     ``probability`` (.npy); names follow `utils.prediction_files.output_names`. Overlays are PNGs
     (PaddleSeg keeps the image's format). A legend of the classes is written beside them.
 
-    An image that cannot be read does not stop the others: it is reported at the end.
+    An image that cannot be read, predicted or written does not stop the others: it is reported at
+    the end. Pixels without data (`nodata` of the Compose) are void, 255, in the results, but for
+    probabilities, which stay what the network gives.
 
     Where Paddle runs on several ranks, every rank must call it: each predicts its share of the
     images, and all get the result of the whole list.
@@ -184,11 +128,11 @@ def predict(
         engine (str): What runs the network, see `core.engine.open_engine`. Default "dygraph".
 
     Returns:
-        PredictionResult: Files written, and the images that could not be read with the reason.
+        PredictionResult: Files written, and the images that are not done with the reason, such as
+        a broken file, or a network that gives NaN or infinite values for it.
 
     Raises:
-        UserError: A setting is wrong, the weights do not fit, or the network gives NaN or infinite
-            values for an image, which is named. OSError: a result could not be written.
+        UserError: A setting is wrong, or the weights do not fit. OSError: The disk is full or gone.
     """
     settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
     settings["slide_above"] = slide_above
@@ -204,34 +148,36 @@ def predict(
         settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)
     written, failed = {}, []
     crf = make_crf(crf)
-    reader = _reader(transforms, failed, crf is not None)
     ranks = join()
     own = list(enumerate(image_list))[ranks.rank :: ranks.size]
     num_workers = workers_for(_Images(transforms), num_workers)
-    samples = read_ahead(reader, own, num_workers)
+    load = partial(pictures.load_picture, compose=transforms, for_crf=crf is not None)
+    samples = pictures.read_pictures(own, load, failed, num_workers)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
-    write = _writer(save_dir, names, palette, outputs)
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
         network, samples = stack.enter_context(
-            engine_for(
-                *(model, _readable(samples, bar), len(image_list)),
-                *(engine, precision, aug_pred, settings),
+            engine_for(model, samples, len(image_list), engine, precision, aug_pred, settings)
+        )
+        batches = equal_size_batches(samples, batch_size)
+
+        def run(*batch):
+            return predictions(
+                *(network, [batch], aug_pred, settings),
+                precision=(precision, amp_level),
+                probabilities=crf is not None or "prob" in outputs,
             )
-        )
-        results = predictions(
-            network,
-            equal_size_batches(samples, batch_size),
-            aug_pred,
-            settings,
-            precision=(precision, amp_level),
-            probabilities=crf is not None or "prob" in outputs,
-        )
+
+        results = pictures.run_batches(run, batches, failed)
         if crf is not None:
-            results = refine.refined(crf, results, lambda s: s["crf_image"], num_workers)
-        for path, files in write_behind(write, results, outputs, num_workers):
+            note = partial(pictures.note_failure, failed)
+            results = refine.refined(
+                crf, results, lambda s: s["crf_image"], num_workers, on_error=note
+            )
+        places = {"save_dir": save_dir, "names": names, "palette": palette, "outputs": outputs}
+        for path, files in pictures.write_pictures(results, failed, num_workers, **places):
             written[path] = files
-            bar.update(1)
+            bar.update(len(written) + len(failed) - bar.n)
     parts = ranks.gather((written, failed))
     written = {path: files for part in parts for path, files in part[0].items()}
     failed = [item for part in parts for item in part[1]]
@@ -261,6 +207,6 @@ def _report(result, total, save_dir):
         path, reason = result.failed[0]
         reason = reason if path in reason else f"{path}: {reason}"
         raise UserError(
-            f"{len(result.failed)} of {total} images could not be read, the others are done. "
+            f"{len(result.failed)} of {total} images could not be done, the others are. "
             f"The first: {reason}"
         )

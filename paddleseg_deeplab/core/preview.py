@@ -8,6 +8,7 @@ import paddle
 from paddleseg_deeplab.core.forward import precision_context
 from paddleseg_deeplab.core.infer import inference
 from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.visualize import default_palette, overlay
 
 _SIDE = 512  # the longer side of a picture is not more
@@ -30,6 +31,21 @@ def _shrunk(image, labels):
     size = (max(round(height * scale), 1), max(round(width * scale), 1))
     labels = [functional.resize(label, size, cv2.INTER_NEAREST) for label in labels]
     return functional.resize(image, size, cv2.INTER_AREA), labels
+
+
+def prediction_pictures(model, dataset, count, *settings, **options):
+    """Yields (index, picture) of the first `count` samples; see `prediction_picture`.
+
+    A picture that cannot be made is left out with a warning: it is no reason to end a training.
+    """
+    for index in range(min(count, len(dataset))):
+        try:
+            picture = prediction_picture(model, dataset, index, *settings, **options)
+        except Exception as error:  # a dataset of one's own may give anything
+            text = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("No preview of the validation image number %d: %s", index, text)
+            continue
+        yield index, picture
 
 
 def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1", window=None):

@@ -56,7 +56,8 @@ def image_of_sample(dataset, sample):
             "load_image(index), or its samples an im_path; or leave the CRF out."
         )
     channels = getattr(dataset, "img_channels", 3)
-    return crf_image(pipeline.read_image(path, channels, to_rgb=True))
+    nodata = getattr(getattr(dataset, "transforms", None), "nodata", None)
+    return crf_image(pipeline.read_image(path, channels, to_rgb=True, nodata=nodata))
 
 
 def refine(crf, probabilities, image, name="the image"):
@@ -86,7 +87,7 @@ def refine(crf, probabilities, image, name="the image"):
     return q.argmax(axis=0).astype(np.int32), q
 
 
-def refined(crf, predictions, image_of, num_workers=0, seconds=None):
+def refined(crf, predictions, image_of, num_workers=0, seconds=None, on_error=None):
     """Runs the CRF over a stream of predictions, several images at once where that is asked for.
 
     Threads, not processes: NumPy and SciPy release the interpreter's lock in the work that counts,
@@ -100,6 +101,8 @@ def refined(crf, predictions, image_of, num_workers=0, seconds=None):
         image_of (callable): sample -> uint8 [H, W, C]; called in the threads.
         num_workers (int): Threads; 0 works in the caller's.
         seconds (list, optional): Gets the time of each CRF.
+        on_error (callable, optional): Takes (name, error) of an image that fails, which is then
+            left out; by default the error is raised.
 
     Yields:
         tuple: sample, labels (int32 [H, W]), Q (float32 [K, H, W]), in the order of `predictions`.
@@ -112,9 +115,16 @@ def refined(crf, predictions, image_of, num_workers=0, seconds=None):
         sample, _, probabilities = item
         name = str(sample.get("im_path") or f"sample {sample['index']}")
         start = time.perf_counter()
-        result = refine(crf, probabilities, image_of(sample), name)
+        try:
+            result = refine(crf, probabilities, image_of(sample), name)
+        except Exception as error:
+            if on_error is None:
+                raise
+            on_error(name, error)
+            return None
         if seconds is not None:
             seconds.append(time.perf_counter() - start)
         return (sample, *result)
 
-    return read_ahead(one, predictions, num_workers)
+    results = read_ahead(one, predictions, num_workers)
+    return (result for result in results if result is not None)

@@ -113,7 +113,7 @@ def _cell(value):
 
 def _write_csv(path, columns, rows):
     # utf-8-sig: spreadsheets then read names outside ASCII; newline="": csv writes its own.
-    with open(path, "w", encoding="utf-8-sig", newline="") as f:
+    with open(path, "w", encoding="utf-8-sig", newline="", errors="backslashreplace") as f:
         writer = csv.writer(f)
         writer.writerow(columns)
         for row in rows:
@@ -140,7 +140,9 @@ def write_report(result, save_dir):
     folder.mkdir(parents=True, exist_ok=True)
     summary = result.summary()
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    # A file name need not be UTF-8.
+    to = {"encoding": "utf-8", "errors": "backslashreplace"}
+    (folder / "metrics.json").write_text(text + "\n", **to)
     columns = ["name", "iou", "precision", "recall", "dice", "pixel_share"]
     _write_csv(folder / "metrics.csv", columns, summary["classes"])
     # Images of void alone have no mIoU; they come last.

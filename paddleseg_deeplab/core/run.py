@@ -8,7 +8,7 @@ from paddleseg_deeplab.core import state
 from paddleseg_deeplab.core.distributed import share_statistics
 from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.core.out_of_memory import CHECKPOINT_KEPT, OutOfMemory
-from paddleseg_deeplab.core.preview import prediction_picture
+from paddleseg_deeplab.core.preview import prediction_pictures
 from paddleseg_deeplab.core.progress import save_evaluation
 from paddleseg_deeplab.core.slide import WINDOW_SETTINGS
 from paddleseg_deeplab.core.val import evaluate
@@ -201,6 +201,6 @@ class Evaluation:
         precision = (self.settings["precision"], self.settings["amp_level"])
         window = {name: self.settings.get(name) for name in WINDOW_SETTINGS}
         with evaluation_mode(self.model):
-            for i in range(min(_PICTURES, len(self.dataset))):
-                picture = prediction_picture(self.model, self.dataset, i, *precision, window)
+            found = prediction_pictures(self.model, self.dataset, _PICTURES, *precision, window)
+            for i, picture in found:
                 self.writer.image(f"Evaluate/truth_and_prediction_{i}", picture, iteration)

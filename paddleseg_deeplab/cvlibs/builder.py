@@ -15,6 +15,7 @@ from paddleseg_deeplab.models.losses.cross_entropy import class_weights_from_cou
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.utils.errors import UserError, nearest
+from paddleseg_deeplab.utils.image_values import parse_nodata
 from paddleseg_deeplab.utils.logger import logger
 
 # Which registry a `type` at this place is looked up in; deeper keys come first.
@@ -97,6 +98,7 @@ class SegBuilder:
         make_crf(config.test_config.get("crf"), f"{config.path}: test_config.crf")
         if "sampler" in config.dic:
             self.build("sampler", config.sampler_cfg, manager.SAMPLERS)
+        self._check_nodata()
         self._synchronise()
 
     # -- checking -------------------------------------------------------------------------------
@@ -131,6 +133,19 @@ class SegBuilder:
                     self._check(f"{place}.{key}.{i}", item, _REGISTRY_OF[key])
             elif key == "backbone":
                 self._check(f"{place}.{key}", value, _REGISTRY_OF[key])
+
+    def _check_nodata(self):
+        """Refuses what is no number, and warns where one set alone knows of pixels without data."""
+        found = {
+            section: parse_nodata(f"{self.config.path}: {section}", cfg.get("nodata"))
+            for section, cfg in self.config.dic.items()
+            if section in ("train_dataset", "val_dataset")
+        }
+        if len(set(map(repr, found.values()))) > 1:  # of the text, since NaN equals nothing
+            told = ", ".join(f"{section} {value}" for section, value in found.items())
+            logger.warning(
+                "nodata differs: %s. Evaluation, prediction and export follow val_dataset.", told
+            )
 
     def _dataset_fact(self, name, class_attribute):
         """What the datasets say of ``num_classes`` and the like: their key, class or default."""

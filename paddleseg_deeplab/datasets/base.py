@@ -2,6 +2,7 @@
 """What all datasets share: from a label file and an image to a checked, transformed sample."""
 
 import contextlib
+import copy
 import numbers
 import operator
 import os
@@ -10,10 +11,9 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.transforms.pipeline import read_image, read_label
+from paddleseg_deeplab.transforms.pipeline import nodata_of, read_image, read_label
 from paddleseg_deeplab.utils.errors import UserError
-
-VOID = 255  # what transforms pad labels with
+from paddleseg_deeplab.utils.image_values import VOID, mark_void, parse_nodata
 
 
 def voc_palette(num_classes):
@@ -43,6 +43,8 @@ class BaseDataset:
         palette (numpy.ndarray): uint8 [num_classes, 3], RGB.
         transforms (Compose): What is done to each sample.
         seed (int): Seed of the random transforms.
+        nodata (float or None): Pixels of which a channel has this value in the file are void, and
+            0 in the image; see `Compose`.
         takes_epoch (bool): Tells the training loop that (index, epoch) is a key.
     """
 
@@ -72,6 +74,7 @@ class BaseDataset:
         label_map=None,
         seed=0,
         to_rgb=True,
+        nodata=None,
     ):
         """Checks and stores what the constructors take in common."""
         name = type(self).__name__
@@ -89,7 +92,7 @@ class BaseDataset:
         self.seed = _integer(name, "seed", seed, 0, 2**32 - 1)
         self.edge = False
         self.to_rgb = to_rgb
-        self.transforms = _compose(name, transforms, to_rgb, self.img_channels)
+        self.transforms = _compose(name, transforms, to_rgb, self.img_channels, nodata)
         self.class_names = _names(name, class_names, self.num_classes)
         self.palette = _palette(name, palette, self.num_classes)
         self._use_label_map(label_map)
@@ -99,6 +102,10 @@ class BaseDataset:
         name = type(self).__name__
         self.label_map = _label_map(name, label_map, self.num_classes, self.ignore_index)
         self._table = label_table(self.label_map, self.num_classes, self.ignore_index)
+
+    @property
+    def nodata(self):
+        return getattr(self.transforms, "nodata", None)
 
     def __len__(self):
         return len(self.file_list)
@@ -144,20 +151,39 @@ class BaseDataset:
         sample = {"img": path}
         if label_path is not None:
             # The label's values are checked here, the sizes of both by Compose.
-            sample["label"] = self.load_label(index)
+            own = type(self).load_label is not BaseDataset.load_label
+            # Compose marks what has no data, without reading the image once more for it.
+            sample["label"] = self.load_label(index) if own else self._load_classes(index)
             sample["label_path"] = label_path
         return self.transforms.read_lazily(sample)
 
     def load_image(self, index):
         """The untransformed image of a sample: float32 [H, W, C], 0..255, RGB."""
-        return read_image(self.file_list[self._index(index)][0], self.img_channels, True)
+        path = self.file_list[self._index(index)][0]
+        return read_image(path, self.img_channels, True, self.nodata)
 
     def load_label(self, index):
         """The untransformed label of a sample: uint8 [H, W] of classes, 255 void; or None.
 
+        With `nodata` the image is read too: it says what is void.
+
         Raises:
             UserError: values that are no class.
         """
+        label = self._load_classes(index)
+        if label is None or self.nodata is None:
+            return label
+        path, label_path = self.file_list[self._index(index)]
+        mask = nodata_of(path, self.img_channels, self.nodata)
+        if mask is not None and mask.shape != label.shape:
+            raise UserError(
+                f"The label {label_path} is {label.shape}, its image {path} is {mask.shape} "
+                "(height, width). Make them equal."
+            )
+        return mark_void(label, mask)
+
+    def _load_classes(self, index):
+        """`load_label` as the label's file alone has it."""
         path = self.file_list[self._index(index)][1]
         return None if path is None else self._to_classes(read_label(path), path)
 
@@ -234,17 +260,21 @@ def _integer(name, key, value, low, high):
     return value
 
 
-def _compose(name, transforms, to_rgb, img_channels):
+def _compose(name, transforms, to_rgb, img_channels, nodata):
+    nodata = parse_nodata(name, nodata)
     if isinstance(transforms, Compose):
         if transforms.img_channels != img_channels:
             raise UserError(
                 f"{name}: its transforms were made for {transforms.img_channels} channels, the "
                 f"images have {img_channels}; set img_channels on both."
             )
+        if nodata is not None:
+            transforms = copy.copy(transforms)
+            transforms.nodata = nodata
         return transforms
     if not isinstance(transforms, (list, tuple)):
         raise UserError(f"{name}: transforms must be a list, not {transforms!r}.")
-    return Compose(list(transforms), to_rgb=to_rgb, img_channels=img_channels)
+    return Compose(list(transforms), to_rgb=to_rgb, img_channels=img_channels, nodata=nodata)
 
 
 def _names(name, class_names, num_classes):

@@ -45,6 +45,7 @@ class CatalogDataset(BaseDataset):
         edge (bool): Must be False (PaddleSeg's edge labels serve other networks).
         seed (int): Seed of the random transforms.
         to_rgb (bool): False keeps OpenCV's BGR order, which Caffe's weights want.
+        nodata (float): Pixels of which a channel has this value (NaN is allowed) are void.
 
     Raises:
         UserError: the folder or files are missing (the text says where to get them), or a
@@ -71,6 +72,7 @@ class CatalogDataset(BaseDataset):
         *,
         seed=0,
         to_rgb=True,
+        nodata=None,
     ):
         row, name = self.ROW, type(self).__name__
         self._set_up(
@@ -86,6 +88,7 @@ class CatalogDataset(BaseDataset):
             label_map=row.label_map,
             seed=seed,
             to_rgb=to_rgb,
+            nodata=nodata,
         )
         self.dataset_root = check_root(name, self._find_root(dataset_root), row.hint)
         try:
@@ -264,7 +267,7 @@ class CocoStuff(CatalogDataset):
     """COCO-Stuff 164k, 171 classes; modes train, val. See CatalogDataset.
 
     Args:
-        transforms, dataset_root, mode, edge, seed: As in CatalogDataset.
+        transforms, dataset_root, mode, edge, seed, nodata: As in CatalogDataset.
         raw_ids (bool): The labels are the pixel maps as downloaded (ids 0 to 181, 255 void),
             not those that PaddleSeg's convert_cocostuff.py writes (0 to 170, 255 void).
     """
@@ -286,9 +289,17 @@ class CocoStuff(CatalogDataset):
     )
 
     def __init__(
-        self, transforms=(), dataset_root=None, mode="train", edge=False, *, seed=0, raw_ids=False
+        self,
+        transforms=(),
+        dataset_root=None,
+        mode="train",
+        edge=False,
+        *,
+        seed=0,
+        raw_ids=False,
+        nodata=None,
     ):
-        super().__init__(transforms, dataset_root, mode, edge, seed=seed)
+        super().__init__(transforms, dataset_root, mode, edge, seed=seed, nodata=nodata)
         if raw_ids:
             self._use_label_map(COCO_STUFF_IDS)
 
@@ -334,8 +345,17 @@ class OpticDiscSeg(CatalogDataset):
         f"{URL}, which holds train_list.txt, val_list.txt and test_list.txt.",
     )
 
-    def __init__(self, dataset_root=None, transforms=(), mode="train", edge=False, *, seed=0):
-        super().__init__(transforms, dataset_root, mode, edge, seed=seed)
+    def __init__(
+        self,
+        dataset_root=None,
+        transforms=(),
+        mode="train",
+        edge=False,
+        *,
+        seed=0,
+        nodata=None,
+    ):
+        super().__init__(transforms, dataset_root, mode, edge, seed=seed, nodata=nodata)
 
     def _find_root(self, dataset_root):
         if dataset_root is not None:

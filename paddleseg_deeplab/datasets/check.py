@@ -53,7 +53,10 @@ def _evenly(items, count):
 
 
 def _tasks(checks, max_samples):
-    """{(channels, image, label) or (set, index): [(set, times), ...]} of what is to be read."""
+    """{(channels, nodata, image, label) or (set, index): [(set, times), ...]}: what is to be read.
+
+    `nodata` stands there as text, since NaN equals nothing.
+    """
     tasks = {}
     for check in checks:
         if not check.file_based:
@@ -74,7 +77,7 @@ def _tasks(checks, max_samples):
         for image, label in _evenly(list(entries), max_samples):
             there = [None if path in missing else path for path in (image, label)]
             if any(there):
-                key = (check.img_channels, *there)
+                key = (check.img_channels, repr(check.nodata), *there)
                 tasks.setdefault(key, []).append((check, entries[image, label]))
     return tasks
 
@@ -83,7 +86,7 @@ def _read(key, uses):
     """The facts of one task."""
     if len(key) == 2:
         return read_sample(uses[0][0].dataset, key[1])
-    return read_pair(key[1], key[2], key[0])
+    return read_pair(key[2], key[3], key[0], uses[0][0].nodata)
 
 
 def _read_all(tasks, num_workers):
@@ -97,7 +100,7 @@ def _read_all(tasks, num_workers):
     try:
         for key, uses in tasks.items():
             # A dataset's own code may not be made for several threads.
-            threaded = len(key) == 3
+            threaded = len(key) == 4
             waiting.append((key, uses, pool.submit(_read, key, uses) if threaded else None))
             if len(waiting) > _AHEAD * num_workers:
                 yield _done(waiting.popleft())
@@ -198,8 +201,8 @@ def check_datasets(
 
 
 def _paths(key, uses):
-    if len(key) == 3:
-        return key[1], key[2]
+    if len(key) == 4:
+        return key[2], key[3]
     return uses[0][0].dataset.file_list[key[1]][0], None
 
 

@@ -6,6 +6,7 @@ own structure is walked too: a JPEG must reach its end marker, a PNG its last ch
 checksum right.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -17,8 +18,10 @@ import cv2
 import numpy as np
 from PIL import UnidentifiedImageError
 
+from paddleseg_deeplab.transforms import source
 from paddleseg_deeplab.utils import image_limit
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.image_values import describe_faults, nodata_mask
 
 _MOST_VALUES = 4096  # distinct values of a label that are counted one by one
 # In the coded data of a JPEG, FF is followed by 00 or a restart; anything else is a marker.
@@ -51,6 +54,9 @@ class PairFacts:
         values (dict): Pixels of each value in the label file, or None without a readable label.
         other_values (int): Pixels of values beyond those counted one by one.
         label_size (tuple): (width, height) of the label, or None.
+        nodata (int): Pixels of the image without data.
+        nodata_values (dict): Pixels of each value in the label file where the image has no data.
+        example (str): A value of the image that is not finite or too large, as YAML has it; "".
     """
 
     problems: list = dataclasses.field(default_factory=list)
@@ -61,6 +67,9 @@ class PairFacts:
     values: dict | None = None
     other_values: int = 0
     label_size: tuple | None = None
+    nodata: int = 0
+    nodata_values: dict = dataclasses.field(default_factory=dict)
+    example: str = ""
 
 
 def check_jpeg(content):
@@ -171,36 +180,37 @@ def _load_npy(content):
     return array
 
 
-def decode_image(content, img_channels, is_array=False):
+def decode_image(content, img_channels, is_array=False, own_values=False):
     """Decodes an image as training does.
 
     Args:
         content (bytes): The file.
         img_channels (int): Channels that training asks for.
         is_array (bool): It is a .npy file.
+        own_values (bool): See `source.decode_image`.
 
     Returns:
-        tuple: the array [H, W] or [H, W, C]; the mode in the file; the EXIF orientation.
+        tuple: the array [H, W] or [H, W, C]; its values in the file, likewise; the mode in the
+        file; the EXIF orientation.
 
     Raises:
         Truncated, Unreadable: See there.
     """
     if is_array:
         array = _load_npy(content)
-        if array.ndim not in (2, 3):
+        if array.ndim not in (2, 3) or not array.size:
             raise Unreadable(f"an array of the shape {array.shape}")
-        return array, str(1 if array.ndim == 2 else array.shape[2]), 1
+        return array, array, str(1 if array.ndim == 2 else array.shape[2]), 1
     if not _check_structure(content):
         _strict_load(content)
     mode, orientation = _header(content)
-    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
     try:
-        array = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        array, values = source.decode_image(content, img_channels, own_values)
     except (cv2.error, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split())) from error
     if array is None:
         raise Unreadable("broken, or of a format that OpenCV does not read")
-    return array, mode, orientation
+    return array, array if values is None else values, mode, orientation
 
 
 def decode_label(content, is_array=False):
@@ -270,20 +280,21 @@ def _content(path, what, facts):
     return None
 
 
-def _read_image(facts, path, img_channels):
+def _read_image(facts, path, img_channels, nodata):
+    """Notes what an image holds; returns where it has no data, bool [H, W] or None."""
     content = _content(path, "image", facts)
     if content is None:
-        return
+        return None
     try:
-        array, facts.mode, orientation = decode_image(
-            content, img_channels, path.lower().endswith(".npy")
+        array, values, facts.mode, orientation = decode_image(
+            content, img_channels, path.lower().endswith(".npy"), nodata is not None
         )
     except Truncated as error:
         facts.problems.append(("image_truncated", path, str(error)))
-        return
+        return None
     except Unreadable as error:
         facts.problems.append(("image_unreadable", path, str(error)))
-        return
+        return None
     facts.size = (array.shape[1], array.shape[0])
     facts.image_hash = pixel_hash(array)
     channels = 1 if array.ndim == 2 else array.shape[2]
@@ -293,9 +304,20 @@ def _read_image(facts, path, img_channels):
         )
     if orientation in (5, 6, 7, 8):
         facts.mode += ", turned by EXIF"
+    return _look_at_values(facts, path, values, nodata)
 
 
-def _read_label(facts, path):
+def _look_at_values(facts, path, values, nodata):
+    mask = nodata_mask(values, nodata)
+    facts.nodata = 0 if mask is None else int(mask.sum())
+    text, facts.example = describe_faults(values, mask)
+    if text:
+        facts.problems.append(("image_values", path, text))
+    return mask
+
+
+def _read_label(facts, path, nodata):
+    """Notes what a label holds, as a whole and where `nodata`, bool [H, W] or None, is True."""
     content = _content(path, "label", facts)
     if content is None:
         return
@@ -313,23 +335,28 @@ def _read_label(facts, path):
     facts.label_size = (label.shape[1], label.shape[0])
     facts.label_hash = pixel_hash(label)
     facts.values, facts.other_values = count_values(label)
+    if nodata is not None and nodata.shape == label.shape:
+        facts.nodata_values = count_values(label[nodata])[0]
 
 
-def read_pair(image, label, img_channels):
+def read_pair(image, label, img_channels, nodata=None):
     """Reads an image and its label, each once.
 
     Args:
         image, label (str): Paths; None is left out.
         img_channels (int): Channels that training asks for.
+        nodata (float): Of the dataset.
 
     Returns:
         PairFacts: What they hold; no exception says what is wrong with a file.
     """
-    facts = PairFacts()
+    facts, mask = PairFacts(), None
     if image is not None:
-        _read_image(facts, os.fspath(image), img_channels)
+        with _noting(facts, "image", image):
+            mask = _read_image(facts, os.fspath(image), img_channels, nodata)
     if label is not None:
-        _read_label(facts, os.fspath(label))
+        with _noting(facts, "label", label):
+            _read_label(facts, os.fspath(label), mask)
     _compare_sizes(facts, image, label)
     return facts
 
@@ -343,22 +370,28 @@ def _compare_sizes(facts, image, label):
     facts.problems.append(("size_mismatch", str(label or image), text))
 
 
+@contextlib.contextmanager
+def _noting(facts, what, path):
+    """Whatever a file or a dataset's own code raises is a fault of that file: the rest goes on."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        facts.problems.append((f"{what}_unreadable", str(path), text))
+
+
 def read_sample(dataset, index):
     """As `read_pair`, for a dataset that makes or loads its samples by itself."""
     facts, name = PairFacts(), str(dataset.file_list[index][0])
-    for kind, load in (("image", dataset.load_image), ("label", dataset.load_label)):
-        try:
-            array = load(index)
-        except UserError as error:
-            facts.problems.append((f"{kind}_unreadable", name, str(error)))
-            continue
-        if array is None:
-            continue
-        size, digest = (array.shape[1], array.shape[0]), pixel_hash(array)
-        if kind == "image":
-            facts.size, facts.image_hash = size, digest
-        else:
-            facts.label_size, facts.label_hash = size, digest
+    with _noting(facts, "image", name):
+        array = dataset.load_image(index)
+        if array is not None:
+            facts.size, facts.image_hash = (array.shape[1], array.shape[0]), pixel_hash(array)
+            _look_at_values(facts, name, array, None)
+    with _noting(facts, "label", name):
+        array = dataset.load_label(index)
+        if array is not None:
+            facts.label_size, facts.label_hash = (array.shape[1], array.shape[0]), pixel_hash(array)
             facts.values, facts.other_values = count_values(array)
     _compare_sizes(facts, name, name)
     return facts

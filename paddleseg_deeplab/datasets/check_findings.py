@@ -73,6 +73,12 @@ KINDS = {
         "Images with another number of channels than img_channels",
         "Set img_channels to what the files hold, on the dataset, or convert the files.",
     ),
+    "image_values": Kind(
+        ERROR,
+        "Images with values that are NaN, infinite, or beyond 1e6 in magnitude",
+        "Repair the files. Where the value marks pixels without data, name it on the dataset, and "
+        "they become void:",
+    ),
     "label_colours": Kind(
         ERROR,
         "Labels that hold colours where class numbers are expected",

@@ -60,6 +60,7 @@ def as_dict(check, config):
             "class_images": one.images_with.tolist(),
             "void_pixels": int(one.void),
             "unknown_pixels": int(one.unknown),
+            "nodata_pixels": int(one.nodata_pixels),
             "class_weights": _weights(one),
         }
     findings = [
@@ -165,6 +166,12 @@ def _set_table(check):
             f"| {name} | {type(one.dataset).__name__} | {one.samples} | {one.checked} "
             f"| {one.labelled} | {shown} | {modes} |"
         )
+    for name, one in check.sets.items():
+        if one.nodata is not None:
+            lines += [
+                "",
+                f"{name}: {one.nodata_pixels} pixels have no data (nodata: {one.nodata}).",
+            ]
     return [*lines, ""]
 
 
@@ -219,7 +226,9 @@ def write_report(check, save_dir, config, crop_size=None):
         pictures["classes.png"] = draw_classes(names, counts)
     for name, picture in pictures.items():
         save_image(folder / name, picture)
-    (folder / "report.md").write_text(as_markdown(check, config, pictures), encoding="utf-8")
     text = json.dumps(as_dict(check, config), indent=1, ensure_ascii=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    # A file name need not be UTF-8.
+    to = {"encoding": "utf-8", "errors": "backslashreplace"}
+    (folder / "report.md").write_text(as_markdown(check, config, pictures), **to)
+    (folder / "report.json").write_text(text + "\n", **to)
     return [str(folder / name) for name in ("report.md", "report.json", *pictures)]

@@ -34,6 +34,7 @@ class SetCheck:
         counts (numpy.ndarray): int64 [num_classes], pixels; repeated entries count again.
         images_with (numpy.ndarray): int64 [num_classes], labels in which a class occurs.
         void, unknown (int): Pixels that are void, and pixels of values that are no class.
+        nodata_pixels (int): Pixels of images without data; those of labelled ones are void too.
         sizes (Counter): Images of each (width, height).
         modes (Counter): Images of each kind of channels in the file.
         findings (dict): Kind: `Finding`.
@@ -54,11 +55,14 @@ class SetCheck:
         names = getattr(dataset, "class_names", None)
         self.class_names = list(names or (f"class_{k}" for k in range(self.num_classes)))
         self.samples = len(dataset.file_list)
-        self.checked = self.labelled = self.void = self.unknown = 0
+        # Samples of other sets come as the set itself makes them.
+        self.nodata = getattr(dataset, "nodata", None) if self.file_based else None
+        self.checked = self.labelled = self.void = self.unknown = self.nodata_pixels = 0
         self.counts = np.zeros(self.num_classes, np.int64)
         self.images_with = np.zeros(self.num_classes, np.int64)
         self.sizes, self.modes = Counter(), Counter()
         self.findings = {}
+        self.examples = Counter()  # values of images that are not finite or too large
         self.raw = {}  # label value: [pixels, files, first file]
         self.entries = []  # (image, label, hash of image, hash of label), for duplicates
 
@@ -78,8 +82,11 @@ class SetCheck:
     def take(self, facts, image, label, times):
         """Adds what a pair of files holds."""
         self.checked += 1
+        self.nodata_pixels += times * facts.nodata
         for kind, path, detail in facts.problems:
             self.find(kind, path, detail)
+        if facts.example and self.nodata is None and self.file_based:
+            self.examples[facts.example] += 1
         if facts.size is not None:
             self._take_image(facts, image)
         self.entries.append((image, label, facts.image_hash, facts.label_hash))
@@ -110,7 +117,9 @@ class SetCheck:
             elif self.table[value] == VOID:
                 void += pixels
             else:
-                here[self.table[value]] += pixels
+                hidden = facts.nodata_values.get(value, 0)
+                void += hidden
+                here[self.table[value]] += pixels - hidden
         if bad or facts.other_values:
             shown = [f"{value} ({pixels} pixels)" for value, pixels in itertools.islice(
                 bad.items(), 8
@@ -142,6 +151,11 @@ class SetCheck:
             about.count, about.files = files.count, files.files
             self.findings[about.kind] = about
         self._finish_classes(masks=about is not None and about.kind == "mask_0_255")
+        values = self.findings.get("image_values")
+        if values is not None and self.examples:
+            values.paste = [f"nodata: {self.examples.most_common(1)[0][0]}"]
+        elif values is not None:
+            values.advice = "Repair the files."
         small = self.findings.get("small_images")
         if small is not None:
             width, height = (min(side) for side in zip(*self.sizes))

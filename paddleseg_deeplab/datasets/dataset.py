@@ -149,6 +149,8 @@ class Dataset(BaseDataset):
         palette (list): [red, green, blue] of each class; default the VOC colour table.
         seed (int): Seed of the random transforms.
         to_rgb (bool): False keeps OpenCV's BGR order of three-channel images.
+        nodata (float): Marks pixels without data: those of which a channel has this value in the
+            file (NaN, infinity and "nan" are allowed) are void, and 0 in the image.
 
     Raises:
         UserError: a setting, list file or file is wrong; it is named.
@@ -173,6 +175,7 @@ class Dataset(BaseDataset):
         palette=None,
         seed=0,
         to_rgb=True,
+        nodata=None,
     ):
         self.dataset_root = check_root(
             "Dataset", dataset_root, "Set dataset_root to the folder that the list files refer to."
@@ -192,6 +195,7 @@ class Dataset(BaseDataset):
             label_map=label_map,
             seed=seed,
             to_rgb=to_rgb,
+            nodata=nodata,
         )
         key = f"{self.mode}_path"
         given = {"train": train_path, "val": val_path, "test": test_path}[self.mode]

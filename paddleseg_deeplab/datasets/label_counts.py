@@ -24,9 +24,9 @@ def label_counts(dataset, *, num_workers=None, cache=True):
     """Counts the pixels of each class in each label of a dataset.
 
     The counts are kept in ``label_counts`` in the cache folder (`utils.download.cache_home`),
-    under a name that follows from the list, the sizes and times of the label files and the
-    dataset's settings. Datasets with code of their own for labels are counted anew each time: a
-    change of that code could not be seen.
+    under a name that follows from the list, the sizes and times of the label files (with `nodata`
+    of the images too, which are read then) and the dataset's settings. Datasets with code of their
+    own for labels are counted anew each time: a change of that code could not be seen.
 
     Args:
         dataset: Has ``load_label(index)``, which gives classes as uint8 [H, W], 255 void, and may
@@ -87,19 +87,23 @@ def _cache_file(dataset):
     for name in ("load_label", "_to_classes"):
         if not getattr(getattr(own, name, None), "__module__", "").startswith(ours):
             return None
-    facts = [_FORMAT, __version__, own.__qualname__]
+    nodata = getattr(dataset, "nodata", None)
+    facts = [_FORMAT, __version__, own.__qualname__, repr(nodata)]
     for key, value in sorted(vars(dataset).items()):
         with contextlib.suppress(TypeError):  # transforms, arrays: what is no plain value
             facts.append([key, json.loads(json.dumps(value))] if key != "file_list" else None)
     for entry in dataset.file_list:
         label = entry[1]
         facts.append(entry[0] if label is None else label)
-        if label is not None:
+        read = [] if label is None else [label]
+        if nodata is not None:
+            read.append(entry[0])
+        for path in read:
             try:
-                status = os.stat(label)
+                status = os.stat(path)
             except OSError:
                 return None  # told when it is read
-            facts.append([status.st_size, status.st_mtime_ns])
+            facts.append([path, status.st_size, status.st_mtime_ns])
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:40]
     return os.path.join(cache_home(), "label_counts", f"{name}.json")
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.utils.image_values import LIMIT
 
 
 def rng_of(data):
@@ -125,9 +126,9 @@ def check_colors(owner, im_padding_value, label_padding_value):
     """Checks the two padding values: a number (or one for each channel), and an integer."""
     if isinstance(im_padding_value, (list, tuple)):
         for value in im_padding_value:
-            check_number(owner, "each element of im_padding_value", value)
+            check_number(owner, "each element of im_padding_value", value, -LIMIT, LIMIT)
     else:
-        check_number(owner, "im_padding_value", im_padding_value)
+        check_number(owner, "im_padding_value", im_padding_value, -LIMIT, LIMIT)
     if not _is_int(label_padding_value):
         raise TypeError(
             f"{owner}: label_padding_value must be an integer, but it is {label_padding_value!r}."

@@ -7,6 +7,7 @@ import numpy as np
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.transforms import bands, functional
 from paddleseg_deeplab.transforms.base import check_number, rng_of
+from paddleseg_deeplab.utils.image_values import LIMIT
 
 _BLURS = {
     "gaussian": functional.gaussian_blur,
@@ -158,8 +159,8 @@ class Normalize:
         std (list | tuple): Likewise; not 0.
 
     Raises:
-        ValueError: A std of 0 when built; a length that is neither 1 nor the image's number of
-            channels when called.
+        ValueError: When built, a std of 0 or so near to it that values become infinite; when
+            called, a length that is neither 1 nor the image's number of channels.
     """
 
     def __init__(self, mean=(0.5,), std=(0.5,)):
@@ -176,6 +177,12 @@ class Normalize:
             raise ValueError(f"Normalize: std must not contain 0, but it is {std!r}.")
         self.mean = np.array(mean, dtype=np.float64)
         self.std = np.array(std, dtype=np.float64)
+        most = (LIMIT / 255 + abs(self.mean).max()) / abs(self.std).min()
+        if not most < np.finfo(np.float32).max:
+            raise ValueError(
+                f"Normalize: with mean {mean!r} and std {std!r} values become infinite; the usual "
+                "std is about 0.2 to 0.5."
+            )
 
     def bandwise(self, data):
         """See `transforms.bands`."""

@@ -22,7 +22,7 @@ from paddleseg_deeplab.utils.errors import UserError
 # ----------------------------------------------------------------------------------------- reading
 
 
-def read_image(path, img_channels=3, to_rgb=True):
+def read_image(path, img_channels=3, to_rgb=True, nodata=None):
     """Reads an image file.
 
     One or three channels: any format OpenCV reads, converted between grey and colour where needed;
@@ -30,20 +30,27 @@ def read_image(path, img_channels=3, to_rgb=True):
     PaddleSeg, image viewers and annotation tools do; masks carry none). Other numbers of channels:
     the file has to hold that many, is read as it is, and 16-bit values are divided by 257.
     ``.npy`` files hold [H, W] or [H, W, C] and are taken as they are, channel order and value range
-    included.
+    included. So are TIFF files of floats or of 32-bit numbers, but for their order of channels.
 
     Args:
         path (str | os.PathLike): The file; any characters.
         img_channels (int): Channels wanted.
         to_rgb (bool): Three channels in the order RGB (four: RGBA), else BGR (BGRA).
+        nodata (float, optional): Pixels of which a channel has this value in the file become 0.
 
     Returns:
         np.ndarray: float32 [H, W, img_channels], 0..255.
 
     Raises:
-        UserError: The file is missing, not an image, or has another number of channels.
+        UserError: The file is missing, not an image, has another number of channels, or values
+            that are NaN, infinite or beyond 1e6 in magnitude.
     """
-    return open_image(path, img_channels, to_rgb, whole=True).whole()
+    return open_image(path, img_channels, to_rgb, whole=True, nodata=nodata).whole()
+
+
+def nodata_of(path, img_channels, nodata):
+    """Where an image file has no data: bool [H, W], or None where it has data everywhere."""
+    return open_image(path, img_channels, whole=True, nodata=nodata).void
 
 
 def read_label(path):
@@ -105,7 +112,7 @@ def _decode_label(path):
 # ------------------------------------------------------------------------------------- there, back
 
 
-def preprocess(image, compose):
+def prepare(image, compose):
     """Reads an image and runs the transforms of evaluation on it.
 
     Args:
@@ -114,16 +121,23 @@ def preprocess(image, compose):
         compose (Compose): The transforms.
 
     Returns:
-        tuple: the network's input, float32 [C, h, w]; trans_info for the functions below; and the
-        image as read, float32 [H, W, C] in 0..255, RGB unless the Compose says otherwise.
+        dict: ``img``, the network's input, float32 [C, h, w]; ``trans_info`` for the functions
+        below; ``original``, the image as read, float32 [H, W, C] in 0..255, RGB unless the Compose
+        says otherwise; ``nodata``, bool [H, W], where it has no data, or None.
 
     Raises:
-        UserError: The file is missing or broken.
+        UserError: The file is missing or broken, or its values are not finite.
     """
     sample = compose.read({"img": image})
-    original = sample["img"]
     out = compose.apply(sample)
-    return out["img"], out["trans_info"], original
+    found = {"img": out["img"], "trans_info": out["trans_info"], "original": sample["img"]}
+    return {**found, "nodata": sample.get("nodata")}
+
+
+def preprocess(image, compose):
+    """`prepare`, as the tuple of img, trans_info and original."""
+    out = prepare(image, compose)
+    return out["img"], out["trans_info"], out["original"]
 
 
 def _undo(plane, trans_info, interp):

@@ -10,6 +10,14 @@ of it: float32, 0..255, as `pipeline.read_image` makes the whole. What a part co
   found by the windows that reach the missing rows, and gives the others.
 - ``.npy``: the file is mapped into memory, and the window's bytes alone are read.
 - Other formats are decoded whole; the window alone is converted.
+
+Values that are not finite or beyond 1e6 are refused when the image is opened, whatever window will
+be taken: whether a training stops must not hang on its random crops. Decoded images are looked at
+each time. A mapped file is looked at as a whole when a process opens it for the first time, and
+then no more, so that later windows read their own bytes alone.
+
+Pixels without data (`nodata`) are looked for in the whole image: the label is void there, and a
+crop may be chosen by the label.
 """
 
 import contextlib
@@ -18,13 +26,17 @@ import os
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.transforms import functional, png
+from paddleseg_deeplab.transforms import functional, png, tiff
 from paddleseg_deeplab.utils import image_limit
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.image_values import check_values, nodata_mask
 
 _SWAPS = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 # Above this share of its rows, a PNG takes as long as the whole, which has no way around then.
 _MOST_ROWS = 0.9
+# Radiance HDR, PFM, OpenEXR: OpenCV gives 8 bits of them, in which NaN is 0 and infinity is 255.
+_FLOAT_FORMATS = (b"#?RGBE", b"#?RADIANCE", b"PF", b"Pf", b"\x76\x2f\x31\x01")
+_looked_at = set()  # mapped files whose values are known to be good
 
 
 class ArraySource:
@@ -34,9 +46,12 @@ class ArraySource:
         array (np.ndarray): [H, W, C] of numbers; it is not changed.
         swap (bool): Three or four channels are BGR or BGRA and wanted as RGB or RGBA.
         scale (float): What values are multiplied by.
+        void (np.ndarray, optional): bool [H, W], pixels without data, which become 0; None where
+            there are none.
     """
 
-    def __init__(self, array, swap=False, scale=1):
+    def __init__(self, array, swap=False, scale=1, void=None):
+        self.void = void
         self._array = np.asarray(array)  # not a memmap, which would hand its class on
         self._swap = _SWAPS.get(array.shape[2]) if swap else None
         self._scale = scale
@@ -54,7 +69,11 @@ class ArraySource:
                 part = part.astype(np.float32)
             part = cv2.cvtColor(part, self._swap)
         part = part.astype(np.float32, order="C")
-        return part if self._scale == 1 else part * np.float32(self._scale)
+        if self._scale != 1:
+            part = part * np.float32(self._scale)
+        if self.void is not None:
+            part[functional.crop(self.void, top, left, size)] = 0
+        return part
 
     def whole(self):
         """float32 [H, W, C] that belongs to the caller."""
@@ -71,6 +90,8 @@ class PngSource:
         channels (int): 1 or 3, what `decode` gives.
         to_rgb (bool): Give three channels as RGB, else as BGR.
     """
+
+    void = None  # what is decoded in parts has no `nodata`
 
     def __init__(self, file, content, decode, channels, to_rgb):
         self._file, self._content, self._decode, self._to_rgb = file, content, decode, to_rgb
@@ -101,7 +122,7 @@ class PngSource:
 # ----------------------------------------------------------------------------------------- opening
 
 
-def open_image(path, img_channels=3, to_rgb=True, whole=False):
+def open_image(path, img_channels=3, to_rgb=True, whole=False, nodata=None):
     """Opens an image file; see `pipeline.read_image` for what files may hold.
 
     Args:
@@ -109,38 +130,75 @@ def open_image(path, img_channels=3, to_rgb=True, whole=False):
         img_channels (int): Channels wanted.
         to_rgb (bool): Three channels in the order RGB (four: RGBA), else BGR (BGRA).
         whole (bool): Nothing is prepared for parts, since the whole image will be taken.
+        nodata (float, optional): Pixels of which a channel has this value, as the file holds it,
+            are 0 in the image and True in the source's `void`.
 
     Returns:
         ArraySource | PngSource
 
     Raises:
-        UserError: The file is missing, not an image, empty, or has another number of channels. A
-            PNG whose checksums are right but whose data are not is found when a window is made
-            that takes in the damaged rows.
+        UserError: The file is missing, not an image, empty, has another number of channels, or
+            values that are NaN, infinite or beyond 1e6. A PNG whose checksums are right but whose
+            data are not is found when a window is made that takes in the damaged rows.
     """
     path = os.fspath(path)
     if path.lower().endswith(".npy"):
-        return _source(path, load_npy(path, "image", mapped=True), img_channels, swap=False)
+        return _mapped_source(path, img_channels, nodata)
     content = read_content(path, "Image")
     try:
         image_limit.check(content)
     except UserError as e:
         raise UserError(f"Image {path} {e}.") from e
 
-    def decode(file):
-        return _decode(file, path, img_channels)
-
     file = None
-    if img_channels in (1, 3) and (png.is_fast() or not whole):
+    if nodata is None and img_channels in (1, 3) and (png.is_fast() or not whole):
         file = png.parse(content)
     if file is not None:
+
+        def decode(part):
+            return _decode(part, path, img_channels)[0]
+
         return PngSource(file, content, decode, img_channels, to_rgb)
-    img = decode(content)
+    img, values = _decode(content, path, img_channels, nodata is not None)
+    img = _with_channels(path, img, img_channels)
     scale = 1 / 257 if img.dtype == np.uint16 else 1
-    return _source(path, img, img_channels, to_rgb, scale)
+    return array_source(img, f"Image {path}", to_rgb, scale, values=values, nodata=nodata)
 
 
-def _source(path, img, img_channels, swap, scale=1):
+def array_source(img, name, swap=False, scale=1, *, values=None, nodata=None):
+    """An `ArraySource` whose values have been looked at.
+
+    Args:
+        img (np.ndarray): [H, W, C].
+        name (str): For the message.
+        swap, scale: As for `ArraySource`.
+        values (np.ndarray, optional): The file's own values, [H, W] or [H, W, C], where they are
+            not those of `img`.
+        nodata (float, optional): As for `open_image`.
+
+    Raises:
+        UserError: Values are NaN, infinite or beyond 1e6.
+    """
+    values = img if values is None else values
+    void = nodata_mask(values, nodata)
+    check_values(values, name, void)
+    return ArraySource(img, swap, scale, void)
+
+
+def _mapped_source(path, img_channels, nodata):
+    img = np.asarray(load_npy(path, "image", mapped=True))
+    img = _with_channels(path, img, img_channels)
+    if nodata is not None:
+        return array_source(img, f"Image {path}", nodata=nodata)
+    status = os.stat(path)
+    key = hash((path, status.st_size, status.st_mtime_ns))
+    if key not in _looked_at:
+        check_values(img, f"Image {path}")
+        _looked_at.add(key)
+    return ArraySource(img)
+
+
+def _with_channels(path, img, img_channels):
     if img.ndim == 2:
         img = img[:, :, None]
     if img.ndim != 3 or img.shape[2] != img_channels:
@@ -150,19 +208,46 @@ def _source(path, img, img_channels, swap, scale=1):
         )
     if not img.size:
         raise UserError(f"Image {path} is empty: its shape is {img.shape}.")
-    return ArraySource(img, swap, scale)
+    return img
 
 
-def _decode(content, path, img_channels):
-    """Decodes an image file: uint8 [H, W] for 1, uint8 BGR for 3, anything for other channels."""
+def decode_image(content, img_channels, own_values=False):
+    """Decodes an image file.
+
+    Args:
+        content (bytes): The file.
+        img_channels (int): Channels wanted.
+        own_values (bool): The values in the file matter, before they are brought to 8 bits.
+
+    Returns:
+        tuple: The image, and its values in the file where they are others and matter (see
+        `own_values`; they always do in formats of float numbers), else None. The image is uint8
+        [H, W] for one channel, uint8 BGR for three, anything for other numbers of channels; a TIFF
+        of floats or of 32-bit numbers is what the file holds. None where OpenCV cannot read it.
+
+    Raises:
+        cv2.error: OpenCV cannot read it.
+    """
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
+    if tiff.is_wide(content):
+        flags = cv2.IMREAD_UNCHANGED
+    data = np.frombuffer(content, np.uint8)
+    img, values = (cv2.imdecode(data, flags) if content else None), None
+    has_more = own_values or content.startswith(_FLOAT_FORMATS)
+    if img is not None and has_more and flags != cv2.IMREAD_UNCHANGED:
+        values = cv2.imdecode(data, flags | cv2.IMREAD_ANYDEPTH)
+    return img, values
+
+
+def _decode(content, path, img_channels, own_values=False):
+    """`decode_image`, with a `UserError` that names the file."""
     try:
-        img = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+        img, values = decode_image(content, img_channels, own_values)
     except cv2.error as e:
         raise UserError(f"Image {path} cannot be decoded: {e}") from e
     if img is None:
         raise UserError(f"Image {path} is broken or of a format that OpenCV does not read.")
-    return img
+    return img, values
 
 
 def read_content(path, what):

@@ -9,11 +9,12 @@ from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.transforms import bands, crop_first
 from paddleseg_deeplab.transforms.base import check_int, image_size
 from paddleseg_deeplab.transforms.pipeline import read_label
-from paddleseg_deeplab.transforms.source import ArraySource, open_image
+from paddleseg_deeplab.transforms.source import array_source, open_image
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.image_values import mark_void, parse_nodata
 
 
-def _as_source(array, img_channels, to_rgb):
+def _as_source(array, img_channels, to_rgb, nodata, name):
     """An array that holds an image as OpenCV reads it (BGR)."""
     if array.ndim == 2:
         array = array[:, :, None]
@@ -22,7 +23,8 @@ def _as_source(array, img_channels, to_rgb):
             f"img has the shape {array.shape}; expected [H, W, {img_channels}], since "
             f"img_channels is {img_channels}."
         )
-    return ArraySource(array, to_rgb and img_channels == 3)
+    swap = to_rgb and img_channels == 3
+    return array_source(array, f"Image {name}", swap, nodata=nodata)
 
 
 @manager.TRANSFORMS.add_component
@@ -33,12 +35,17 @@ class Compose:
         transforms (list): Callables that take a sample and return it; may be empty.
         to_rgb (bool): Images of three channels are handed to the transforms as RGB, else as BGR.
         img_channels (int): Number of channels of the images.
+        nodata (float, optional): Pixels of which a channel has this value (NaN and infinity are
+            allowed, also as text) have no data: before the transforms they become 0 in the image
+            and 255, void, in the label. Compared with the values as the file holds them.
 
     Raises:
-        TypeError: `transforms` is not a list of callables.
+        TypeError: `transforms` is not a list of callables. UserError: `nodata` is no number.
     """
 
-    def __init__(self, transforms, to_rgb=True, img_channels=3):
+    nodata = None  # of a subclass with a constructor of its own
+
+    def __init__(self, transforms, to_rgb=True, img_channels=3, *, nodata=None):
         if not isinstance(transforms, (list, tuple)):
             raise TypeError(f"Compose: transforms must be a list, but it is {transforms!r}.")
         for transform in transforms:
@@ -47,6 +54,7 @@ class Compose:
         self.transforms = list(transforms)
         self.to_rgb = to_rgb
         self.img_channels = check_int("Compose", "img_channels", img_channels)
+        self.nodata = parse_nodata("Compose", nodata)
 
     def __call__(self, data):
         """Reads and transforms one sample.
@@ -60,10 +68,12 @@ class Compose:
 
         Returns:
             dict: ``img`` float32 [C, H, W]; ``label`` as read or transformed, [H, W];
-            ``trans_info`` [("resize" | "padding", (height, width) before the step), ...].
+            ``trans_info`` [("resize" | "padding", (height, width) before the step), ...];
+            ``nodata`` bool [H, W] where the image has pixels without data.
 
         Raises:
-            UserError: A file is missing or broken, or image and label differ in size.
+            UserError: A file is missing or broken, image and label differ in size, or values are
+                NaN, infinite or beyond 1e6 in magnitude in what was read.
         """
         return self.apply(self.read_lazily(data))
 
@@ -98,10 +108,12 @@ class Compose:
         out = dict(data)
         source = data["img"]
         if isinstance(source, (str, os.PathLike)):
-            out["img"] = open_image(source, self.img_channels, self.to_rgb, whole)
+            nodata = self.nodata
+            out["img"] = open_image(source, self.img_channels, self.to_rgb, whole, nodata)
             out.setdefault("im_path", str(source))
         elif isinstance(source, np.ndarray):
-            out["img"] = _as_source(source, self.img_channels, self.to_rgb)
+            name = str(data.get("im_path", "given as an array"))
+            out["img"] = _as_source(source, self.img_channels, self.to_rgb, self.nodata, name)
         else:
             raise TypeError(f"Compose: 'img' must be a path or an array, not {type(source)}.")
         label = data.get("label")
@@ -113,6 +125,10 @@ class Compose:
         out["gt_fields"] = list(data.get("gt_fields", ()))
         out["trans_info"] = list(data.get("trans_info", ()))
         self._check_sizes(out)
+        if out["img"].void is not None:
+            out["nodata"] = out["img"].void
+            if isinstance(out.get("label"), np.ndarray):
+                out["label"] = mark_void(out["label"], out["nodata"])
         return out
 
     def _check_sizes(self, data):

@@ -14,6 +14,7 @@ import yaml
 
 from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.image_values import parse_nodata
 
 FILE_NAME = "deploy.yaml"
 OUTPUT_OPS = ("argmax", "softmax", "none")
@@ -47,6 +48,8 @@ class DeployInfo:
         folder (str): Where the files lie.
         model, params (str | None): File names within the folder.
         crf (dict | None): Parameters of the dense CRF that refines the result; None: no CRF.
+        nodata (float | None): Pixels of which a channel has this value in the image file are 0 in
+            the network's input and void (255) in the result; None: all pixels have data.
     """
 
     format: str
@@ -64,6 +67,7 @@ class DeployInfo:
     model: str | None = None
     params: str | None = None
     crf: dict | None = None
+    nodata: float | None = None
 
     def __post_init__(self):
         names = (*MODEL_FILES[self.format], None)
@@ -107,6 +111,8 @@ def write(info, path):
     }
     if info.crf is not None:
         text["DeepLab"]["crf"] = info.crf
+    if info.nodata is not None:
+        text["DeepLab"]["nodata"] = float(info.nodata)
     with open(path, "w", encoding="utf-8") as f:
         yaml.dump(text, f, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
@@ -254,4 +260,5 @@ def _info_of(path, deploy, ours):
         model=model,
         params=deploy.get("params"),
         crf=ours.get("crf"),
+        nodata=parse_nodata(f"{path}: DeepLab", ours.get("nodata")),
     )

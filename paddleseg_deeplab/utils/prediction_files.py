@@ -14,6 +14,7 @@ import numpy as np
 
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.image_values import mark_void
 from paddleseg_deeplab.utils.logger import logger
 
 IMAGE_EXTENSIONS = (
@@ -232,6 +233,7 @@ def write_outputs(
     probabilities=None,
     outputs=("overlay", "palette"),
     weight=0.6,
+    nodata=None,
 ):
     """Writes the results of one image.
 
@@ -244,11 +246,14 @@ def write_outputs(
         probabilities (np.ndarray | None): float [C, H, W]; needed for ``"prob"`` only.
         outputs (Sequence[str]): Keys of ``OUTPUTS``.
         weight (float): Share of the image in the overlay, 0 to 1.
+        nodata (np.ndarray | None): bool [H, W], pixels without data: their labels are written as
+            void, 255. Probabilities stay as they are.
 
     Returns:
         dict[str, str]: kind -> path written.
     """
     written = {}
+    labels = mark_void(labels, nodata)
     for kind in outputs:
         folder, extension = OUTPUTS[kind]
         path = os.path.join(save_dir, folder, name + extension)

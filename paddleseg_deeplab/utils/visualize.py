@@ -90,8 +90,8 @@ def to_rgb(image):
 
     Args:
         image (np.ndarray): [H, W] or [H, W, C]. uint8 or numbers in 0..255 are shown as they are,
-            other ranges are stretched. One or two channels show the first as grey, more than three
-            the first three.
+            other ranges are stretched; a constant image outside 0..255 is black, and so is NaN.
+            One or two channels show the first as grey, more than three the first three.
 
     Returns:
         np.ndarray: RGB uint8 [H, W, 3].
@@ -102,11 +102,15 @@ def to_rgb(image):
     image = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    image = np.nan_to_num(image.astype(np.float32))
-    low, high = (float(image.min()), float(image.max())) if image.size else (0.0, 0.0)
+    if not image.size or (image.min() >= 0 and image.max() <= 255):  # never so with NaN
+        return np.rint(image).astype(np.uint8)
+    image = image.astype(np.float64)  # float32 has no room for the span of its own extremes
+    known = np.abs(image) < 1e300
+    low, high = (float(f(image[known])) for f in (np.min, np.max)) if known.any() else (0.0, 0.0)
     if low < 0 or high > 255:
-        image = (image - low) * (255.0 / (high - low))
-    return np.rint(image).astype(np.uint8)
+        image = (image - low) * (255.0 / (high - low) if high > low else 0.0)
+    image = np.nan_to_num(image, nan=0.0, posinf=255.0, neginf=0.0)
+    return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
 
 def overlay(image_rgb, labels, palette, weight=0.6):

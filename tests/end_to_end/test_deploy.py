@@ -269,6 +269,52 @@ def test_a_broken_image_does_not_stop_the_rest(exported, images, infer, tmp_path
     assert list(masks_of(tmp_path / "o")) == ["good.png"]
 
 
+@pytest.mark.parametrize("transforms", [[NORMALIZE], [RESIZE, NORMALIZE]])
+def test_pixels_without_data(transforms, trained, images, infer, tmp_path, capsys):
+    """`nodata` goes from the config to predict.py, deploy.yaml and infer.py: equal files, void at
+    the image's own size. Beside it, images that fail, each at another place, in both."""
+    config = yaml.safe_load(Path(trained[0]).read_text())
+    config["val_dataset"] = {"type": "Dataset", "mode": "val", "dataset_root": str(tmp_path)}
+    config["val_dataset"].update(num_classes=4, val_path="no.txt", nodata=-9999)
+    config["val_dataset"]["transforms"] = transforms
+    (tmp_path / "c.yml").write_text(yaml.safe_dump(config))
+    trained = (str(tmp_path / "c.yml"), trained[1])
+    folder = tmp_path / "in"
+    folder.mkdir()
+    without = {}
+    for name, rows in (("a", slice(10, 30)), ("b", slice(0)), ("tile", slice(None))):
+        image = cv2.imread(str(images / "b.png")).astype(np.float32)
+        image[rows, 20:] = -9999
+        without[f"{name}.png"] = image[..., 0] == -9999
+        assert cv2.imwrite(str(folder / f"{name}.tiff"), image)
+    without["far.png"] = np.zeros((64, 96), bool)
+    assert cv2.imwrite(str(folder / "far.tiff"), np.full((64, 96, 3), 3e5, np.float32))
+    assert cv2.imwrite(str(folder / "huge.tiff"), np.full((64, 96, 3), 1e9, np.float32))
+    (folder / "broken.png").write_bytes(b"not a picture")
+    for extension in ("png", "bmp"):  # their results' names are too long
+        (folder / f"{'x' * 250}.{extension}").write_bytes((images / "b.png").read_bytes())
+    assert run_export(trained, tmp_path / "model", "--format", "legacy") == 0
+    assert (
+        yaml.safe_load((tmp_path / "model/deploy.yaml").read_text())["DeepLab"]["nodata"] == -9999
+    )
+    both = ["--image_path", str(folder), "--device", "cpu", "--outputs", "raw", "palette"]
+    arguments = ["--config", trained[0], "--model_path", trained[1]]
+    assert predict.main([*arguments, *both, "--save_dir", str(tmp_path / "predict")]) == 2
+    arguments = ["--model_dir", str(tmp_path / "model"), "--save_dir", str(tmp_path / "infer")]
+    capsys.readouterr()
+    assert infer([*arguments, *both, "--batch_size", "2"]) == 2
+    told = "".join(capsys.readouterr())
+    assert told.count("not done: ") == 4
+    assert "4 of 8 images done" in told
+    found = masks_of(tmp_path / "infer")
+    assert set(found) == set(without)
+    for name, mask in found.items():
+        np.testing.assert_array_equal(mask == 255, without[name])
+        for kind in ("raw_prediction", "pseudo_color_prediction"):
+            files = [tmp_path / verb / kind / name for verb in ("predict", "infer")]
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

@@ -244,7 +244,7 @@ def test_predict_shares_the_images(launched):
     made = {p.name for p in (folder / "pictures" / "pseudo_color_prediction").iterdir()}
     assert made == {"a_jpg.png", "a_png.png", "b.png", "c.png", "d.png"}
     console = "".join(logs(folder))
-    assert console.count("1 of 6 images could not be read") == 1
+    assert console.count("1 of 6 images could not be done") == 1
 
 
 def _train(folder, data=""):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network that gives NaN or infinite values is an error that names the image, wherever it runs.
+In evaluation it ends the run, since the figure is of the whole set; in prediction it costs the
+image alone.
 
 Without that the best class of NaN is class 0, and figures and masks look right.
 """
@@ -13,7 +15,7 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core import averaging, infer
-from paddleseg_deeplab.core.predict import predict
+from paddleseg_deeplab.core.predict import predict, report
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
@@ -74,19 +76,26 @@ def test_evaluation(settings, value):
     assert "\n" not in str(error.value)
 
 
-def test_prediction(tmp_path):
-    """The one image that does it is named, though it is not the first of its batch."""
-    for name, value in (("a", 10), ("b", 250), ("c", 10)):
-        image = np.full((16, 24, 3), value, np.uint8)
+@pytest.mark.parametrize("value", VALUES)
+def test_prediction(tmp_path, value):
+    """The one image that does it is named, though it is not the first of its batch; the others
+    are done, as any image that cannot be used leaves them."""
+    for name, level in (("a", 10), ("b", 250), ("c", 10)):
+        image = np.full((16, 24, 3), level, np.uint8)
         visualize.save_image(str(tmp_path / f"{name}.png"), image)
     images = [str(tmp_path / f"{name}.png") for name in "abc"]
-    with pytest.raises(UserError, match=r"b\.png: .*NaN or infinite"):
-        predict(
-            *(Diverged(above=0.0), None, Compose([Normalize()]), images),
-            save_dir=str(tmp_path / "out"),
-            batch_size=3,
-            progress=False,
-        )
+    result = predict(
+        *(Diverged(value, above=0.0), None, Compose([Normalize()]), images),
+        save_dir=str(tmp_path / "out"),
+        batch_size=3,
+        progress=False,
+    )
+    assert list(result.written) == [images[0], images[2]]
+    [(path, reason)] = result.failed
+    assert path == images[1]
+    assert "NaN or infinite" in reason
+    with pytest.raises(UserError, match=r"1 of 3 images.*b\.png: .*NaN or infinite"):
+        report(result, 3, str(tmp_path / "out"))
 
 
 def test_evaluation_in_training_keeps_the_checkpoint(tmp_path):
@@ -129,13 +138,17 @@ def test_deployment(value):
         batch_size = 2
 
         def prepare(self, path):
-            return np.zeros((3, 4, 4), np.float32), [], None
+            return {"img": np.full((3, 4, 4), path == "b.png", np.float32), "trans_info": []}
 
         def infer(self, batch):
-            return np.stack([np.zeros_like(output), output])
+            return np.stack([output if img.any() else np.zeros_like(output) for img in batch])
 
         def finish(self, *_):
             return None, None
 
-    with pytest.raises(UserError, match=r"b\.png: .*NaN or infinite"):
-        list(module.results(Inferer(), ["a.png", "b.png"], [], False))
+    failures = []
+    done = list(module.results(Inferer(), ["a.png", "b.png", "c.png"], failures, False))
+    assert [sample["im_path"] for sample, *_ in done] == ["a.png", "c.png"]
+    [(path, reason)] = failures
+    assert path == "b.png"
+    assert "NaN or infinite" in reason

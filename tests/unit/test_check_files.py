@@ -2,6 +2,7 @@
 """How a data check reads: cut files, each file once, threads; and the look before training."""
 
 import io
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -121,7 +122,8 @@ def test_few_pairs_are_ahead(folder, monkeypatch):
 
     monkeypatch.setattr(check, "read_pair", counted)
     monkeypatch.setattr(check, "_AHEAD", 1)
-    tasks = {(3, str(k), None): [] for k in range(50)}
+    plain = types.SimpleNamespace(nodata=None)
+    tasks = {(3, "None", str(k), None): [(plain, 1)] for k in range(50)}
     for _ in check._read_all(tasks, 2):
         alive[0] -= 1
     # Two running or waiting for each of two threads, and the one that is handed out.

@@ -45,6 +45,7 @@ PADDLE_FREE = [
     *("utils/metrics.py", "utils/visualize.py", "utils/prediction_files.py"),
     *("cvlibs/__init__.py", "cvlibs/manager.py", "cvlibs/config.py"),
     *("core/__init__.py", "core/feed.py", "core/refine.py", "core/crf_search.py"),
+    "core/pictures.py",
     *("utils/__init__.py", "utils/class_weights.py"),
     *("transforms/", "datasets/", "postprocess/", "cli/"),
 ]

@@ -117,7 +117,7 @@ def test_unreadable_files_are_reported_and_the_rest_is_done(tmp_path, num_worker
     result = run(paths, tmp_path / "out", num_workers=num_workers, batch_size=2)
     assert [Path(p).name for p, _ in result.failed] == ["b.png", "c.png", "d.jpg"]
     assert sorted(Path(p).name for p in result.written) == ["a.png", "e.png"]
-    with pytest.raises(UserError, match=r"3 of 5 images could not be read.*b\.png"):
+    with pytest.raises(UserError, match=r"3 of 5 images could not be done.*b\.png"):
         report(result, 5, tmp_path / "out")
     report(run(paths[:1], tmp_path / "out"), 1, tmp_path / "out")  # nothing to raise
 

@@ -10,7 +10,7 @@ import paddleseg_deeplab.transforms as T
 
 def test_signatures_are_paddlesegs():
     expected = {
-        "Compose": "transforms, to_rgb=True, img_channels=3",
+        "Compose": "transforms, to_rgb=True, img_channels=3, *, nodata=None",
         "Resize": "target_size=(512, 512), keep_ratio=False, size_divisor=None, interp='LINEAR'",
         "ResizeByLong": "long_size",
         "ResizeByShort": "short_size, max_size=10000000000.0",

@@ -75,6 +75,34 @@ def test_to_rgb_stretches_other_ranges():
     assert rgb[0, :, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+@pytest.mark.parametrize("value", [1e9, -9999, 256, -1])
+def test_to_rgb_of_a_constant_image_of_another_range_is_black(value, dtype):
+    rgb = visualize.to_rgb(np.full((2, 3, 3), value, dtype))
+    assert rgb.dtype == np.uint8
+    assert (rgb == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([np.nan, 0, 255], [0, 0, 255]),
+        ([np.inf, 10, 20], [255, 10, 20]),
+        ([-np.inf, 0, 1000], [0, 0, 255]),
+        ([np.nan, np.inf, -np.inf], [0, 255, 0]),
+        ([-3.4e38, 0, 3.4e38], [0, 128, 255]),  # their span is no float32
+        ([1.7e308, 0, 2000], [255, 0, 255]),
+        ([-1.7e308, np.nan, 3], [0, 0, 3]),
+    ],
+)
+def test_to_rgb_of_what_is_not_finite(values, expected):
+    assert visualize.to_rgb(np.array([values]))[0, :, 0].tolist() == expected
+
+
+def test_to_rgb_of_an_empty_image():
+    assert visualize.to_rgb(np.zeros((0, 4, 3), np.float32)).shape == (0, 4, 3)
+
+
 def test_palette_png_keeps_numbers_and_colours(tmp_path):
     path = tmp_path / "neu" / "größe 图.png"
     visualize.palette_png(str(path), LABELS, PALETTE)
