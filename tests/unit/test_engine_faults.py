@@ -16,7 +16,7 @@ from test_engine import TOL, Photos, trained
 from paddleseg_deeplab.core import engine, infer
 from paddleseg_deeplab.core.engine import Engine, open_engine
 from paddleseg_deeplab.core.export_check import ExportMismatch
-from paddleseg_deeplab.core.feed import automatic_workers, workers_for
+from paddleseg_deeplab.core.feed import automatic_workers, workers_for, write_behind
 from paddleseg_deeplab.core.forward import evaluation_mode, infer_logits
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import engine_for, evaluate
@@ -237,7 +237,7 @@ def test_results_with_probabilities_do_not_pile_up(outputs, most):
             made.append(i)
             yield i, "labels", "probabilities"
 
-    for sample, _, probabilities in predict_module._written(lambda r: r, results(), outputs, 2):
+    for sample, _, probabilities in write_behind(lambda r: r, results(), outputs, 2):
         got.append(sample)
         assert len(made) <= len(got) - 1 + most
         assert probabilities == ("probabilities" if "prob" in outputs else None)
