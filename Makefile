@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make quickstart   environment, small training, evaluation, export, deployment, pictures
-# make test         environment with the test extra, ruff, all tests
+# make test         environment with the test extra, ruff, the tests that take seconds
+# make test-all     the same with the tests that are marked slow: fresh processes, minutes of training
 # Needs Python 3.10 or newer with venv; PYTHON=python3.12 chooses another one. JOBS=4 runs the tests
 # in four processes, of one thread each: Paddle's threads, which wait in a loop, would take the cores
 # from each other.
@@ -15,7 +16,7 @@ BIN = $(VENV)/bin
 # other break both.
 HAS_PADDLE = $(BIN)/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('paddle') is None)"
 
-.PHONY: quickstart test format clean
+.PHONY: quickstart test test-all format clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -33,10 +34,11 @@ $(VENV)/.test: $(VENV)/.base
 quickstart: $(VENV)/.base
 	$(BIN)/python -m paddleseg_deeplab.cli.quickstart --save_dir $(OUT)
 
-test: $(VENV)/.test
+test: SELECTED = -m "not slow"
+test test-all: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(SELECTED)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
