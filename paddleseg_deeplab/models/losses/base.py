@@ -1,24 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss needs: checked inputs in float32, class weights, the choice of hard pixels."""
+"""What every loss needs: checked inputs in float32, class weights, means, NumPy on a CPU.
 
+A loss never reads a tensor's values on the host where the device is a GPU: that would stop the
+device at each step. Values may be looked at where `in_numpy` says so.
+"""
+
+import contextlib
 import numbers
+import weakref
 
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.base import core
 
 from paddleseg_deeplab.utils.errors import UserError
 
 _FORMATS = ("NCHW", "NHWC")
+# False makes a CPU take the operators that a GPU takes; for tests.
+NUMPY_ON_CPU = True
 
 
 class SegmentationLoss(nn.Layer):
     """Checks and converts the inputs, then calls the subclass's ``compute``.
 
-    A subclass sets ``layout`` to the channel order it wants to see, and computes in float32
-    whatever precision the network ran in. Rules kept by all losses: pixels labelled
-    ``ignore_index`` never count, a batch of such pixels alone gives 0 with zero gradients, the
-    label tensor is never changed.
+    A subclass sets ``layout`` to the channel order it wants to see (None: ``data_format``'s), and
+    computes in float32 whatever precision the network ran in. Rules kept by all losses: pixels
+    labelled ``ignore_index`` never count, a batch of such pixels alone gives 0 with zero gradients,
+    the label tensor is never changed.
 
     Args:
         ignore_index (int): Label of the pixels that do not count.
@@ -87,7 +96,7 @@ class SegmentationLoss(nn.Layer):
         """
         # Under O1/O2 autocasting, products and sums over a million pixels would run in half
         # precision, where they overflow at 65504.
-        with paddle.amp.auto_cast(enable=False):
+        with paddle.amp.auto_cast(enable=False), exact_products():
             logits, label, valid = self._prepare(logits, label)
             return self.compute(logits, label, valid, **extra)
 
@@ -123,11 +132,12 @@ class SegmentationLoss(nn.Layer):
             raise UserError(
                 f"{name}: weight has {len(self.weight)} numbers, but the logits have {c} classes."
             )
-        label = label.detach().astype("int64")
-        valid = label != self.ignore_index
+        label = label.detach()
+        valid = is_valid(label, self.ignore_index)
         check_label_range(label, c, self.ignore_index, name)
+        label = label.astype("int64")  # no copy where it is int64 already
         logits = logits.astype("float32")
-        if self.layout != self.data_format:
+        if self.layout not in (None, self.data_format):
             logits = logits.transpose([0, 2, 3, 1] if self.layout == "NHWC" else [0, 3, 1, 2])
         return logits, label, valid
 
@@ -166,7 +176,7 @@ def check_label_range(label, num_classes, ignore_index, name):
     Only on the CPU: on a GPU the look at the values would stop the device at each step; there
     the data pipeline's own check is the guard.
     """
-    if not label.place.is_cpu_place():
+    if not in_numpy(label):
         return
     values = as_numpy(label)
     bad = (values < 0) | (values >= num_classes)
@@ -181,9 +191,18 @@ def check_label_range(label, num_classes, ignore_index, name):
         )
 
 
+def is_valid(label, ignore_index):
+    """bool Tensor: where a label counts. A narrow label is never compared with a number that its
+    type cannot hold, which Paddle would wrap around."""
+    limits = paddle.iinfo(label.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        return paddle.ones_like(label, dtype="bool")
+    return label != ignore_index
+
+
 def valid_pixels(label, ignore_index):
     """Tensor: how many pixels of a label count, float64; not read, since that would wait for it."""
-    return (label != ignore_index).sum().astype("float64")
+    return is_valid(label, ignore_index).sum().astype("float64")
 
 
 def one_hot(label, valid, num_classes):
@@ -193,8 +212,17 @@ def one_hot(label, valid, num_classes):
 
 
 def mean_over(values, denominator):
-    """Sum of values / denominator; 0 with zero gradients where the denominator is 0."""
-    return values.sum() / paddle.clip(denominator, min=1e-12)
+    """Sum of values / denominator, float32; 0 with zero gradients where the denominator is 0.
+
+    The sum is taken in float64: that of many large losses would pass float32's largest number.
+    """
+    total = values.astype("float64").sum()
+    return (total / paddle.clip(denominator.astype("float64"), min=1e-12)).astype("float32")
+
+
+def in_numpy(tensor):
+    """bool: whether a loss may look at this tensor's values and compute in NumPy."""
+    return NUMPY_ON_CPU and tensor.place.is_cpu_place()
 
 
 def as_numpy(tensor):
@@ -207,16 +235,69 @@ def as_numpy(tensor):
     return tensor.detach().numpy()
 
 
-def largest_indices(values, k):
-    """int64 [k]: where the k largest of a flat float tensor are, in any order."""
-    if values.place.is_cpu_place():  # Paddle's CPU top-k takes ten times as long
-        array = as_numpy(values)
-        return paddle.to_tensor(np.argpartition(array, array.size - k)[array.size - k :])
-    return paddle.topk(values.detach(), k, sorted=False)[1]
+def filled(shape, fill):
+    """float32 CPU tensor whose numbers ``fill(array)`` writes; without a copy where Paddle can."""
+    tensor, array = writable(shape)
+    fill(array)
+    return written(tensor, array)
 
 
-def kth_smallest(values, k):
-    """float: the k-th smallest (k from 1) of a flat float tensor."""
-    if values.place.is_cpu_place():
-        return float(np.partition(as_numpy(values), k - 1)[k - 1])
-    return float(paddle.topk(values.detach(), k, largest=False)[0][-1])
+def writable(shape):
+    """A new float32 CPU tensor, and an array to write its numbers to, before :func:`written`."""
+    tensor = paddle.empty(shape, dtype="float32")
+    array = as_numpy(tensor)
+    if not array.flags.writeable:  # NumPy before 2.1 takes foreign memory to read only
+        array = np.empty(array.shape, "float32")
+    return tensor, array
+
+
+def written(tensor, array):
+    """The tensor with the numbers of its array, see :func:`writable`."""
+    # A copy, see as_numpy, does not reach the tensor.
+    return tensor if np.shares_memory(array, as_numpy(tensor)) else paddle.to_tensor(array)
+
+
+@contextlib.contextmanager
+def exact_products():
+    """Inside, matrix products of float32 keep float32's digits on a GPU.
+
+    Paddle 3.0 to 3.2 multiply in TF32 (10 bits after the point) on Ampere and newer by default.
+    """
+    if not hasattr(core, "set_cublas_switch"):  # a Paddle for CPUs
+        yield
+        return
+    allowed = core.get_cublas_switch()
+    core.set_cublas_switch(False)
+    try:
+        yield
+    finally:
+        core.set_cublas_switch(allowed)
+
+
+def apply_once(layer, *arguments):
+    """``layer.apply``, and an error where a second backward pass would end the process.
+
+    Paddle (3.0.0 to 3.3.1) drops a PyLayer's context after its backward pass, also with
+    retain_graph, and follows the dangling pointer in the next one. Hooks on the result run before.
+    ``forward`` gets a function as its last argument, to be called with the context.
+    """
+    contexts = []
+    result = layer.apply(*arguments, lambda ctx: contexts.append(weakref.ref(ctx)))
+    (context,) = contexts
+
+    def refuse_a_second_pass(_):
+        if context() is None:
+            raise RuntimeError(
+                "a second backward() through one loss, which a PyLayer of Paddle does not survive: "
+                "add the losses up and call backward() once, or compute the loss again"
+            )
+
+    if not result.stop_gradient:
+        result.register_hook(refuse_a_second_pass)
+    return result
+
+
+def version_of(tensor):
+    """How often a tensor was changed in place."""
+    version = getattr(tensor, "inplace_version", 0)
+    return version() if callable(version) else version

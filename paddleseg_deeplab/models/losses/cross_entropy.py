@@ -5,15 +5,16 @@ import math
 import numbers
 
 import paddle
-import paddle.nn.functional as F
 
 from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.models.losses.base import (
     SegmentationLoss,
-    largest_indices,
+    is_valid,
     mean_over,
     valid_pixels,
 )
+from paddleseg_deeplab.models.losses.hard_pixels import hardest_share
+from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts  # noqa: F401
 
 
@@ -36,7 +37,8 @@ class CrossEntropyLoss(SegmentationLoss):
     pixels; with ``avg_non_ignore=False`` the divisor is the number of all pixels, void ones
     included, whatever the weights. Differences from PaddleSeg: with ``top_k_percent_pixels`` and
     ``avg_non_ignore`` the share is taken of the valid pixels and void never enters the average
-    (there it counts as class 0), and no 1e-8 is added to the divisor.
+    (there it counts as class 0), pixels with equal losses at the share's end count alike, no 1e-8
+    is added to the divisor, and a pixel's loss has no upper limit (on a CPU Paddle's ends at 64).
 
     Args:
         weight (sequence of float, "auto" or None): Factor per class; "auto" is replaced by the
@@ -49,7 +51,7 @@ class CrossEntropyLoss(SegmentationLoss):
             class weight stays that of its true class.
     """
 
-    layout = "NHWC"  # Paddle's fused kernel on the last axis takes half the time of axis=1 on a CPU
+    layout = None
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class CrossEntropyLoss(SegmentationLoss):
         return super().forward(logits, label, semantic_weights=semantic_weights)
 
     def compute(self, logits, label, valid, semantic_weights=None):
-        loss = pixel_cross_entropy(logits, label, valid, self.ignore_index, self.label_smoothing)
+        loss = pixel_cross_entropy(logits, label, valid, self.data_format, self.label_smoothing)
         weights = self.pixel_weights(label, valid)
         if self.weight is not None:
             loss = loss * weights
@@ -82,7 +84,9 @@ class CrossEntropyLoss(SegmentationLoss):
             loss = loss * semantic_weights.astype("float32").reshape(loss.shape)
         share = weights if self.avg_non_ignore else paddle.ones_like(weights)
         if self.top_k_percent_pixels < 1.0:
-            loss, share = self._hardest(loss.flatten(), share.flatten(), valid)
+            among = valid if self.avg_non_ignore else paddle.ones_like(valid)
+            chosen = hardest_share(loss.detach(), among, self.top_k_percent_pixels)
+            loss, share = loss * chosen, share * chosen
         return mean_over(loss, share.sum())
 
     def batch_weight(self, label):
@@ -95,28 +99,6 @@ class CrossEntropyLoss(SegmentationLoss):
         if self.weight is None:
             return valid_pixels(label, self.ignore_index)
         # Clipped since nothing has looked at these labels yet; `forward` names a wrong one.
-        label = label.astype("int64")
-        known = label.clip(0, len(self.weight) - 1)
-        weights = self.pixel_weights(known, label != self.ignore_index)
+        known = label.astype("int64").clip(0, len(self.weight) - 1)
+        weights = self.pixel_weights(known, is_valid(label, self.ignore_index))
         return weights.astype("float64").sum()
-
-    def _hardest(self, loss, share, valid):
-        if self.avg_non_ignore:
-            keep = paddle.nonzero(valid.flatten()).flatten()
-            if keep.shape[0] == 0:
-                return loss, share
-            loss, share = paddle.gather(loss, keep), paddle.gather(share, keep)
-        chosen = largest_indices(loss, max(int(self.top_k_percent_pixels * loss.shape[0]), 1))
-        return paddle.gather(loss, chosen), paddle.gather(share, chosen)
-
-
-def pixel_cross_entropy(logits, label, valid, ignore_index, label_smoothing=0.0):
-    """Cross-entropy of each pixel, float32 [N, H, W], 0 where not valid; logits [N, H, W, C]."""
-    if not label_smoothing:
-        return F.cross_entropy(logits, label, ignore_index=ignore_index, reduction="none")
-    # -sum_c q_c log p_c with q = (1 - s) one-hot + s / C.
-    log_p = F.log_softmax(logits, axis=-1)
-    known = paddle.where(valid, label, paddle.zeros_like(label))
-    own = paddle.take_along_axis(log_p, known.unsqueeze(-1), axis=-1).squeeze(-1)
-    loss = -(1.0 - label_smoothing) * own - label_smoothing * log_p.mean(axis=-1)
-    return loss * valid.astype("float32")

@@ -7,7 +7,7 @@ import paddle
 import paddle.nn.functional as F
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, mean_over
+from paddleseg_deeplab.models.losses.base import SegmentationLoss, is_valid, mean_over
 
 
 @manager.LOSSES.add_component
@@ -55,4 +55,4 @@ class DiceLoss(SegmentationLoss):
 
     def batch_weight(self, label):
         """Images with a valid pixel."""
-        return (label != self.ignore_index).any(axis=[1, 2]).astype("float64").sum()
+        return is_valid(label, self.ignore_index).any(axis=[1, 2]).astype("float64").sum()

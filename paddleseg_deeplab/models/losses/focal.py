@@ -14,7 +14,8 @@ from paddleseg_deeplab.models.losses.base import (
     one_hot,
     valid_pixels,
 )
-from paddleseg_deeplab.models.losses.cross_entropy import check_fraction, pixel_cross_entropy
+from paddleseg_deeplab.models.losses.cross_entropy import check_fraction
+from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
 
 
 def _check_gamma(gamma):
@@ -60,9 +61,12 @@ class FocalLoss(SegmentationLoss):
         truth = one_hot(label, valid, logits.shape[-1])
         loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         loss = loss * _modulate(loss, self.gamma)
-        loss = loss * (self.alpha * truth + (1.0 - self.alpha) * (1.0 - truth))
-        mask = valid.unsqueeze(-1).astype("float32")
-        return mean_over(loss * mask, mask.sum() * logits.shape[-1])
+        # Divided by the channels before the sum, which then stays in float32's range.
+        classes = logits.shape[-1]
+        yes, no = self.alpha / classes, (1.0 - self.alpha) / classes
+        loss = (loss * (no + (yes - no) * truth)).sum(axis=-1)
+        mask = valid.astype("float32")
+        return mean_over(loss * mask, mask.sum())
 
     def batch_weight(self, label):
         return valid_pixels(label, self.ignore_index)
@@ -80,7 +84,7 @@ class MultiClassFocalLoss(SegmentationLoss):
         data_format (str): "NCHW" or "NHWC".
     """
 
-    layout = "NHWC"
+    layout = None
 
     def __init__(self, alpha=1.0, gamma=2.0, ignore_index=255, *, data_format="NCHW"):
         single = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
@@ -94,7 +98,7 @@ class MultiClassFocalLoss(SegmentationLoss):
         self.gamma = float(gamma)
 
     def compute(self, logits, label, valid):
-        loss = pixel_cross_entropy(logits, label, valid, self.ignore_index)
+        loss = pixel_cross_entropy(logits, label, valid, self.data_format)
         loss = loss * _modulate(loss, self.gamma)
         if self.weight is None:
             loss = loss * self.alpha

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-entropy of the hard pixels (online hard example mining, Shrivastava et al. 2016)."""
 
+import math
 import numbers
 
-import paddle
-
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, kth_smallest, mean_over
-from paddleseg_deeplab.models.losses.cross_entropy import check_fraction, pixel_cross_entropy
+from paddleseg_deeplab.models.losses.base import SegmentationLoss, mean_over
+from paddleseg_deeplab.models.losses.cross_entropy import check_fraction
+from paddleseg_deeplab.models.losses.hard_pixels import among_hardest
+from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
 
 
 @manager.LOSSES.add_component
@@ -28,7 +29,7 @@ class OhemCrossEntropyLoss(SegmentationLoss):
         data_format (str): "NCHW" or "NHWC".
     """
 
-    layout = "NHWC"
+    layout = None
 
     def __init__(
         self, thresh=0.7, min_kept=10000, ignore_index=255, weight=None, *, data_format="NCHW"
@@ -43,18 +44,17 @@ class OhemCrossEntropyLoss(SegmentationLoss):
         self.min_kept = int(min_kept)
 
     def compute(self, logits, label, valid):
-        loss = pixel_cross_entropy(logits, label, valid, self.ignore_index)
+        loss = pixel_cross_entropy(logits, label, valid, self.data_format)
         kept = self._hard(loss.detach(), valid).astype("float32")
         if self.weight is not None:
             loss = loss * self.pixel_weights(label, valid)
         return mean_over(loss * kept, kept.sum())
 
     def _hard(self, loss, valid):
-        if self.min_kept >= int(valid.sum()):
-            return valid
-        # exp(-loss) is the softmax probability of the true class; 2 puts void last.
-        prob = paddle.where(valid, paddle.exp(-loss), paddle.full_like(loss, 2.0))
-        threshold = self.thresh
+        # The true class's probability is exp(-loss). It is compared as the loss, since that of a
+        # very wrong pixel is 0 in float32.
+        limit = -math.log(self.thresh) if self.thresh else math.inf
+        kept = (loss >= limit) & valid
         if self.min_kept > 0:
-            threshold = max(threshold, kth_smallest(prob.flatten(), self.min_kept))
-        return (prob <= threshold) & valid
+            kept = kept | among_hardest(loss, valid, self.min_kept)
+        return kept
