@@ -13,22 +13,31 @@ import numbers
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, as_numpy
+from paddleseg_deeplab.models.losses.base import (
+    SegmentationLoss,
+    apply_once,
+    as_numpy,
+    filled,
+    in_numpy,
+)
 from paddleseg_deeplab.models.losses.lovasz_numpy import lovasz_softmax_numpy
+
+# Classes that the Paddle form sorts at once: 2 to 4 rows are what Paddle's sort does fastest and
+# without waiting, and their temporaries are all that it needs besides the gradient.
+_GROUP = 4
 
 
 class _LovaszSoftmax(PyLayer):
     """Loss of float32 logits [N, C, H, W]; the gradient is made with it and kept."""
 
     @staticmethod
-    def forward(ctx, logits, label, valid, classes, per_image):
+    def forward(ctx, logits, label, valid, classes, per_image, seen):
+        seen(ctx)
         n, c, h, w = logits.shape
-        on_cpu = logits.place.is_cpu_place()
-        part = _value_and_grad_numpy if on_cpu else value_and_grad_paddle
+        part = _value_and_grad_numpy if in_numpy(logits) else value_and_grad_paddle
         logits = logits.detach().reshape([n, c, h * w])
         label, valid = label.reshape([n, h * w]), valid.reshape([n, h * w])
         if per_image:
@@ -53,22 +62,26 @@ def _mean_of_images(part, logits, label, valid, classes):
         for i in range(logits.shape[0])
     ]
     loss = sum(value * share[i] for i, (value, _) in enumerate(pairs))
-    return loss, paddle.concat([grad * share[i] for i, (_, grad) in enumerate(pairs)])
+    return loss, paddle.concat([grad.multiply_(share[i]) for i, (_, grad) in enumerate(pairs)])
 
 
 def _value_and_grad_numpy(logits, label, valid, classes):
-    grad = paddle.empty(logits.shape, dtype="float32")
-    view = as_numpy(grad)
-    if not view.flags.writeable:  # NumPy before 2.1 takes foreign memory to read only
-        view = np.empty(view.shape, "float32")
-    loss = lovasz_softmax_numpy(as_numpy(logits), as_numpy(label), as_numpy(valid), classes, view)
-    if not np.shares_memory(view, as_numpy(grad)):  # the view was a copy, see as_numpy
-        grad = paddle.to_tensor(view)
+    loss = 0.0
+
+    def fill(grad):
+        nonlocal loss
+        arrays = as_numpy(logits), as_numpy(label), as_numpy(valid)
+        loss = lovasz_softmax_numpy(*arrays, classes, grad)
+
+    grad = filled(logits.shape, fill)
     return paddle.to_tensor(loss, dtype="float32"), grad
 
 
 def value_and_grad_paddle(logits, label, valid, classes):
-    """The same in Paddle operators, without a stop of the device.
+    """The same in Paddle operators, without a stop of the device, a few classes at a time.
+
+    Which classes are present is known on the device alone, so all of them are computed and the
+    absent ones count 0.
 
     Args:
         logits (Tensor): float32 [N, C, P].
@@ -79,37 +92,59 @@ def value_and_grad_paddle(logits, label, valid, classes):
         tuple[Tensor, Tensor]: the loss, float32 scalar, and its gradient [N, C, P].
     """
     n, c, p = logits.shape
-    probs = F.softmax(logits, axis=1)
-    rows = probs.transpose([1, 0, 2]).reshape([c, n * p])
+    wanted = list(range(c)) if isinstance(classes, str) else list(classes)
+    if len(wanted) == 1:
+        wanted *= 2  # the mean stays; Paddle's sort and cumsum of a single row wait for the device
+    top = logits.max(axis=1, keepdim=True)
+    parts = [slice(k, k + _GROUP) for k in range(0, c, _GROUP)]
+    total = sum((logits[:, part] - top).exp_().sum(axis=1, keepdim=True) for part in parts)
     label, valid = label.reshape([1, n * p]), valid.reshape([1, n * p])
-    truth = ((label == paddle.arange(c).unsqueeze(1)) & valid).astype("float32")  # [C, NP]
+    slope = paddle.zeros_like(logits)  # d loss / d probability, before the division by `count`
+    loss, count, mean = paddle.zeros([]), paddle.zeros([]), paddle.zeros([n, p])
+    for group in np.array_split(wanted, -(-len(wanted) // _GROUP)):
+        group = group.tolist()
+        rows = [((logits[:, k] - top[:, 0]).exp_() / total[:, 0]).flatten() for k in group]
+        probs = paddle.stack(rows)
+        truth = paddle.concat([label == k for k in group]).logical_and(valid).astype("float32")
+        value, steps, chosen = _of_classes(probs, truth, valid, classes == "present")
+        loss, count = loss + value, count + chosen
+        mean += (probs * steps).sum(axis=0).reshape([n, p])
+        for k, step in zip(group, steps):  # one row a class
+            slope[:, k] += step.reshape([n, p])
+    scale = 1.0 / paddle.clip(count, min=1.0)
+    for part in parts:
+        factor = (logits[:, part] - top).exp_().multiply_(scale / total)
+        slope[:, part] = factor.multiply_(slope[:, part] - mean.unsqueeze(1))
+    return loss * scale, slope
+
+
+def _of_classes(probs, truth, valid, present):
+    """Summed loss, its slope [K, M] and the number of classes that count, of float32 probabilities
+    and truth [K, M] and bool valid [1, M]; `present`: only classes with truth count."""
     # Error -1 puts void pixels after all others, where g is 0.
-    errors = paddle.where(valid.expand([c, n * p]), (truth - rows).abs(), -paddle.ones_like(rows))
+    errors = paddle.where(valid, (truth - probs).abs_(), paddle.full([], -1.0))
     order = paddle.argsort(errors, axis=1, descending=True)
     hit = paddle.take_along_axis(truth, order, axis=1)
     hits = paddle.cumsum(hit, axis=1)
     total = hits[:, -1:]
-    rank = paddle.arange(1, n * p + 1).astype("float32")
+    rank = paddle.arange(1, errors.shape[1] + 1).astype("float32")
     union = total + rank - hits
     # The steps of 1 - (total - hits) / union, without a difference of near-equal numbers.
-    miss = (total - hits) / paddle.clip(union - 1.0, min=1.0)
+    miss = (total - hits).divide_(paddle.clip(union - 1.0, min=1.0))
+    del hits
     # A class without truth: the first step is 1, the others 0.
     miss = paddle.where((total == 0) & (rank == 1), paddle.ones_like(miss), miss)
-    g = (hit + (1.0 - hit) * miss) / union
+    g = miss.multiply_(1.0 - hit).add_(hit).divide_(union)
+    del miss, union, hit
     # Void pixels come first only where there is nothing else.
-    g = g * (paddle.take_along_axis(errors, order, axis=1) >= 0).astype("float32")
+    g.multiply_((paddle.take_along_axis(errors, order, axis=1) >= 0).astype("float32"))
     g = paddle.put_along_axis(paddle.zeros_like(g), order, g, axis=1)
-    chosen = paddle.zeros([c, 1])
-    if isinstance(classes, str):
-        chosen = chosen + 1.0 if classes == "all" else (total > 0).astype("float32")
-    else:
-        chosen[paddle.to_tensor(classes)] = 1.0
-    scale = g * chosen / paddle.clip(chosen.sum(), min=1.0)
-    loss = (scale * errors).sum()
-    slope = scale * (1.0 - 2.0 * truth)  # d error / d probability: -1 on the class, 1 elsewhere
-    slope = slope.reshape([c, n, p]).transpose([1, 0, 2])
-    grad = probs * (slope - (probs * slope).sum(axis=1, keepdim=True))
-    return loss, grad
+    del order
+    chosen = (total > 0).astype("float32") if present else paddle.ones_like(total)
+    g.multiply_(chosen)
+    loss = (g * errors).sum()
+    # d error / d probability: -1 on the class, 1 elsewhere.
+    return loss, g.multiply_(1.0 - 2.0 * truth), chosen.sum()
 
 
 @manager.LOSSES.add_component
@@ -150,4 +185,4 @@ class LovaszSoftmaxLoss(SegmentationLoss):
             raise ValueError(
                 f"LovaszSoftmaxLoss: classes {self.classes} must lie in 0 to {logits.shape[1] - 1}."
             )
-        return _LovaszSoftmax.apply(logits, label, valid, self.classes, self.per_image)
+        return apply_once(_LovaszSoftmax, logits, label, valid, self.classes, self.per_image)

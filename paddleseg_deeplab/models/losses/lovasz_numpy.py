@@ -127,7 +127,8 @@ def _pixels_by_class(label, valid, num_classes):
 
 def _softmax(logits, probs, image, part):
     z = logits[image, :, part]
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the training loop names
+    # Infinite logits give NaN, which the training loop names.
+    with np.errstate(invalid="ignore", over="ignore"):
         e = np.subtract(z, z.max(axis=0), dtype="float32")
         np.exp(e, out=e)
         np.divide(e, e.sum(axis=0), out=probs[:, image, part])
