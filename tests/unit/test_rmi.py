@@ -6,11 +6,14 @@ two agree to 1e-4 of a value near 5; the hard cases (degenerate truth, exact pre
 are the reason for the module's rewriting and get 2e-3.
 """
 
+import contextlib
+
 import numpy as np
 import paddle
 import pytest
+from paddle.base import core
 
-from paddleseg_deeplab.models.losses import RMILoss
+from paddleseg_deeplab.models.losses import RMILoss, base, rmi
 
 VOID = 255
 
@@ -173,3 +176,58 @@ def test_sizes_that_do_not_fit():
         ours(z, y)
     with pytest.raises(ValueError, match="num_classes is 19"):
         RMILoss()(paddle.to_tensor(z.astype("float32")), paddle.to_tensor(y))
+
+
+def tf32(x):
+    """float32 Tensor rounded as TF32 does: 10 bits after the point, to nearest even."""
+    bits = x.numpy().view(np.uint32)
+    bits = bits + 0xFFF + ((bits >> 13) & 1)
+    return paddle.to_tensor((bits & 0xFFFFE000).view(np.float32))
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """Products of float32 are made as Paddle 3.0 to 3.2 makes them on such a GPU by default."""
+    real = paddle.matmul
+
+    def matmul(x, y, **more):
+        if x.dtype == paddle.float32 and core.get_cublas_switch():
+            x, y = tf32(x), tf32(y)
+        return real(x, y, **more)
+
+    monkeypatch.setattr(paddle, "matmul", matmul)
+    before = core.get_cublas_switch()
+    core.set_cublas_switch(True)
+    yield
+    assert core.get_cublas_switch()  # the loss puts it back
+    core.set_cublas_switch(before)
+
+
+@pytest.mark.skipif(not hasattr(core, "set_cublas_switch"), reason="this Paddle has no TF32 switch")
+def test_products_keep_their_digits_on_a_gpu(ampere, monkeypatch):
+    """With TF32's rounding in them a nearly exact prediction is off by 1e-2 and its gradient by
+    more than all of it: both are what is left of sums that nearly cancel."""
+    y = blocks(3, 1, 3, 40, cell=15)
+    z = np.random.default_rng(2).normal(size=(1, 3, 40, 40)) * 0.1 + (one_hot(y, 3) * 2 - 1) * 12
+    loss, grad = ours(z, y)
+    assert loss == pytest.approx(reference(z, y), abs=2e-3)
+    monkeypatch.setattr(base, "exact_products", contextlib.nullcontext)
+    harmed, slope = ours(z, y)
+    assert abs(harmed - reference(z, y)) > 5e-3
+    assert np.abs(slope - grad).max() > 0.5 * np.abs(grad).max()
+
+
+@pytest.mark.parametrize("d", [1, 2, 9, 100])
+def test_inverse_factor(d):
+    """Against LAPACK, for a condition number near 1e6."""
+    rng = np.random.default_rng(d)
+    root = rng.normal(size=(3, d, d)) * np.logspace(0, -3, d)
+    matrix = root @ root.transpose(0, 2, 1) + 1e-6 * np.eye(d)
+    found = rmi._inverse_factor(paddle.to_tensor(matrix)).numpy()
+    expected = np.linalg.inv(np.linalg.cholesky(matrix))
+    np.testing.assert_allclose(found, expected, atol=1e-6 * np.abs(expected).max())
+    assert (np.triu(found, 1) == 0).all()
+
+
+def test_a_matrix_that_is_not_positive_shows():
+    assert np.isnan(rmi._inverse_factor(-paddle.eye(4, dtype="float64").unsqueeze(0)).numpy()).any()

@@ -21,9 +21,10 @@ I, which keeps the digits of A's small directions; log det A = log det(T A T') -
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle.autograd import PyLayer
 
 from paddleseg_deeplab.cvlibs import manager
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, mean_over, one_hot
+from paddleseg_deeplab.models.losses.base import SegmentationLoss, apply_once, mean_over, one_hot
 
 _FLOOR = 1e-6  # added to the probabilities, as in PaddleSeg
 _ALPHA = 5e-4  # the ridge a
@@ -31,44 +32,79 @@ _SHIFT = 1e-6  # of the mean variance: above float32's rounding of a sum of squa
 
 
 def _gram(x, y=None):
-    """x y' for float32 [B, d, M], returned in float64 [B, d, d]."""
+    """x y' for [B, d, M], returned in float64 [B, d, d]."""
     return paddle.matmul(x, x if y is None else y, transpose_y=True).astype("float64")
+
+
+def _inverse_factor(matrix):
+    """Lower triangular T with T matrix T' = I, float64 [B, d, d]; block by block.
+
+    Paddle's `cholesky` and `solve` read on the host whether they succeeded, which stops a GPU. A
+    matrix that is not positive definite gives NaN here.
+    """
+    d = matrix.shape[-1]
+    if d == 1:
+        return paddle.rsqrt(matrix)
+    half = d // 2
+    first = _inverse_factor(matrix[:, :half, :half])
+    below = paddle.matmul(matrix[:, half:, :half], first, transpose_y=True)
+    second = _inverse_factor(matrix[:, half:, half:] - _gram(below))
+    corner = -paddle.matmul(second, paddle.matmul(below, first))
+    above = paddle.zeros([len(matrix), half, d - half], dtype=matrix.dtype)
+    rows = paddle.concat([first, above], axis=2), paddle.concat([corner, second], axis=2)
+    return paddle.concat(rows, axis=1)
 
 
 def _whitener(matrix):
     """T with T matrix T' near I: the inverse Cholesky factor of the slightly shifted matrix."""
-    d = matrix.shape[-1]
-    eye = paddle.eye(d, dtype="float64")
+    eye = paddle.eye(matrix.shape[-1], dtype="float64")
     shift = _SHIFT * paddle.diagonal(matrix, axis1=-2, axis2=-1).mean(axis=-1)
-    chol = paddle.linalg.cholesky(matrix + shift.reshape([-1, 1, 1]) * eye)
-    return paddle.linalg.triangular_solve(chol, eye.expand(matrix.shape), upper=False)
+    return _inverse_factor(matrix + shift.reshape([-1, 1, 1]) * eye)
 
 
-@paddle.no_grad()
 def _constants(truth, pred):
     """W and T of the module's text, float64 [B, d, d], for centred float32 [B, d, M]."""
     eye = paddle.eye(truth.shape[1], dtype="float64")
     # The regression too is solved in whitened coordinates, for the same reason.
     first = _whitener(_gram(pred) + _ALPHA * eye)
     white = paddle.matmul(first.astype("float32"), pred)
-    normal = _gram(white) + _ALPHA * _gram(first)
-    w_white = paddle.linalg.solve(normal, _gram(white, truth)).transpose([0, 2, 1])
+    inverse = _inverse_factor(_gram(white) + _ALPHA * _gram(first))
+    w_white = paddle.matmul(inverse, _gram(white, truth))
+    w_white = paddle.matmul(w_white, inverse, transpose_x=True)
     w = paddle.matmul(w_white, first)
     rest = truth - paddle.matmul(w_white.astype("float32"), white)
     return w, _whitener(_gram(rest) + _ALPHA * (_gram(w) + eye))
 
 
-def half_log_det(truth, pred):
-    """log det A / 2, float32 [B], for centred float32 [B, d, M]; differentiable by pred."""
+def value_and_grad(pred, truth):
+    """log det A / 2, float32 [B], and its gradient by pred, for centred float32 [B, d, M]."""
     w, t = _constants(truth, pred)
     rest = truth - paddle.matmul(w.astype("float32"), pred)
     rest = paddle.matmul(t.astype("float32"), rest)
-    fixed = _ALPHA * (_gram(paddle.matmul(t, w)) + _gram(t))
-    matrix = paddle.matmul(rest, rest, transpose_y=True) + fixed.astype("float32")
-    chol = paddle.linalg.cholesky(matrix)
-    log_t = paddle.log(paddle.diagonal(t, axis1=-2, axis2=-1)).sum(axis=-1)
-    log_matrix = paddle.log(paddle.diagonal(chol, axis1=-2, axis2=-1)).sum(axis=-1)
-    return log_matrix - log_t.astype("float32")
+    tw = paddle.matmul(t, w)
+    inverse = _inverse_factor(_gram(rest) + _ALPHA * (_gram(tw) + _gram(t)))
+    diagonals = paddle.diagonal(inverse, axis1=-2, axis2=-1), paddle.diagonal(t, axis1=-2, axis2=-1)
+    value = -sum(paddle.log(diagonal).sum(axis=-1) for diagonal in diagonals)
+    # d log det M / 2 = <M^-1 R, dR> with M = R R' + constants, R = T (L - W P).
+    factor = paddle.matmul(paddle.matmul(inverse, tw), inverse, transpose_x=True)
+    return value.astype("float32"), paddle.matmul(-factor.astype("float32"), rest)
+
+
+class _HalfLogDet(PyLayer):
+    """`value_and_grad` as an operator; the gradient is made with the value and kept, so that all
+    products are made where the loss watches over their digits."""
+
+    @staticmethod
+    def forward(ctx, pred, truth, seen):
+        seen(ctx)
+        value, grad = value_and_grad(pred, truth)
+        ctx.save_for_backward(grad)
+        return value
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (grad,) = ctx.saved_tensor()
+        return grad * upstream.reshape([-1, 1, 1])
 
 
 @manager.LOSSES.add_component
@@ -132,7 +168,8 @@ class RMILoss(SegmentationLoss):
                 f"RMILoss: a map of {truth.shape[2]}x{truth.shape[3]} after pooling is smaller "
                 f"than rmi_radius {self.rmi_radius}; use larger images or less pooling."
             )
-        loss = half_log_det(self._vectors(truth), self._vectors(pred)) / self.rmi_radius**2
+        loss = apply_once(_HalfLogDet, self._vectors(pred), self._vectors(truth))
+        loss = loss / self.rmi_radius**2
         labelled = valid.any(axis=[1, 2]).astype("float32")
         return mean_over(loss.reshape([n, c]) * labelled.unsqueeze(1), labelled.sum())
 
