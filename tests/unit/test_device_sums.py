@@ -180,8 +180,9 @@ def test_losses_are_read_once(monkeypatch):
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     with counted_reads() as reads:
         assert quiet(losses=losses, batch_size=2).loss == pytest.approx(expected, abs=1e-6)
-    # Three batches, each two reads; and all losses at the end.
-    assert reads == ["__float__", "numpy"] * 3 + ["tolist"]
+    # The weights, which are looked at once; three batches, each two reads; all losses at the end.
+    weights = ["numpy"] * len(Surroundings().state_dict())
+    assert reads == weights + ["__float__", "numpy"] * 3 + ["tolist"]
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu:0"])
