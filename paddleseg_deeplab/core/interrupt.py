@@ -107,6 +107,10 @@ class StoppableDataset:
         self._stop.check()
         return self.wrapped[key]
 
+    def check_stop(self):
+        """Raises `Interrupted` once a stop was asked for."""
+        self._stop.check()
+
 
 def obey_the_parent_alone():
     """For a reading process: it ends when its parent says so, or is gone, and not before.

@@ -219,7 +219,10 @@ def evaluate(
         if crf is not None:
             image_of = partial(refine.image_of_sample, eval_dataset)
             results = refine.refined(crf, results, image_of, num_workers)
+        # Images that were read ahead are not worth waiting for once a stop was asked for.
+        check_stop = getattr(eval_dataset, "check_stop", lambda: None)
         for sample, predicted, _ in results:
+            check_stop()
             records.append(count_image(confusion, sample, predicted))
             bar.update(1)
     records, losses = _gather(ranks, confusion, records, loss.values())

@@ -34,8 +34,13 @@ def test_all_ranks_end_with_the_line_of_the_first_that_fails(tmp_path):
     first, second = logs(tmp_path)
     lines = [line for line in first.splitlines() if line.startswith("error:")]
     assert len(lines) == 2  # one a command
+    assert lines[0].startswith(
+        "error: process 1 of 2: Out of memory on GPU 1 while the network ran"
+    )
+    # A prediction goes on with the others' images.
+    assert lines[1].startswith("error: 2 of 4 images could not be done, the others are.")
+    assert "The first: Out of memory on GPU 1 while the network ran on" in lines[1]
     for line in lines:
-        assert "process 1 of 2: Out of memory on GPU 1 while the network ran on" in line
         assert "(1.5 GiB more asked for, 512.0 MiB free)" in line
         assert "images of 32 x 24 pixels (width x height) in fp32. What helps: windows" in line
     assert "error:" not in second
