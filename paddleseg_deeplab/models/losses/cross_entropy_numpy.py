@@ -15,6 +15,7 @@ from paddleseg_deeplab.utils.cpu import thread_count
 # Pixels handled at once: the block's C rows stay in the processor's cache between passes.
 _BLOCK = 8192
 _MOST_THREADS = 16  # beyond that the memory is the limit
+_WORTH_A_THREAD = 2**18  # logits; a thread's start takes as long as some ten thousand of them
 LARGEST = np.finfo("float32").max
 
 
@@ -87,7 +88,8 @@ def _over_blocks(work, logits, label, valid):
         for i in range(images)
         for start in range(0, pixels, _BLOCK)
     ]
-    workers = min(thread_count(), _MOST_THREADS, len(blocks))
+    most = 1 + logits.size // _WORTH_A_THREAD
+    workers = min(thread_count(), _MOST_THREADS, len(blocks), most)
 
     def share(first):
         memory = np.empty((2, classes * min(_BLOCK, pixels)), "float32")
@@ -98,6 +100,9 @@ def _over_blocks(work, logits, label, valid):
             with np.errstate(invalid="ignore", over="ignore"):
                 work(at, logits[at[0], :, at[1]], keep, own, memory)
 
+    if workers == 1:
+        share(0)
+        return
     # NumPy releases the interpreter's lock.
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(share, range(workers)))
