@@ -18,7 +18,8 @@ exit status:
   0    done
   1    the loss, its gradient or a tensor to be saved was not finite; or another process of the run
        is gone: a reading process (--num_workers) or another rank. Checkpoints are kept
-  2    a mistake in flags, config or data, a damaged checkpoint, or a full disk; one line says which
+  2    a mistake in flags, config or data, a damaged checkpoint, a full disk, or memory that ran
+       out; one line says which
   130  SIGINT (Ctrl-C)   the iteration or evaluation was ended and a checkpoint left; a second
   143  SIGTERM           signal stops at once
 
@@ -304,7 +305,9 @@ def run(args):
         # Saving names its own; this is a log or a curve that no longer fits on the disk.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise UserError(f"--save_dir {args.save_dir}: {error.strerror}. {_GO_ON}") from error
+        told = UserError(f"--save_dir {args.save_dir}: {error.strerror}. {_GO_ON}")
+        told.unagreed = getattr(error, "unagreed", False)
+        raise told from error
     except NonFiniteLoss as error:
         if not getattr(error, "silent", False):
             log.logger.error(str(error))

@@ -13,11 +13,15 @@ import paddle
 
 from paddleseg_deeplab.core.gate import Gate
 from paddleseg_deeplab.core.interrupt import Interrupted
+from paddleseg_deeplab.core.out_of_memory import OutOfMemory
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, RunStopped, UserError
 
 _PATIENCE = 1800.0  # seconds that ranks wait for each other
-# In Paddle's messages about the device of this process, as opposed to the way to the others.
-_OF_THE_DEVICE = ("CUDA error", "ResourceExhausted", "Out of memory", "CUBLAS", "CUDNN")
+# In Paddle's messages about this process's device or readers, not about the way to the others.
+_OF_THIS_RANK = (
+    *("CUDA error", "ResourceExhausted", "Out of memory", "CUBLAS", "CUDNN"),
+    "DataLoader process",
+)
 _CAUSE, _CAUSES = "paddleseg_deeplab/cause", "paddleseg_deeplab/causes"
 
 
@@ -106,7 +110,7 @@ class Ranks:
             if error is not None:
                 raise error
             return np.asarray(values, np.float64)
-        if isinstance(error, RunStopped):
+        if getattr(error, "agreed", False):
             raise error  # the ranks have lost or told each other already
         try:
             total = self._flag_and_sums(error is not None, values)
@@ -144,6 +148,11 @@ class Ranks:
             kind, text = told[first]
             who = f"process {first} of {self.size}: "
             error = kind(text) if kind is Interrupted else kind(who + text)
+        return self.alike(error)
+
+    def alike(self, error):
+        """An error that every rank raises, marked so: the first one prints it."""
+        error.agreed = True
         error.silent = not self.is_main
         return error
 
@@ -176,8 +185,8 @@ class Ranks:
         # What gloo, NCCL and Paddle around them raise.
         except (RuntimeError, OSError, SystemError, ValueError) as error:
             text = str(error).strip()
-            if any(sign in text for sign in _OF_THE_DEVICE):
-                raise  # this rank's own trouble, which only shows here
+            if any(sign in text for sign in _OF_THIS_RANK):
+                raise  # its own trouble, which only shows here
             raise self._with_cause(
                 RunStopped(
                     f"process {self.rank} of {self.size} cannot reach the others any more: one of "
@@ -191,24 +200,25 @@ class Ranks:
 
         Args:
             error (BaseException): What is raised next. It is marked (``unagreed``), so that the
-                command ends this process at once and does not wait for the others.
+                command ends this process at once and does not wait for the others. One that all
+                raise alike is left alone.
         """
-        if self.size == 1 or isinstance(error, RunStopped):
+        if self.size == 1 or getattr(error, "agreed", False) or getattr(error, "unagreed", False):
             return
         error.unagreed = True
         with contextlib.suppress(Exception):  # the others then see that this one is gone
-            if self._notes.add(_CAUSES, 1) == 1:
+            if not self._notes.add(_CAUSES, 0):
                 text = " ".join(str(error).split()) or type(error).__name__
                 self._notes.set(_CAUSE, f"process {self.rank} of {self.size}: {text}"[:2000])
+                self._notes.add(_CAUSES, 1)  # the others do not wait for what was not set
 
     def _with_cause(self, stopped):
         """A `RunStopped`, with what the first rank that left has said."""
         with contextlib.suppress(Exception):
             if self._notes.add(_CAUSES, 0):
                 stopped = RunStopped(f"{self._notes.get(_CAUSE).decode()} ({stopped})")
-        stopped.silent = not self.is_main
         stopped.unagreed = not self.on_host
-        return stopped
+        return self.alike(stopped)
 
 
 def share_statistics(ranks, model, ema=None):
@@ -227,7 +237,7 @@ def _description(error):
     """Class and argument of the exception that the other ranks raise for this one."""
     if isinstance(error, Interrupted):
         return Interrupted, error.signal
-    for kind in (UserError, NonFiniteLoss):
+    for kind in (OutOfMemory, UserError, NonFiniteLoss):
         if isinstance(error, kind):
             return kind, str(error)
     return RunStopped, f"{type(error).__name__}: {error}"

@@ -71,8 +71,11 @@ class Figures:
         self.signal = signal
         self._explain = explain
 
-    def read(self):
+    def read(self, where=lambda: ""):
         """Waits for the device.
+
+        Args:
+            where (callable): Gives the parameters whose gradients are not finite, for the message.
 
         Returns:
             tuple[float, dict[str, float]]: The loss and its weighted parts, over all batches.
@@ -80,14 +83,14 @@ class Figures:
         Raises:
             NonFiniteLoss: The loss or the gradient is not finite.
         """
-        return self.checked(np.asarray(self.vector, np.float64))
+        return self.checked(np.asarray(self.vector, np.float64), where)
 
-    def checked(self, values):
+    def checked(self, values, where=lambda: ""):
         """What `read` gives and raises, of values that are read already, float64 [2 + parts]."""
         *losses, square = values.tolist()
         try:
             check_loss(self.names, losses)
-            check_gradient(square)
+            check_gradient(square, "" if math.isfinite(square) else where())
         except NonFiniteLoss as error:
             raise (self._explain(error) if self._explain else error) from None
         return losses[0], dict(zip(self.names, losses[1:]))

@@ -7,6 +7,7 @@ parameters get gradients, and gives wrong sums in silence when others do later. 
 right, but it reads from the device in each iteration, where here the one read of `core.step` does.
 """
 
+import collections
 import contextlib
 from functools import partial
 
@@ -36,7 +37,8 @@ class GradientSum:
         self._parameters = list(parameters)
         self._overlap = not ranks.on_host if overlap is None else overlap
         self._buckets = _buckets(self._parameters)
-        self._sent, self._waiting = [], []  # of this iteration
+        self._sent, self._waiting = 0, []  # of this iteration
+        self._flats = collections.deque()  # sent and not taken over yet
         self._missing = {}
         self._armed = False
         if ranks.size > 1 and self._overlap:
@@ -54,17 +56,15 @@ class GradientSum:
         if self._ranks.size == 1:
             loss.backward()
             return
-        self._sent, self._missing = [], {}
+        self._sent, self._missing = 0, {}
+        self._flats.clear()
         self._waiting = [len(bucket) for bucket in self._buckets]
         with self._during_backward():
             loss.backward()
-        while len(self._sent) < len(self._buckets):
-            self._send()
-        for bucket, (flat, task) in zip(self._buckets, self._sent):
-            if task is not None:
-                task.wait()  # the device's stream waits, not this program
-            self._take_over(bucket, flat)
-        self._sent = []
+        for bucket in self._buckets:
+            if not self._flats:
+                self._send()
+            self._take_over(bucket, *self._flats.popleft())
 
     def present(self):
         """list[bool]: Which parameters have a gradient of this rank (or, alone, at all)."""
@@ -100,12 +100,12 @@ class GradientSum:
         if not self._armed:
             return
         self._waiting[number] -= 1
-        while len(self._sent) < len(self._buckets) and self._waiting[len(self._sent)] <= 0:
+        while self._sent < len(self._buckets) and self._waiting[self._sent] <= 0:
             self._send()
 
     @paddle.no_grad()
     def _send(self):
-        bucket = self._buckets[len(self._sent)]
+        bucket = self._buckets[self._sent]
         # In float32 also where gradients are float16: a sum over many ranks could overflow.
         parts = []
         for parameter in (self._parameters[i] for i in bucket):
@@ -116,10 +116,13 @@ class GradientSum:
                 grad = grad.reshape([-1])
                 parts.append(grad if grad.dtype == paddle.float32 else grad.astype("float32"))
         flat = paddle.concat(parts)
-        self._sent.append((flat, self._ranks.sum_in_place(flat, wait=not self._overlap)))
+        self._sent += 1
+        self._flats.append((flat, self._ranks.sum_in_place(flat, wait=not self._overlap)))
 
     @paddle.no_grad()
-    def _take_over(self, bucket, flat):
+    def _take_over(self, bucket, flat, task):
+        if task is not None:
+            task.wait()  # the device's stream waits, not this program
         sizes = [_size(self._parameters[i]) for i in bucket]
         parts = paddle.split(flat, sizes) if len(sizes) > 1 else [flat]
         for index, part in zip(bucket, parts):

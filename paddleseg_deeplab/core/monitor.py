@@ -88,7 +88,7 @@ class TrainMonitor:
         for name, value in {"loss": loss, **parts}.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self.bar.update(1)
-        if self._is_first and self._on_cpu:
+        if self._is_first and self._on_cpu and iteration < self.iters:
             self._tell_time_left(iteration, reader_seconds + step_seconds)
         self._is_first = False
         if self.tells(iteration):
@@ -105,7 +105,7 @@ class TrainMonitor:
             *(seconds, self.iters - iteration, _clock(left)),
         )
         if left > _LONG:
-            logger.warning(
+            logger.info(
                 "That is long, since this is a CPU. To see a whole run in minutes: "
                 "paddleseg-deeplab quickstart (or make quickstart). For your own data, a lighter "
                 "recipe: configs/camvid/deeplabv3p_resnet18_os16_256x256.yml. To shorten this run: "

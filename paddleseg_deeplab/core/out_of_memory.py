@@ -224,7 +224,9 @@ def release(error=None):
         error (BaseException, optional): Its traceback's frames, which are no longer running, lose
             their local variables: a forward pass's activations among them.
     """
-    while error is not None:
+    seen = []
+    while error is not None and error not in seen:
+        seen.append(error)
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     paddle = sys.modules.get("paddle")

@@ -168,9 +168,7 @@ class Evaluation:
             try:
                 result = evaluate(self.model, self.dataset, losses=self.losses, **self.settings)
             except OutOfMemory as error:
-                told = OutOfMemory(f"{error} {CHECKPOINT_KEPT}")
-                told.silent = getattr(error, "silent", False)
-                raise told from error
+                raise self.ranks.alike(OutOfMemory(f"{error} {CHECKPOINT_KEPT}")) from error
             with self.ranks.guard():
                 self._show(result, progress.iteration)
             if result.miou > progress.best_miou:

@@ -9,7 +9,7 @@ import paddle
 
 from paddleseg_deeplab.core import out_of_memory
 from paddleseg_deeplab.core.distributed import Ranks
-from paddleseg_deeplab.core.figures import Figures, as_vector, check_gradient, check_loss
+from paddleseg_deeplab.core.figures import Figures, as_vector, check_loss
 from paddleseg_deeplab.core.forward import (
     batch_weights,
     compute_losses,
@@ -20,7 +20,7 @@ from paddleseg_deeplab.core.forward import (
 )
 from paddleseg_deeplab.core.gradients import GradientSum, square_sum
 from paddleseg_deeplab.core.static_network import compiled
-from paddleseg_deeplab.utils.errors import NonFiniteLoss, RunStopped, UserError
+from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
 __all__ = ["NonFiniteLoss", "TrainStep"]
 
@@ -97,7 +97,8 @@ class TrainStep:
             batches (list[tuple[Tensor, Tensor]]): Images float32 [N, C, H, W] and labels int64
                 [N, H, W]; more than one is gradient accumulation.
             explain (callable, optional): Takes this rank's `NonFiniteLoss`, returns the one to
-                raise.
+                raise. On several ranks it is also called with ``gather``, which brings what each of
+                them gives together, where the fault may be any rank's.
 
         Returns:
             tuple[float, dict[str, float]]: The loss and its weighted parts, over all batches.
@@ -127,11 +128,14 @@ class TrainStep:
         try:
             figures = self._gradients(batches, explain, fault, signal)
             self._check_order()
-        except BaseException:
+            self._update()
+            return figures
+        except Exception as error:
+            told = self._explained(error, batches)
+            self.ranks.leave(told)
+            raise told from (error.__cause__ if told is error else error)
+        finally:
             self._forget_gradients()
-            raise
-        self._update()
-        return figures
 
     def _gradients(self, batches, explain, fault, signal):
         """Leaves the iteration's gradients, summed over the ranks; its `Figures`.
@@ -173,55 +177,45 @@ class TrainStep:
             sums = ranks.agree(fault, [*told, *(zeros if fault else vector)])
             told, vector = sums[: len(told)], sums[len(told) :]
         elif fault is not None:  # alone, or on a device
-            raise self._leaving(fault, batches)
-        try:
-            self._sum.backward(self.scaler.scale(loss))
-            return self._agreed(names, vector, told, explain)
-        except NonFiniteLoss:
-            raise  # of all ranks alike
-        except Exception as error:
-            raise self._leaving(error, batches) from error
-
-    def _leaving(self, error, batches):
-        """An error that this rank alone raises."""
-        error = self._explained(error, batches)
-        self.ranks.leave(error)
-        return error
+            raise fault
+        self._sum.backward(self.scaler.scale(loss))
+        return self._agreed(names, vector, told, explain)
 
     def _explained(self, error, batches):
         """The error itself, or the line that says that memory ran out; its work is let go."""
         # What another rank has said may be about its memory.
-        if isinstance(error, RunStopped) or not batches:
+        if getattr(error, "agreed", False) or not out_of_memory.is_out_of_memory(error):
             return error
-        if not out_of_memory.is_out_of_memory(error):
-            return error
-        count, _, height, width = batches[0][0].shape
+        facts = {}
+        count = 1
+        if batches:
+            count, _, height, width = batches[0][0].shape
+            facts = {"image_size": (width, height), "batch_size": count}
         told = out_of_memory.explain(
             error,
-            what="training",
-            image_size=(width, height),
-            batch_size=count,
+            what="training" if batches else "reading training images",
             precision=self.precision,
             settings=out_of_memory.training_settings(count, self.precision),
             note=out_of_memory.CHECKPOINT_KEPT,
+            **facts,
         )
-        out_of_memory.release(error)
+        if told is not error:
+            out_of_memory.release(error)
         return told
 
     def _agreed(self, names, vector, told, explain):
         """The `Figures` once gradients are there; see `_gradients`."""
         ranks, has = self.ranks, self._sum.present()
+        if ranks.size > 1:
+            # Of a sum nobody knows whose batch has spoilt it, so all ranks' are named.
+            explain = explain and partial(explain, gather=ranks.gather)
+            if ranks.on_host:
+                self._sum.complete(ranks.sum(has))
         square = self._square()
-        if ranks.size == 1:
-            if self.reads_at_once:
-                vector = np.append(vector, self._checked(square, explain))
-            else:
-                vector = paddle.concat([vector, square.astype("float64").reshape([1])])
-        elif ranks.on_host:
-            counts = ranks.sum(has)
-            self._sum.complete(counts)
-            # The sum is the same on every rank, and so is what is wrong with it.
-            vector = np.append(vector, self._checked(square, explain))
+        if ranks.on_host and (ranks.size > 1 or self.reads_at_once):
+            vector = np.append(vector, float(square))
+        elif ranks.size == 1:
+            vector = paddle.concat([vector, square.astype("float64").reshape([1])])
         else:
             head = paddle.to_tensor(np.array([*told, *has], np.float64))
             joined = [head, vector, square.astype("float64").reshape([1])]
@@ -231,8 +225,11 @@ class TrainStep:
             vector = sums[len(head) :]
         signal = next((int(n) for n, count in zip(_SIGNALS, told) if count), 0)
         figures = Figures(names, vector, explain, signal)
-        if ranks.size > 1:
-            figures.read()  # it is in host memory: raises on all ranks alike
+        if not isinstance(vector, paddle.Tensor):  # it is in host memory
+            try:
+                figures.read(self._not_finite)
+            except NonFiniteLoss as error:
+                raise (error if ranks.size == 1 else ranks.alike(error)) from None
         return figures
 
     def _square(self):
@@ -242,19 +239,12 @@ class TrainStep:
             return paddle.zeros([])
         return square_sum(gradients)
 
-    def _checked(self, square, explain):
-        """The square sum as a float; raises where it is not finite, with the parameters' names."""
-        value = float(square)
-        if not np.isfinite(value):
-            names = {id(p): name for name, p in self.model.named_parameters()}
-            wrong = [p for p in self._trained if p.grad is not None and not _is_finite(p.grad)]
-            shown = ", ".join(names.get(id(p), p.name) for p in wrong[:_SHOWN])
-            more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            try:
-                check_gradient(value, f"{shown}{more}" if wrong else "")
-            except NonFiniteLoss as error:
-                raise (explain(error) if explain else error) from None
-        return value
+    def _not_finite(self):
+        """Names of the parameters whose gradients are not finite, as text."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        wrong = [p for p in self._trained if p.grad is not None and not _is_finite(p.grad)]
+        shown = ", ".join(names.get(id(p), p.name) for p in wrong[:_SHOWN])
+        return f"{shown} and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else shown
 
     def _check_order(self):
         """Refuses what `use_multi_tensor` would silently do wrong: Paddle (3.3.1) pairs gradients
@@ -290,7 +280,7 @@ class TrainStep:
             except Exception as error:
                 fault = self._explained(error, batches)
         if fault is not None and (alone or not self.ranks.on_host):
-            raise self._leaving(fault, batches)
+            raise fault
         if alone and len(batches) == 1:
             return logits, None, None
         if weights is None:
@@ -330,7 +320,6 @@ class TrainStep:
             self.scaler.update()
         else:
             self.optimizer.step()
-        self._forget_gradients()
         scheduler = self.optimizer._learning_rate
         if isinstance(scheduler, paddle.optimizer.lr.LRScheduler):
             scheduler.step()

@@ -2,6 +2,7 @@
 """The training loop."""
 
 import contextlib
+import itertools
 import math
 import random
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core import checkpoint_folder, distributed, state
+from paddleseg_deeplab.core import checkpoint_folder, distributed, out_of_memory, state
 from paddleseg_deeplab.core.figures import Journal
 from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
 from paddleseg_deeplab.core.loader import reader_failure, sample_names, training_batches
@@ -175,7 +176,7 @@ def train(
             evaluation = Evaluation(model, val_dataset, losses, how, *places)
         kept = (keep_checkpoint_max, config_text, early_stop_intervals)
         run = Run(save_dir, step, progress, ema, evaluation, stop, *kept)
-        with _told(progress):
+        with _told(run):
             if not run.make_up_evaluation(resumed, iters):
                 one = partial(_iterate, run, batches, accumulation_steps, train_dataset)
                 _loop(one, run, monitor, iters, save_interval)
@@ -183,15 +184,23 @@ def train(
 
 
 @contextlib.contextmanager
-def _told(progress):
-    """Says where a run was interrupted, and what Paddle means when a reading process is gone."""
+def _told(run):
+    """Says where a run was interrupted, and in a line what Paddle means when a reading process is
+    gone or memory has run out; the other ranks are told what this one alone raises."""
     try:
         yield
     except Interrupted as reason:
-        logger.info("The run was %s at iteration %d.", reason, progress.iteration)
+        logger.info("The run was %s at iteration %d.", reason, run.progress.iteration)
         raise
-    except SystemError as error:  # it may come at any moment
-        raise reader_failure(error) or error from error
+    except Exception as error:
+        told = reader_failure(error) or error  # Paddle raises it at any moment
+        if out_of_memory.is_out_of_memory(error) and not getattr(error, "agreed", False):
+            batch_size = run.progress.settings["batch_size"]
+            settings = out_of_memory.training_settings(batch_size, run.step.precision)
+            facts = {"settings": settings, "note": out_of_memory.CHECKPOINT_KEPT}
+            told = out_of_memory.explain(error, what="training", **facts)
+        run.step.ranks.leave(told)
+        raise told from (error.__cause__ if told is error else error)
 
 
 def _check_positive(**numbers):
@@ -301,10 +310,11 @@ def _iterate(run, batches, count, dataset, watch):
     seed_everything(int(source.generate_state(1)[0]))
     rate = float(step.optimizer.get_lr())
 
-    def explain(error):
+    def explain(error, gather=lambda names: [names]):
+        names = itertools.chain(*gather(sample_names(dataset, keys)))
         return NonFiniteLoss(
             f"Training stopped at iteration {iteration}: {error}. The batch was: "
-            f"{', '.join(sample_names(dataset, keys))}. Lower the learning rate, clip gradients "
+            f"{', '.join(names)}. Lower the learning rate, clip gradients "
             "(optimizer.grad_clip_cfg), or look at these files."
         )
 

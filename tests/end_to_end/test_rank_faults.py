@@ -20,22 +20,32 @@ MEMORY = (
 
 
 @pytest.mark.parametrize(
-    ("where", "kind", "cause"),
+    ("where", "kind", "rank", "cause"),
     [
-        ("forward", "memory", MEMORY),
-        ("forward", "bug", "KeyError"),
-        ("backward", "memory", MEMORY),
-        ("backward", "bug", "what the network forgot"),
-        ("backward", "exit", "process 1 of 2 is gone"),
+        ("forward", "memory", 1, MEMORY),
+        ("forward", "bug", 0, "what the network forgot"),
+        ("backward", "memory", 0, MEMORY),
+        ("backward", "bug", 1, "what the network forgot"),
+        ("backward", "exit", 1, "process 1 of 2 is gone"),
+        ("backward", "nan", 1, "the gradient is not finite"),
+        (
+            "private",
+            "nan",
+            1,
+            "the gradient is not finite, or its norm is above 1e19 (unused.weight)",
+        ),
+        ("update", "memory", 1, MEMORY),
+        ("forward", "reader", 1, "a process that reads training data (--num_workers) is gone"),
     ],
 )
-def test_all_end_and_the_cause_is_named(tmp_path, where, kind, cause):
-    model = f"FaultyNet, where: {where}, kind: {kind}}}"
+def test_all_end_and_the_cause_is_named(tmp_path, where, kind, rank, cause):
+    model = f"FaultyNet, where: {where}, kind: {kind}, rank: {rank}}}"
     losses = "{types: [{type: CrossEntropyLoss}, {type: CrossEntropyLoss}], coef: [1, 0.4]}"
     text = CONFIG.replace("SmallNet}", model)
     text = text[: text.index("loss:")] + f"loss: {losses}\n"
     (tmp_path / "set.yml").write_text(text)
     flags = ["--config", tmp_path / "set.yml", "--save_dir", tmp_path / "run", "--device", "cpu"]
+    flags += ["--num_workers", 2 if kind == "reader" else 0]
     process = launcher(tmp_path, WORKER, *flags, "--save_interval", "2", "--log_iters", "1")
     log = tmp_path / "run" / "train.log"
     while process.poll() is None and not (log.exists() and "iter: 2/" in log.read_text()):
@@ -45,8 +55,15 @@ def test_all_end_and_the_cause_is_named(tmp_path, where, kind, cause):
     first, second = logs(tmp_path)
     # On the console: the first rank's line, or the failed one's log that the launcher shows.
     assert cause in output + first, (output[-3000:], second[-3000:])
+    assert [p.name for p in (tmp_path / "run").glob("iter_*")] == ["iter_2"]
     assert (tmp_path / "run" / "iter_2" / "manifest.json").is_file()
     if kind == "memory":
         assert "C++ Traceback" not in first + second
         assert "batch_size 1 with 2 times the accumulation_steps" in first + second
         assert "--resume_model auto" in first + second
+    if kind == "nan":
+        # Nobody knows whose batch it was: those of both ranks are named, by the first one alone.
+        assert first.count("Training stopped at iteration 3") == 1
+        batch = first.split("The batch was:")[1].split(". Lower")[0]
+        assert batch.count("shapes_train_") == 4
+        assert "Training stopped" not in second

@@ -44,15 +44,21 @@ def test_more_than_an_hour_on_a_cpu_names_what_is_quicker(tmp_path, told, iters,
     assert len(lines) == 1 + long
     if long:
         level, text = lines[1]
-        assert level == "WARNING"
+        assert level == "INFO"
         for word in ("quickstart", "--iters", "deeplabv3p_resnet18_os16_256x256.yml"):
             assert word in text
 
 
 def test_a_resumed_run_counts_from_where_it_goes_on(tmp_path, told):
     monitor(tmp_path, 1000, start=990).record(991, 1.0, {}, 0.1, 2.0, 500.0)
-    assert [level for level, _ in told()] == ["INFO", "WARNING"]
+    assert [level for level, _ in told()] == ["INFO", "INFO"]
     assert "the 9 that are left will take about 01:15:18" in told()[0][1]
+
+
+def test_where_nothing_is_left_nothing_is_told(tmp_path, told):
+    monitor(tmp_path, 100, start=99).record(100, 1.0, {}, 0.1, 2.0, 10.0)
+    assert len(told()) == 1  # the line of the last iteration
+    assert "[TRAIN]" in told()[0][1]
 
 
 def test_a_gpu_s_first_iteration_says_little(tmp_path, told, monkeypatch):
