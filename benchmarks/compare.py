@@ -23,6 +23,7 @@ from processes import Side, SideError
 # Of the ratios: a row is steady where their quartiles are so near to each other, as a share of the
 # median.
 STEADY = 0.10
+LEAST = 3  # turns below which quartiles mean nothing
 # Set beforehand: a median that is off 1 by less says nothing, since a process is luckier with its
 # memory than another. A commit beside itself has to stay within it.
 NOISE = 0.03
@@ -80,6 +81,8 @@ def quartiles(ratios):
 
 
 def is_steady(ratios):
+    if len(ratios) < LEAST:
+        return False
     low, middle, high = quartiles(ratios)
     return high - low <= STEADY * middle
 
@@ -339,6 +342,8 @@ def _run(args, comparison):
         found = compare_suite(comparison, suite, limits, args.small)
         figures["suites"][suite] = [asdict(result) for result in found]
         results.extend(found)
+    if results and all(r.verdict == MISSING for r in results):
+        raise trees.TreeError(f"no row could be measured. {results[0].note}".rstrip())
     if args.json:
         text = json.dumps(figures, indent=1) + "\n"
         Path(args.json).write_text(text, encoding="utf-8")

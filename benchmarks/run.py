@@ -90,6 +90,8 @@ def _problem(args):
         value = getattr(args, name)
         if value is not None and not value >= 1:
             return f"--{name} should be at least 1, not {value}."
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).absolute().parent.is_dir()):
+        return f"--json {args.json}: give a file in a folder that is there."
     return None
 
 

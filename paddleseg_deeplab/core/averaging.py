@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.utils.cpu import thread_count
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import NonFiniteScores
 
 _BLOCK = 1 << 18  # numbers in a block, 1 MiB of float32
 _PIXELS = 1 << 15  # pixels whose best class is taken at once
@@ -105,14 +105,14 @@ def _in_threads(work, items):
 
 
 def check_finite(scores, names=None):
-    """Raises UserError where scores are NaN or infinite, whose best class would mean nothing.
+    """Refuses scores that are NaN or infinite, whose best class would mean nothing.
 
     Args:
         scores (Tensor | np.ndarray): float32 [N, ...]; labels, integers, are always finite.
         names (Sequence[str], optional): Of the N images, for the message.
 
     Raises:
-        UserError: Naming the image.
+        NonFiniteScores: Naming the image.
     """
     # One sum for a batch; only where it fails, which may be its own overflow, each is looked at.
     with np.errstate(all="ignore"):
@@ -122,7 +122,7 @@ def check_finite(scores, names=None):
         one = scores[i] if isinstance(scores, np.ndarray) else scores[i].numpy()
         if not np.isfinite(one).all():
             name = names[i] if names else f"image {i} of the batch"
-            raise UserError(
+            raise NonFiniteScores(
                 f"{name}: the network gives NaN or infinite values, which have no best class. "
                 "Either its weights do (a training that diverged: take an earlier checkpoint), or "
                 "the image's own values are not finite, or --precision fp16 overflows."

@@ -14,7 +14,12 @@ import paddle
 from paddleseg_deeplab.core.gate import Gate
 from paddleseg_deeplab.core.interrupt import Interrupted
 from paddleseg_deeplab.core.out_of_memory import OutOfMemory
-from paddleseg_deeplab.utils.errors import NonFiniteLoss, RunStopped, UserError
+from paddleseg_deeplab.utils.errors import (
+    NonFiniteLoss,
+    NonFiniteScores,
+    RunStopped,
+    UserError,
+)
 
 _PATIENCE = 1800.0  # seconds that ranks wait for each other
 # In Paddle's messages about this process's device or readers, not about the way to the others.
@@ -237,7 +242,7 @@ def _description(error):
     """Class and argument of the exception that the other ranks raise for this one."""
     if isinstance(error, Interrupted):
         return Interrupted, error.signal
-    for kind in (OutOfMemory, UserError, NonFiniteLoss):
+    for kind in (OutOfMemory, NonFiniteScores, UserError, NonFiniteLoss):
         if isinstance(error, kind):
             return kind, str(error)
     return RunStopped, f"{type(error).__name__}: {error}"

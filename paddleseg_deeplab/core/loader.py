@@ -4,6 +4,7 @@
 import atexit
 import collections
 import contextlib
+import gc
 import json
 import random
 import signal
@@ -13,6 +14,7 @@ import traceback
 import numpy as np
 import paddle
 
+from paddleseg_deeplab.core import out_of_memory
 from paddleseg_deeplab.core.interrupt import obey_the_parent_alone
 from paddleseg_deeplab.transforms.transforms import is_ours
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
@@ -121,8 +123,13 @@ class _Guarded:
             return sample
         except UserError as error:
             return {"error": str(error), "user": True}
-        except Exception:
+        except Exception as error:
             name = sample_names(self.dataset, [key])[0]
+            if out_of_memory.is_out_of_memory(error):
+                last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                text = f"{name}: memory ran out while it was read or transformed ({last[0]}). "
+                text += "Use smaller sizes in train_dataset.transforms, or fewer --num_workers."
+                return {"error": text, "user": True}
             return {"error": f"{name} could not be read.\n{traceback.format_exc()}", "user": False}
 
 
@@ -201,6 +208,9 @@ def _quiet_worker(_worker_id):
     import cv2
 
     obey_the_parent_alone()
+    # What the parent left for the garbage collector is not this process's to end: the queue of an
+    # earlier reader would wait for threads that there are only in the parent, for ever.
+    gc.freeze()
     cv2.setNumThreads(0)  # workers are the parallelism; OpenCV's threads would only compete
 
 
@@ -258,6 +268,7 @@ def _read(guarded, sampler, num_workers, in_thread=None):
     if in_thread is None:
         in_thread = paddle.get_device() != "cpu" and guarded.is_ours
     if num_workers or in_thread:
+        gc.collect()  # see `_quiet_worker`: nothing is left over when processes are forked
         loader = paddle.io.DataLoader(
             guarded,
             batch_sampler=sampler,
@@ -286,10 +297,11 @@ def reader_failure(error, exit_codes=()):
         exit_codes (Sequence[int | None]): Of the reading processes, as far as they are known.
     """
     text = str(error)
-    # SIGCHLD's handler, and the queue of a reading thread that found its worker gone (3.3.1).
-    if not isinstance(error, SystemError) or not any(
-        sign in text for sign in ("DataLoader process", "Blocking queue is killed")
-    ):
+    # SIGCHLD's handler (3.3.1); inside a PyLayer's backward Paddle makes an OSError of it.
+    by_signal = isinstance(error, (SystemError, OSError)) and "(Fatal) DataLoader process" in text
+    # The queue of a reading thread that found its worker gone.
+    by_queue = isinstance(error, SystemError) and "Blocking queue is killed" in text
+    if not by_signal and not by_queue:
         return None
     number = next((-code for code in exit_codes if code is not None and code < 0), 0)
     if "Bus error" in text or number == getattr(signal, "SIGBUS", -1):

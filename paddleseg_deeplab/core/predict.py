@@ -207,6 +207,7 @@ def _report(result, total, save_dir):
         path, reason = result.failed[0]
         reason = reason if path in reason else f"{path}: {reason}"
         raise UserError(
-            f"{len(result.failed)} of {total} images could not be done, the others are. "
+            f"{len(result.failed)} of {total} images could not be done"
+            f"{', the others are' if len(result.failed) < total else ''}. "
             f"The first: {reason}"
         )

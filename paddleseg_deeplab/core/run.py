@@ -12,6 +12,7 @@ from paddleseg_deeplab.core.preview import prediction_pictures
 from paddleseg_deeplab.core.progress import save_evaluation
 from paddleseg_deeplab.core.slide import WINDOW_SETTINGS
 from paddleseg_deeplab.core.val import evaluate
+from paddleseg_deeplab.utils.errors import NonFiniteLoss, NonFiniteScores
 from paddleseg_deeplab.utils.logger import logger
 
 _PICTURES = 4  # validation images whose predictions are shown in VisualDL
@@ -169,8 +170,18 @@ class Evaluation:
                 result = evaluate(self.model, self.dataset, losses=self.losses, **self.settings)
             except OutOfMemory as error:
                 raise self.ranks.alike(OutOfMemory(f"{error} {CHECKPOINT_KEPT}")) from error
+            except NonFiniteScores as error:
+                # Images are looked at when they are read, so it is the weights.
+                told = NonFiniteLoss(
+                    f"Training stopped at its evaluation of iteration {progress.iteration}: "
+                    f"{error} Here the training has diverged, though its weights are finite still: "
+                    "lower the learning rate, or clip gradients (optimizer.grad_clip_cfg)."
+                )
+                raise self.ranks.alike(told) from error
             with self.ranks.guard():
                 self._show(result, progress.iteration)
+            if result.miou != result.miou:
+                logger.warning("No best model is kept of an evaluation that has no mIoU.")
             if result.miou > progress.best_miou:
                 progress.best_miou = float(result.miou)
                 progress.best_iteration = progress.iteration

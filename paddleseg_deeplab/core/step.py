@@ -19,6 +19,7 @@ from paddleseg_deeplab.core.forward import (
     run_model,
 )
 from paddleseg_deeplab.core.gradients import GradientSum, square_sum
+from paddleseg_deeplab.core.loader import reader_failure
 from paddleseg_deeplab.core.static_network import compiled
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
@@ -183,6 +184,9 @@ class TrainStep:
 
     def _explained(self, error, batches):
         """The error itself, or the line that says that memory ran out; its work is let go."""
+        gone = reader_failure(error)  # Paddle raises it at any moment
+        if gone is not None:
+            return gone
         # What another rank has said may be about its memory.
         if getattr(error, "agreed", False) or not out_of_memory.is_out_of_memory(error):
             return error

@@ -241,6 +241,12 @@ def evaluate(
 def _warn_of_one_class(confusion, names):
     """Masks of 0 and 255 are the usual reason: 255 is void, and mIoU then looks perfect."""
     present = np.flatnonzero(confusion.label_area)
+    if not len(present):
+        logger.warning(
+            "No pixel was counted: all labels are void (%d) everywhere, so there is no mIoU. Look "
+            "at ignore_index, label_map and nodata of val_dataset.",
+            confusion.ignore_index,
+        )
     if len(present) == 1 and confusion.num_classes > 1:
         logger.warning(
             "The labels hold no class but %s (and void, %d). Where masks hold 0 and 255, set "

@@ -17,6 +17,10 @@ class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing is saved from that iteration on."""
 
 
+class NonFiniteScores(UserError):
+    """A network's outputs are NaN or infinite; names the image."""
+
+
 class RunStopped(RuntimeError):
     """Another process of the run failed or is gone; commands print the line and exit with 1."""
 

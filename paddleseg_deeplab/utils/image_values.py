@@ -119,7 +119,8 @@ def describe_faults(values, mask=None, limit=LIMIT):
                 continue
             part = part[~mask[top : top + step]] if mask is not None else part
             kinds = [np.isnan(part), np.isinf(part)]
-            kinds.append(~(np.abs(part) <= limit) & ~kinds[0] & ~kinds[1])
+            # Not by `abs`, which leaves the least whole number of a type negative.
+            kinds.append(((part > limit) | (part < -limit)) & ~kinds[1])
             found = [int(kind.sum()) for kind in kinds]
             if any(found) and not example:
                 example = _yaml(part[kinds[next(i for i in range(3) if found[i])]][0])

@@ -357,8 +357,8 @@ def test_missing_paddle_is_one_sentence(config):
     done = child(code)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert "paddleseg-deeplab[cpu]" in line
-    assert "paddlepaddle-gpu" in line
+    assert "pip install 'paddlepaddle>=3.0'" in line
+    assert "https://www.paddlepaddle.org.cn/en/install/quick" in line
     assert line.count(". ") == 0
 
 

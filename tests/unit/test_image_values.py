@@ -15,7 +15,7 @@ from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.transforms import source, tiff
 from paddleseg_deeplab.transforms.pipeline import preprocess, read_image, read_label
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.image_values import check_input, describe_faults
+from paddleseg_deeplab.utils.image_values import check_input, describe_faults, nodata_mask
 
 H, W = 20, 30
 CROP = {"crop_size": (8, 6)}
@@ -97,6 +97,18 @@ def test_limit_is_a_million():
     assert describe_faults(np.float32([[1e6, -1e6]])) == ("", "")
     above = np.nextafter(np.float32(1e6), np.float32(2e6))
     assert describe_faults(np.float32([[above, 0]]))[0].startswith("1 of 2 values are beyond")
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_the_least_whole_number_is_counted(kind):
+    """Its magnitude does not fit into its own type."""
+    least = int(np.iinfo(kind).min)
+    values = np.zeros((4, 5, 3), kind)
+    values[0, :, 0] = least
+    text, example = describe_faults(values)
+    assert text == "5 of 60 values are beyond 1e6 in magnitude"
+    assert float(example) == least
+    assert nodata_mask(values, float(least)).sum() == 5
 
 
 def test_arrays_given_to_compose():

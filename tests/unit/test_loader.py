@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -229,12 +230,13 @@ def test_what_is_ours():
 
 def test_reading_ahead_ends_with_the_run(monkeypatch):
     on_a_gpu(monkeypatch)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = training_batches(shapes(), 3, 0, 1000, seed=0)
     next(batches)
-    assert threading.active_count() > before
+    started = set(threading.enumerate()) - before
+    assert started
     batches.close()
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in started)
 
 
 def test_errors_come_out_of_reading_ahead(monkeypatch, tmp_path):
@@ -281,7 +283,33 @@ def test_a_reading_process_that_is_gone_is_one_line(how, text):
 
 def test_other_system_errors_are_not_the_reader_s():
     assert loader.reader_failure(SystemError("something else")) is None
-    assert loader.reader_failure(RuntimeError("DataLoader process (pid 1)")) is None
+    assert loader.reader_failure(RuntimeError("(Fatal) DataLoader process (pid 1)")) is None
+    assert loader.reader_failure(OSError("DataLoader process.png is missing")) is None
+
+
+def test_one_that_paddle_wraps_in_a_backward_pass_is_known():
+    """Its signal handler may raise inside a PyLayer, of which Paddle makes an OSError."""
+    text = "(External) \n{\n  Error message in backward of GradNodePyLayer__ReLU\n  SystemError: "
+    text += "(Fatal) DataLoader process (pid 27) exited is killed by signal: Killed. (at x.cc:185)"
+    told = str(loader.reader_failure(OSError(text)))
+    assert "a process that reads training data (--num_workers) is gone" in told
+    assert "(Killed)" in told
+    assert "\n" not in told
+
+
+class Hungry(Foreign):
+    def __getitem__(self, index):
+        raise cv2.error(
+            "OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to "
+            "allocate 120000000000 bytes in function 'OutOfMemoryError'"
+        )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_memory_that_runs_out_while_reading_names_the_sample(num_workers):
+    with pytest.raises(UserError, match=r"^sample 0: memory ran out.*120000000000 bytes") as caught:
+        read(Hungry(), batch_size=1, num_workers=num_workers, shuffle=False)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
