@@ -24,7 +24,7 @@ TEXT = (
 
 
 @manager.MODELS.add_component
-class Hungry(nn.Layer):
+class HungryOnOne(nn.Layer):
     """On rank 1 it takes no image of more than 300 pixels."""
 
     def __init__(self, num_classes=3):
@@ -45,7 +45,7 @@ def main(out, config, photos):
     paddle.set_device("cpu")
     rank = distributed.join().rank
     weights = str(out / f"weights_{rank}.pdparams")
-    paddle.save(Hungry().state_dict(), weights)
+    paddle.save(HungryOnOne().state_dict(), weights)
     flags = ["--config", config, "--device", "cpu", "--model_path", weights]
     window = ["--slide_above", "1", "--crop_size", "16", "12"]
     told = {}

@@ -54,6 +54,7 @@ checks.SyncBatchNorm = norm._SyncBatchNorm
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "row", [ranks.frozen_batch_norm, ranks.two_against_one, ranks.out_of_memory]
 )
@@ -62,6 +63,7 @@ def test_two_processes(row):
     assert found.status == "PASS", found.detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("synchronised", "status"), [(True, "PASS"), (False, "FAIL")])
 def test_batch_norm_over_two_ranks(synchronised, status, monkeypatch):
     """In training each rank has its part of what one process has that sees both batches."""

@@ -15,7 +15,7 @@ from test_distributed import finish, launcher, logs
 CONFIG = """
 val_dataset: {type: Shapes, num_classes: 3, image_size: [32, 24], num_samples: 4, mode: val,
   transforms: []}
-model: {type: Hungry}
+model: {type: HungryOnOne}
 """
 
 

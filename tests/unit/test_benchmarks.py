@@ -42,6 +42,7 @@ def options(bench):
     return bench.harness.Options(runs=1, small=True, rates=rates)
 
 
+@pytest.mark.slow
 def test_every_suite_in_small(tmp_path):
     command = [sys.executable, "benchmarks/run.py", "--small", "--runs", "1"]
     done = subprocess.run(

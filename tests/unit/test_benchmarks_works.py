@@ -52,6 +52,7 @@ class Enough(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_suite_in_small(works, suite, tmp_path, monkeypatch):
     """Each row works until its first lap, whose output can be compared."""
