@@ -342,11 +342,11 @@ def _run(args, comparison):
         found = compare_suite(comparison, suite, limits, args.small)
         figures["suites"][suite] = [asdict(result) for result in found]
         results.extend(found)
-    if results and all(r.verdict == MISSING for r in results):
-        raise trees.TreeError(f"no row could be measured. {results[0].note}".rstrip())
     if args.json:
         text = json.dumps(figures, indent=1) + "\n"
         Path(args.json).write_text(text, encoding="utf-8")
+    if results and all(r.verdict == MISSING for r in results):
+        raise trees.TreeError(f"no row could be measured. {results[0].note}".rstrip())
     counts = {v: sum(r.verdict == v for r in results) for v in (FASTER, SLOWER, NOISY)}
     rest = len(results) - sum(counts.values())
     texts = [f"{count} {name}" for name, count in counts.items()]

@@ -120,7 +120,7 @@ def check_files_exist(pairs, source):
 def check_root(name, root, hint):
     """Returns `root` as a str; UserError with `hint` if it is no folder."""
     if root is None or not os.path.isdir(root):
-        given = "dataset_root is not set" if root is None else f"there is no folder {str(root)!r}"
+        given = "dataset_root is not set" if root is None else f"there is no folder {root}"
         raise UserError(f"{name}: {given}. {hint}")
     return os.fspath(root)
 

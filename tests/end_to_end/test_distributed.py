@@ -287,6 +287,7 @@ def _wait_until(condition, seconds=60):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_killed_rank_and_a_signal_to_the_launcher_end_the_run(tmp_path, started):
     process = started(tmp_path, *_train(tmp_path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import memory_worker
@@ -19,6 +20,7 @@ model: {type: HungryOnOne}
 """
 
 
+@pytest.mark.slow
 def test_all_ranks_end_with_the_line_of_the_first_that_fails(tmp_path):
     (tmp_path / "c.yml").write_text(CONFIG)
     photos = tmp_path / "photos"
@@ -42,7 +44,7 @@ def test_all_ranks_end_with_the_line_of_the_first_that_fails(tmp_path):
     assert "The first: Out of memory on GPU 1 while the network ran on" in lines[1]
     for line in lines:
         assert "(1.5 GiB more asked for, 512.0 MiB free)" in line
-        assert "images of 32 x 24 pixels (width x height) in fp32. What helps: windows" in line
+        assert "of 32 x 24 pixels (width x height) in fp32. What helps: windows" in line
     assert "error:" not in second
     assert "Traceback" not in first + second
     assert (tmp_path / "windows" / "metrics.json").is_file()

@@ -318,6 +318,7 @@ def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_pat
     assert [checkpoint_folder.fault(folder) for folder in folders] == [None] * len(folders)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_killed_for_real_and_resumed(tmp_path):
     """The long script beside, in short."""

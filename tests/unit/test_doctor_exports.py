@@ -79,6 +79,7 @@ def test_a_format_that_is_not_installed_is_skipped(monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_runtimes_on_a_cpu():
     rows = exports.check_runtimes("cpu")
     names = [row.name for row in rows]

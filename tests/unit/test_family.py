@@ -140,7 +140,12 @@ def check(folder, patch, model, form, outputs=1):
     assert len(info.checks["inputs"]) == 2
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+def _slow_if_large(name):
+    large = any(part in name for part in ("101", "152", "Xception65", "Xception71"))
+    return pytest.param(name, marks=pytest.mark.slow) if large else name
+
+
+@pytest.mark.parametrize("name", [_slow_if_large(name) for name in BACKBONES])
 def test_backbone(name, tmp_path, monkeypatch):
     model = {
         "type": "DeepLabV3",
