@@ -132,7 +132,7 @@ class TrainStep:
             self._update()
             return figures
         except Exception as error:
-            told = self._explained(error, batches)
+            told = self.explained(error, batches, "reading training images")
             self.ranks.leave(told)
             raise told from (error.__cause__ if told is error else error)
         finally:
@@ -170,7 +170,7 @@ class TrainStep:
             except NonFiniteLoss as error:
                 fault = explain(error) if explain else error
             except Exception as error:
-                fault = self._explained(error, batches)
+                fault = self.explained(error, batches)
         number = signal()
         told = [float(number == known) for known in _SIGNALS]
         if ranks.size > 1 and ranks.on_host:
@@ -182,24 +182,30 @@ class TrainStep:
         self._sum.backward(self.scaler.scale(loss))
         return self._agreed(names, vector, told, explain)
 
-    def _explained(self, error, batches):
-        """The error itself, or the line that says that memory ran out; its work is let go."""
+    def explained(self, error, batches, what="training", batch_size=1):
+        """The error itself, or the line that says that memory ran out or a reading process is gone;
+        the failed work is let go.
+
+        Args:
+            error (Exception): What came up.
+            batches (list): Of the iteration; empty where they could not be read or it is over.
+            what (str): What was being done where there are no batches.
+            batch_size (int): Images in a batch, where there are none to look at.
+        """
         gone = reader_failure(error)  # Paddle raises it at any moment
         if gone is not None:
             return gone
         # What another rank has said may be about its memory.
         if getattr(error, "agreed", False) or not out_of_memory.is_out_of_memory(error):
             return error
-        facts = {}
-        count = 1
+        facts = {"what": what}
         if batches:
-            count, _, height, width = batches[0][0].shape
-            facts = {"image_size": (width, height), "batch_size": count}
+            batch_size, _, height, width = batches[0][0].shape
+            facts = {"what": "training", "image_size": (width, height), "batch_size": batch_size}
+            facts["precision"] = self.precision
         told = out_of_memory.explain(
             error,
-            what="training" if batches else "reading training images",
-            precision=self.precision,
-            settings=out_of_memory.training_settings(count, self.precision),
+            settings=out_of_memory.training_settings(batch_size, self.precision),
             note=out_of_memory.CHECKPOINT_KEPT,
             **facts,
         )
@@ -282,7 +288,7 @@ class TrainStep:
                 if not alone or len(batches) > 1:
                     weights = self._weights(batches, logits)
             except Exception as error:
-                fault = self._explained(error, batches)
+                fault = self.explained(error, batches)
         if fault is not None and (alone or not self.ranks.on_host):
             raise fault
         if alone and len(batches) == 1:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core import checkpoint_folder, distributed, out_of_memory, state
+from paddleseg_deeplab.core import checkpoint_folder, distributed, state
 from paddleseg_deeplab.core.figures import Journal
 from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
-from paddleseg_deeplab.core.loader import reader_failure, sample_names, training_batches
+from paddleseg_deeplab.core.loader import sample_names, training_batches
 from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
 from paddleseg_deeplab.core.progress import Progress, warn_of_another_machine
 from paddleseg_deeplab.core.run import Evaluation, Run, has_ended
@@ -193,12 +193,8 @@ def _told(run):
         logger.info("The run was %s at iteration %d.", reason, run.progress.iteration)
         raise
     except Exception as error:
-        told = reader_failure(error) or error  # Paddle raises it at any moment
-        if out_of_memory.is_out_of_memory(error) and not getattr(error, "agreed", False):
-            batch_size = run.progress.settings["batch_size"]
-            settings = out_of_memory.training_settings(batch_size, run.step.precision)
-            facts = {"settings": settings, "note": out_of_memory.CHECKPOINT_KEPT}
-            told = out_of_memory.explain(error, what="training", **facts)
+        batch_size = run.progress.settings["batch_size"]
+        told = run.step.explained(error, [], batch_size=batch_size)
         run.step.ranks.leave(told)
         raise told from (error.__cause__ if told is error else error)
 
