@@ -19,11 +19,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models.layers import batch_norms
 from paddleseg_deeplab.transforms import Normalize
-from paddleseg_deeplab.utils.checkpoint import read_weights
+from paddleseg_deeplab.utils.weights.load import read_weights
 
 # name on the command line: (registered name, settings)
 VARIANTS = {
@@ -44,7 +44,7 @@ def picture(size):
 
 def build(name, stride):
     registered, settings = VARIANTS.get(name, (name, {}))
-    return manager.BACKBONES[registered](output_stride=stride, **settings)
+    return registry.BACKBONES[registered](output_stride=stride, **settings)
 
 
 def take_statistics(backbone, image):

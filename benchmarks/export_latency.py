@@ -16,11 +16,11 @@ from paddleseg_deeplab.utils.cpu import environment_report  # isort: skip
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core.export import export
-from paddleseg_deeplab.core.forward import infer_logits
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy.export import export
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
 
 PATHS = (("pir", False), ("legacy", False), ("legacy", True), ("onnx", None))
 

@@ -20,9 +20,10 @@ from pathlib import Path
 import paddleseg_deeplab  # noqa: F401  isort: skip
 import paddle
 
-from paddleseg_deeplab.core.inspect_network import inspect_network
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.cvlibs.config import parse_opts
+from paddleseg_deeplab.tools.inspect_model.network import inspect_network
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -39,7 +40,7 @@ class Row:
     def __init__(self, text, page):
         self.opts = [change.rstrip(",") for change in _CHANGE.findall(text)]
         config = _CONFIG.search(text)
-        names = [n for n in re.findall(r"`(\w+)`", text) if n in manager.BACKBONES.components_dict]
+        names = [n for n in re.findall(r"`(\w+)`", text) if n in registry.BACKBONES.components_dict]
         self.config = (page.parent / config.group(1)).resolve() if config else None
         self.backbone = names[0] if names else None
         if not config and not names:
@@ -48,7 +49,7 @@ class Row:
     def build(self, stride):
         """The network; None stands for the row's own output stride."""
         if self.config is None:
-            component = manager.BACKBONES[self.backbone]
+            component = registry.BACKBONES[self.backbone]
             settings = {path[-1]: value for path, value in parse_opts(self.opts)}
             if stride is not None:
                 settings["output_stride"] = stride

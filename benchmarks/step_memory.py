@@ -72,9 +72,9 @@ def measure(path, size):
     """Prints the figures of one network as JSON; runs in a process of its own."""
     import paddle
 
-    from paddleseg_deeplab.core.inspect_memory import TrainingMemory, moments_of
     from paddleseg_deeplab.cvlibs import Config, SegBuilder
     from paddleseg_deeplab.tools.doctor.memory import peak_of_step
+    from paddleseg_deeplab.tools.inspect_model.memory import TrainingMemory, moments_of
 
     paddle.set_device("cpu")
     config = Config(path)

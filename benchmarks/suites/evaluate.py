@@ -19,16 +19,16 @@ import paddle
 from children import memory_of
 from harness import Row, Unequal, put_ratio, take_turns
 
-from paddleseg_deeplab.core import engine as engine_module
-from paddleseg_deeplab.core.engine import open_engine
-from paddleseg_deeplab.core.forward import infer_logits
-from paddleseg_deeplab.core.inspect_network import inspect_network
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.core.val import evaluate
-from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.datasets.shapes import Shapes
+from paddleseg_deeplab.deploy import engine as engine_module
+from paddleseg_deeplab.deploy.engine import open_engine
+from paddleseg_deeplab.kernels import cpu_ops
 from paddleseg_deeplab.models import DeepLabV3P
-from paddleseg_deeplab.models.layers import cpu_ops
+from paddleseg_deeplab.models.forward import infer_logits
+from paddleseg_deeplab.tools.inspect_model.network import inspect_network
 from paddleseg_deeplab.transforms import Normalize
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
@@ -69,7 +69,7 @@ def open_set(folder, small):
 
 def new_network(classes, small):
     paddle.seed(0)
-    backbone = manager.BACKBONES["ResNet18_vd"](output_stride=16)
+    backbone = registry.BACKBONES["ResNet18_vd"](output_stride=16)
     return DeepLabV3P(classes, backbone, aspp_out_channels=16 if small else 256)
 
 
@@ -98,7 +98,7 @@ def build(small, dataset):
 
 @contextlib.contextmanager
 def plain_paddle():
-    """Paddle's own operators in dygraph, without the faster ones of models/layers/cpu_ops.py."""
+    """Paddle's own operators in dygraph, without the faster ones of kernels/cpu_ops.py."""
     applies, cpu_ops.applies = cpu_ops.applies, lambda *_: False
     try:
         yield

@@ -19,15 +19,16 @@ import paddle
 from children import Worker
 from harness import Missing, Row, Unequal, peer, put_ratio, take_turns, timed
 
-from paddleseg_deeplab.core.export import export
-from paddleseg_deeplab.core.forward import infer_logits
-from paddleseg_deeplab.core.inspect_network import inspect_network
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.deploy.export import export
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
 from paddleseg_deeplab.models import DeepLabV3P
-from paddleseg_deeplab.transforms import Compose, Normalize, pipeline
+from paddleseg_deeplab.models.forward import infer_logits
+from paddleseg_deeplab.prediction import restore
+from paddleseg_deeplab.tools.inspect_model.network import inspect_network
+from paddleseg_deeplab.transforms import Compose, Normalize
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
 
 CLASSES = 19
 SIZES = ((512, 512), (1024, 512))  # (width, height)
@@ -54,7 +55,7 @@ NEAR = {"fp32": 2e-4, "bf16": 0.3}
 def build(small):
     """The network with new weights."""
     name, stride, width = ("ResNet18_vd", 16, 16) if small else ("ResNet50_vd", 8, 256)
-    backbone = manager.BACKBONES[name](output_stride=stride, multi_grid=[1, 2, 4])
+    backbone = registry.BACKBONES[name](output_stride=stride, multi_grid=[1, 2, 4])
     return DeepLabV3P(CLASSES, backbone, aspp_out_channels=width)
 
 
@@ -100,8 +101,8 @@ def file_to_file(run, image, mask):
     steps = compose()
 
     def work():
-        array, trans_info, _ = pipeline.preprocess(image, steps)
-        labels = pipeline.labels_to_original(run(array[None])[0], trans_info)
+        array, trans_info, _ = restore.preprocess(image, steps)
+        labels = restore.labels_to_original(run(array[None])[0], trans_info)
         if not cv2.imwrite(mask, labels.astype(np.uint8)):
             raise OSError(f"{mask} cannot be written.")
         return mask
@@ -239,7 +240,7 @@ def rows(options):
         with tempfile.TemporaryDirectory() as folder:
             image, weights = f"{folder}/image.png", f"{folder}/model.pdparams"
             cv2.imwrite(image, dense_crf.load_image(None, (height, width))[..., ::-1])
-            sample = pipeline.preprocess(image, compose())[0]
+            sample = restore.preprocess(image, compose())[0]
             paddle.seed(0)
             model = build(options.small)
             scores = prepare(model, sample)

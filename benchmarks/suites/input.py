@@ -24,7 +24,7 @@ from works.pictures import CLASSES, make_files
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.datasets import Dataset
-from paddleseg_deeplab.transforms import png
+from paddleseg_deeplab.kernels import png
 
 VARIABLE = "ALBUMENTATIONS_PYTHON"
 PEER, PLAIN = "albumentations", "same transforms one by one"
@@ -33,8 +33,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "albumentations_peer.py"
 FULL = ((1024, 2048), (512, 1024), 21)
 SMALL = ((64, 128), (32, 64), 3)
 # All in grey levels of 255, set beforehand. The same transforms on the whole image: see
-# transforms/crop_first.py. albumentations rounds to 8 bits: the resize by half a level, each of the
-# three factors (at most 1.4) by another, and its tables cut off up to one: within
+# transforms/resize_crop.py. albumentations rounds to 8 bits: the resize by half a level, each of
+# the three factors (at most 1.4) by another, and its tables cut off up to one: within
 # ((0.5 * 1.4 + 1) * 1.4 + 1) * 1.4 + 1 = 5.7, taken as 6. Its hue has steps of 2 degrees, rounded
 # once and cut off once: 3 degrees are 3 / 60 of 255, 12.75, which later factors raise: 36.
 PLAIN_TOLERANCE = 1 / 8

@@ -17,9 +17,9 @@ from children import memory_of
 from harness import assert_close, compare
 
 from paddleseg_deeplab.core import infer
-from paddleseg_deeplab.core.engine import open_engine
-from paddleseg_deeplab.core.forward import infer_logits
-from paddleseg_deeplab.core.inspect_network import inspect_network
+from paddleseg_deeplab.deploy.engine import open_engine
+from paddleseg_deeplab.models.forward import infer_logits
+from paddleseg_deeplab.tools.inspect_model.network import inspect_network
 from suites.evaluate import network, new_network, plain_paddle
 
 PEER = "plain loop"

@@ -42,7 +42,7 @@ import paddle
 mark("Paddle")
 from paddleseg_deeplab.cvlibs import SegBuilder
 from paddleseg_deeplab.core import train
-from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.core.training.step import TrainStep
 from paddleseg_deeplab.cli import train as command
 mark("the package's models, data, training")
 class Enough(BaseException):

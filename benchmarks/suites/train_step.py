@@ -11,11 +11,11 @@ import paddle
 from children import memory_of
 from harness import Missing, Unequal, assert_close, compare, peer
 
-from paddleseg_deeplab.core.inspect_network import inspect_network
-from paddleseg_deeplab.core.step import TrainStep
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.core.training.step import TrainStep
 from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.losses import CrossEntropyLoss, LovaszSoftmaxLoss, MixedLoss
+from paddleseg_deeplab.tools.inspect_model.network import inspect_network
 from paddleseg_deeplab.utils.cpu import keep_freed_memory, thread_count
 
 PEER = "torch, eager"
@@ -47,7 +47,7 @@ def make_inputs(count, side):
 
 def our_network(layers, output_stride):
     paddle.seed(0)
-    backbone = manager.BACKBONES[f"ResNet{layers}_vd"](output_stride=output_stride)
+    backbone = registry.BACKBONES[f"ResNet{layers}_vd"](output_stride=output_stride)
     return DeepLabV3P(CLASSES, backbone, aspp_dropout=0.0)
 
 

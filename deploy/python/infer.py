@@ -21,28 +21,9 @@ with imports_of(__name__):
     import numpy as np
     from tqdm import tqdm
 
-    from paddleseg_deeplab import transforms
-    from paddleseg_deeplab.core import feed, pictures, refine
-    from paddleseg_deeplab.core.averaging import check_finite
-    from paddleseg_deeplab.cvlibs import manager
-    from paddleseg_deeplab.postprocess.settings import (
-        add_crf_arguments,
-        crf_settings,
-        make_crf,
-        parse_bool,
-    )
-    from paddleseg_deeplab.transforms import pipeline
-    from paddleseg_deeplab.utils import deploy_yaml, tensorrt, visualize
-    from paddleseg_deeplab.utils.errors import UserError
-    from paddleseg_deeplab.utils.logger import logger, setup_console
-    from paddleseg_deeplab.utils.prediction_files import (
-        check_save_dir,
-        collect_images,
-        output_names,
-        parse_outputs,
-        report_failures,
-    )
-    from paddleseg_deeplab.utils.predictors import (
+    from paddleseg_deeplab import registry, transforms
+    from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
+    from paddleseg_deeplab.deploy.runtimes import (
         PRECISIONS,
         RUNTIMES,
         InferenceSettings,
@@ -50,6 +31,25 @@ with imports_of(__name__):
         choose_device,
         open_predictor,
     )
+    from paddleseg_deeplab.postprocess.settings import (
+        add_crf_arguments,
+        crf_settings,
+        make_crf,
+        parse_bool,
+    )
+    from paddleseg_deeplab.prediction import batching, pictures, restore
+    from paddleseg_deeplab.prediction import crf as refine
+    from paddleseg_deeplab.prediction.outputs import (
+        check_save_dir,
+        collect_images,
+        output_names,
+        parse_outputs,
+        report_failures,
+    )
+    from paddleseg_deeplab.prediction.scores import check_finite
+    from paddleseg_deeplab.utils import visualize
+    from paddleseg_deeplab.utils.errors import UserError
+    from paddleseg_deeplab.utils.logger import logger, setup_console
 
 _DESCRIPTION = """Predicts images with an exported network.
 
@@ -115,7 +115,7 @@ def parse_args(argv=None):
         gpu(f"--trt_{kind}_shape", nargs=4, type=int, metavar="N", help=f"{kind}imum, N C H W")
     args = parser.parse_args(argv)
     if args.num_workers is None:
-        args.num_workers = 0 if args.benchmark else feed.automatic_workers()
+        args.num_workers = 0 if args.benchmark else batching.automatic_workers()
     return args
 
 
@@ -159,7 +159,7 @@ def build_compose(info):
     for item in info.transforms:
         item = dict(item)
         try:
-            steps.append(manager.TRANSFORMS[item.pop("type", None)](**item))
+            steps.append(registry.TRANSFORMS[item.pop("type", None)](**item))
         except (KeyError, TypeError, ValueError) as e:
             text = e.args[0] if e.args else e
             raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
@@ -181,12 +181,12 @@ def postprocess(output, trans_info, output_op, want_probabilities=False):
         tuple: labels, integers [H, W]; probabilities, float32 [num_classes, H, W], or None.
     """
     if output_op == "argmax":
-        return pipeline.labels_to_original(output, trans_info), None
+        return restore.labels_to_original(output, trans_info), None
     if not want_probabilities:
-        return pipeline.scores_to_labels(output, trans_info), None
-    scores = pipeline.restore(output, trans_info)
-    labels = pipeline.scores_to_labels(scores, [])
-    return labels, pipeline.softmax(scores) if output_op == "none" else scores
+        return restore.scores_to_labels(output, trans_info), None
+    scores = restore.restore(output, trans_info)
+    labels = restore.scores_to_labels(scores, [])
+    return labels, restore.softmax(scores) if output_op == "none" else scores
 
 
 class Inferer:
@@ -251,7 +251,7 @@ def batches(inferer, paths, failures, num_workers=0):
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
     items = enumerate(paths)
     samples = pictures.read_pictures(items, inferer.prepare, failures, num_workers)
-    return feed.equal_size_batches(samples, inferer.batch_size)
+    return batching.equal_size_batches(samples, inferer.batch_size)
 
 
 def results(inferer, paths, failures, want_probabilities, num_workers=0):

@@ -115,7 +115,7 @@ def select_device(name=None):
 
 
 def join_ranks(device=None):
-    """The processes that a launcher started, joined; `core.distributed.Ranks`, one by default.
+    """The processes that a launcher started, joined; `core.ranks.Ranks`, one by default.
 
     All but the first log warnings only from here on.
 
@@ -125,7 +125,7 @@ def join_ranks(device=None):
     Raises:
         UserError: One GPU was named for all of them.
     """
-    from paddleseg_deeplab.core import distributed
+    from paddleseg_deeplab.core import ranks as distributed
 
     ranks = distributed.join(device)
     if not ranks.is_main:

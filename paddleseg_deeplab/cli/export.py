@@ -5,7 +5,7 @@ import os
 import sys
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference import dataset_facts
+from paddleseg_deeplab.cli.inference_flags import dataset_facts
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Exports a trained model for deployment.
@@ -25,7 +25,7 @@ _RESIZING = ("Resize", "ResizeByLong", "ResizeByShort", "LimitLong", "ScalePaddi
 
 
 def add_arguments(parser):
-    from paddleseg_deeplab.utils.deploy_yaml import FORMATS, OUTPUT_OPS
+    from paddleseg_deeplab.deploy.deploy_yaml import FORMATS, OUTPUT_OPS
 
     common.add_config_arguments(parser)
     parser.add_argument(
@@ -82,11 +82,11 @@ def _nchw_unless_asked(config, args, form):
 
 def _compose(builder, config):
     """(Compose, its dicts for deploy.yaml): ``export.transforms``, or else the validation set's."""
-    from paddleseg_deeplab.cvlibs import manager
+    from paddleseg_deeplab import registry
     from paddleseg_deeplab.transforms import Compose
 
     val = config.val_dataset_cfg
-    dataset_class = manager.DATASETS[val["type"]] if val else None
+    dataset_class = registry.DATASETS[val["type"]] if val else None
     backbone = config.model_cfg.get("backbone") or {}
     channels = backbone.get("in_channels", getattr(dataset_class, "IMG_CHANNELS", 3))
     channels = val.get("img_channels", channels)
@@ -98,7 +98,7 @@ def _compose(builder, config):
 
 def _sample(args, compose, dataset):
     """A preprocessed image, float32 [C, h, w], and whether it was resized on the way."""
-    from paddleseg_deeplab.transforms.pipeline import preprocess
+    from paddleseg_deeplab.prediction.restore import preprocess
     from paddleseg_deeplab.utils.logger import logger
 
     if args.image_path:
@@ -159,7 +159,7 @@ def _warn_of_fixed_size(shape, sample):
 
 def run(args):
     """Exports as the flags say; 0, or 1 where the export differs from the trained network."""
-    from paddleseg_deeplab.utils.prediction_files import check_save_dir
+    from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)
     # For the comparison, see utils.tf32; the exported network runs as its user's settings say.
@@ -170,16 +170,16 @@ def run(args):
     )
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
-    from paddleseg_deeplab.core.export import (
+    from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.deploy.export import (
         ExportMismatch,
         check_crf,
         check_input_shape,
         export,
         resolve_format,
     )
-    from paddleseg_deeplab.cvlibs import SegBuilder
-    from paddleseg_deeplab.utils.checkpoint import load_entire_model
     from paddleseg_deeplab.utils.logger import logger
+    from paddleseg_deeplab.utils.weights.load import load_entire_model
 
     form = resolve_format(args.format, target)
     config = common.read_config(args, pretrained=not args.model_path)

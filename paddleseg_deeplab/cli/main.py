@@ -6,29 +6,34 @@ import sys
 
 from paddleseg_deeplab.utils.errors import nearest
 
-# A verb is a module of this package with `main(argv)` and a docstring whose first line says why.
-VERBS = (
-    "train",
-    "val",
-    "predict",
-    "export",
-    "inspect_model",
-    "convert_weights",
-    "search_crf",
-    "check_dataset",
-    "prepare_dataset",
-    "quickstart",
-)
+# A verb is a module with `main(argv)` and a docstring whose first line says why.
+_COMMANDS = {
+    "train": "cli.train",
+    "val": "cli.val",
+    "predict": "cli.predict",
+    "export": "cli.export",
+    "inspect_model": "tools.inspect_model.command",
+    "convert_weights": "tools.convert_weights.command",
+    "search_crf": "tools.search_crf.command",
+    "check_dataset": "tools.check_dataset.command",
+    "prepare_dataset": "tools.prepare_dataset.command",
+    "quickstart": "cli.quickstart",
+}
+VERBS = tuple(_COMMANDS)
+
+
+def _module_of(verb):
+    return importlib.import_module(f"paddleseg_deeplab.{_COMMANDS[verb]}")
 
 
 def main(argv=None):
     """Runs one verb and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in VERBS:
-        return importlib.import_module(f"paddleseg_deeplab.cli.{argv[0]}").main(argv[1:])
+        return _module_of(argv[0]).main(argv[1:])
     lines = ["usage: paddleseg-deeplab <verb> [flags]", ""]
     for verb in VERBS:
-        module = importlib.import_module(f"paddleseg_deeplab.cli.{verb}")
+        module = _module_of(verb)
         lines.append(f"  {verb:<16}{module.__doc__.splitlines()[0]}")
     lines += ["", "paddleseg-deeplab <verb> --help lists a verb's flags."]
     if argv and argv[0] in ("-h", "--help"):

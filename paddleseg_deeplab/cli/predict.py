@@ -4,7 +4,7 @@
 import sys
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference import (
+from paddleseg_deeplab.cli.inference_flags import (
     add_inference_arguments,
     dataset_facts,
     inference_settings,
@@ -55,7 +55,7 @@ def _preprocessing(builder, dataset):
     """The validation set's Compose, made from the config alone where the set cannot be opened."""
     if dataset is not None:
         return dataset.transforms
-    from paddleseg_deeplab.cvlibs import manager
+    from paddleseg_deeplab import registry
     from paddleseg_deeplab.transforms import Compose
 
     config = builder.config.val_dataset_cfg
@@ -63,7 +63,7 @@ def _preprocessing(builder, dataset):
         raise UserError(
             f"{builder.config.path}: val_dataset is missing; its transforms are needed."
         )
-    component = manager.DATASETS[config["type"]]
+    component = registry.DATASETS[config["type"]]
     channels = config.get("img_channels", getattr(component, "IMG_CHANNELS", 3))
     keys = {"to_rgb": config.get("to_rgb", True), "nodata": config.get("nodata")}
     return Compose(builder.val_transforms, img_channels=channels, **keys)
@@ -71,7 +71,7 @@ def _preprocessing(builder, dataset):
 
 def run(args):
     """Predicts as the flags say; 0 when every image is done."""
-    from paddleseg_deeplab.utils.prediction_files import (
+    from paddleseg_deeplab.prediction.outputs import (
         check_save_dir,
         collect_images,
         parse_outputs,

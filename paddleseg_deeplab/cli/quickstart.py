@@ -56,7 +56,7 @@ def _write_scenes(config_path, folder):
 
 
 def _write_pictures(scenes, results, folder, names, masks, dataset):
-    from paddleseg_deeplab.transforms.pipeline import read_image, read_label
+    from paddleseg_deeplab.transforms.reading.files import read_image, read_label
     from paddleseg_deeplab.utils.visualize import save_image, side_by_side
 
     for name, mask in zip(names, masks):
@@ -76,7 +76,7 @@ def _magnified(array, least=256):
 def run(args):
     """0 when every step worked and the mIoU is reached."""
     common.require_paddle()
-    from paddleseg_deeplab.utils.prediction_files import check_save_dir
+    from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)
     out = Path(args.save_dir)

@@ -109,7 +109,7 @@ def _earlier_run(args):
     Raises:
         UserError: There are some, and the flags do not say what to do with them.
     """
-    from paddleseg_deeplab.core import state
+    from paddleseg_deeplab.core.training.state import checkpoint
 
     save_dir = Path(args.save_dir)
     if save_dir.exists() and not save_dir.is_dir():
@@ -117,9 +117,9 @@ def _earlier_run(args):
     named = args.resume_model if args.resume_model != "auto" else None
     if named and not (Path(named) / "model.pdparams").is_file():
         raise UserError(f"--resume_model {named} has no model.pdparams; give an iter_N folder.")
-    found = state.find_checkpoint(args.resume_model, save_dir)
+    found = checkpoint.find_checkpoint(args.resume_model, save_dir)
     args.resume_model = str(found) if found else None
-    old = [] if args.resume_model else state.checkpoints(save_dir)
+    old = [] if args.resume_model else checkpoint.checkpoints(save_dir)
     if old and not args.overwrite:
         raise UserError(
             f"--save_dir {save_dir} holds an earlier run ({old[-1].name}). Go on with "
@@ -192,10 +192,10 @@ def _hyper_parameters(config, args, ranks):
 
 def _build(config, seed, do_eval, num_workers):
     """A `SegBuilder` whose parts are built, the cheap and fallible ones first."""
-    from paddleseg_deeplab.core.preflight import check_start
     from paddleseg_deeplab.core.train import seed_everything
+    from paddleseg_deeplab.core.training.watch.preflight import check_start
     from paddleseg_deeplab.cvlibs import SegBuilder
-    from paddleseg_deeplab.datasets.check import quick_check
+    from paddleseg_deeplab.tools.check_dataset.check import quick_check
 
     builder = SegBuilder(config)
     seed_everything(seed)  # before the weights are drawn
@@ -217,8 +217,8 @@ def _build(config, seed, do_eval, num_workers):
 
 
 def _train(args, config, builder, ranks):
-    from paddleseg_deeplab.core.preflight import warn_of_update_size
     from paddleseg_deeplab.core.train import train
+    from paddleseg_deeplab.core.training.watch.preflight import warn_of_update_size
 
     warn_of_update_size(
         config.images_per_update, config.batch_size, config.accumulation_steps, ranks.size
@@ -265,8 +265,8 @@ def run(args):
         batch_size=args.batch_size,
         iters=args.iters,
     )
-    from paddleseg_deeplab.core.determinism import make_deterministic
-    from paddleseg_deeplab.core.forward import precision_context
+    from paddleseg_deeplab.core.training.determinism import make_deterministic
+    from paddleseg_deeplab.models.forward import precision_context
     from paddleseg_deeplab.utils.cpu import keep_freed_memory
 
     if args.deterministic:
@@ -276,8 +276,8 @@ def run(args):
         keep_freed_memory()
     precision_context(args.precision, args.amp_level)  # refuses what this device cannot do
     ranks = common.join_ranks(args.device)
-    from paddleseg_deeplab.core.interrupt import Interrupted
-    from paddleseg_deeplab.core.step import NonFiniteLoss
+    from paddleseg_deeplab.core.training.step import NonFiniteLoss
+    from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
     from paddleseg_deeplab.utils import logger as log
 
     with ranks.guard():

@@ -4,7 +4,7 @@
 import sys
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Evaluates a trained model on the config's validation set.
@@ -32,7 +32,7 @@ def run(args):
     """Evaluates as the flags say; 0 when done."""
     if args.worst < 0:
         raise UserError(f"--worst should be at least 0, not {args.worst}.")
-    from paddleseg_deeplab.utils.prediction_files import check_save_dir
+    from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)
     device = common.select_device(args.device)
@@ -43,8 +43,8 @@ def run(args):
     from paddleseg_deeplab.core.report import write_report
     from paddleseg_deeplab.core.val import evaluate
     from paddleseg_deeplab.cvlibs import SegBuilder
-    from paddleseg_deeplab.utils.checkpoint import load_entire_model
     from paddleseg_deeplab.utils.logger import logger
+    from paddleseg_deeplab.utils.weights.load import load_entire_model
 
     with ranks.guard():
         builder = SegBuilder(config)

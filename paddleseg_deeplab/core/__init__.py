@@ -11,7 +11,12 @@ import types
 
 from paddleseg_deeplab.utils.installed import require_paddle
 
-_MODULE_OF = {"train": "train", "evaluate": "val", "predict": "predict", "export": "export"}
+_MODULE_OF = {
+    "train": "paddleseg_deeplab.core.train",
+    "evaluate": "paddleseg_deeplab.core.val",
+    "predict": "paddleseg_deeplab.core.predict",
+    "export": "paddleseg_deeplab.deploy.export",
+}
 
 __all__ = ["evaluate", "export", "predict", "train"]
 
@@ -19,7 +24,7 @@ __all__ = ["evaluate", "export", "predict", "train"]
 def __getattr__(name):
     if name in _MODULE_OF:
         require_paddle()
-        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

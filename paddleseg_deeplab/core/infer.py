@@ -15,9 +15,6 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.core.averaging import add_probabilities, best_classes, check_finite
-from paddleseg_deeplab.core.engine import run_network
-from paddleseg_deeplab.core.feed import automatic_batch
 from paddleseg_deeplab.core.slide import (
     WINDOW_SETTINGS,
     check_window,
@@ -26,7 +23,10 @@ from paddleseg_deeplab.core.slide import (
     window_for,
     window_starts,
 )
-from paddleseg_deeplab.transforms import pipeline
+from paddleseg_deeplab.deploy.engine import run_network
+from paddleseg_deeplab.prediction import restore
+from paddleseg_deeplab.prediction.batching import automatic_batch
+from paddleseg_deeplab.prediction.scores import add_probabilities, best_classes, check_finite
 from paddleseg_deeplab.utils.errors import UserError
 
 __all__ = [
@@ -85,14 +85,14 @@ def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):
     if not (resized or return_scores or on_host):
         # Cropping padding off commutes with argmax: K times less to copy from the device.
         labels = paddle.argmax(scores, axis=1, dtype="int32").numpy()
-        return [pipeline.labels_to_original(m, info) for m, info in zip(labels, infos)], None
+        return [restore.labels_to_original(m, info) for m, info in zip(labels, infos)], None
     host = scores if on_host else scores.numpy()
     if not (resized or return_scores):
         labels = [best_classes(s) for s in host]
-        return [pipeline.labels_to_original(m, info) for m, info in zip(labels, infos)], None
+        return [restore.labels_to_original(m, info) for m, info in zip(labels, infos)], None
     if not return_scores:
-        return [pipeline.scores_to_labels(s, info) for s, info in zip(host, infos)], None
-    restored = [pipeline.restore(s, info, "linear") for s, info in zip(host, infos)]
+        return [restore.scores_to_labels(s, info) for s, info in zip(host, infos)], None
+    restored = [restore.restore(s, info, "linear") for s, info in zip(host, infos)]
     return [best_classes(s) for s in restored], restored
 
 

@@ -9,16 +9,19 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer, pictures, refine
-from paddleseg_deeplab.core.distributed import join
-from paddleseg_deeplab.core.engine import check_engine
-from paddleseg_deeplab.core.feed import equal_size_batches, workers_for
-from paddleseg_deeplab.core.forward import evaluation_mode
+from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.val import engine_for, predictions
+from paddleseg_deeplab.deploy.engine import check_engine
+from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.postprocess.settings import make_crf
-from paddleseg_deeplab.utils import prediction_files, visualize
-from paddleseg_deeplab.utils.checkpoint import load_entire_model
+from paddleseg_deeplab.prediction import crf as refine
+from paddleseg_deeplab.prediction import outputs as prediction_files
+from paddleseg_deeplab.prediction import pictures
+from paddleseg_deeplab.prediction.batching import equal_size_batches, workers_for
+from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.weights.load import load_entire_model
 
 
 @dataclasses.dataclass
@@ -92,7 +95,7 @@ def predict(
 
     Results go to sub folders of `save_dir`: ``added_prediction`` (overlay) and
     ``pseudo_color_prediction`` (palette PNG) as in PaddleSeg, ``raw_prediction`` (class numbers),
-    ``probability`` (.npy); names follow `utils.prediction_files.output_names`. Overlays are PNGs
+    ``probability`` (.npy); names follow `prediction.outputs.output_names`. Overlays are PNGs
     (PaddleSeg keeps the image's format). A legend of the classes is written beside them.
 
     An image that cannot be read, predicted or written does not stop the others: it is reported at
@@ -125,7 +128,7 @@ def predict(
         precision, amp_level (str): As for `core.val.evaluate`.
         progress (bool): Show a progress bar on a terminal.
         crf (optional): As for `core.val.evaluate`; "prob" then is what the CRF gives.
-        engine (str): What runs the network, see `core.engine.open_engine`. Default "dygraph".
+        engine (str): What runs the network, see `deploy.engine.open_engine`. Default "dygraph".
 
     Returns:
         PredictionResult: Files written, and the images that are not done with the reason, such as

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core.engine import Engine, run_network
-from paddleseg_deeplab.core.feed import automatic_batch
+from paddleseg_deeplab.deploy.engine import Engine, run_network
+from paddleseg_deeplab.prediction.batching import automatic_batch
 from paddleseg_deeplab.utils.errors import UserError
 
 # Sums larger than this, in bytes, stay in host memory on a GPU too: windows are there to save its.

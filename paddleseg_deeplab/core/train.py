@@ -11,17 +11,22 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core import checkpoint_folder, distributed, state
-from paddleseg_deeplab.core.figures import Journal
-from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
-from paddleseg_deeplab.core.loader import sample_names, training_batches
-from paddleseg_deeplab.core.monitor import Stopwatch, TrainMonitor
-from paddleseg_deeplab.core.progress import Progress, warn_of_another_machine
-from paddleseg_deeplab.core.run import Evaluation, Run, has_ended
-from paddleseg_deeplab.core.same_run import CONFIG, check_same_run
-from paddleseg_deeplab.core.sampler import Sampler
-from paddleseg_deeplab.core.step import NonFiniteLoss, TrainStep
-from paddleseg_deeplab.core.vdl import VisualDLWriter
+from paddleseg_deeplab.core import ranks as distributed
+from paddleseg_deeplab.core.training.data.batches import sample_names, training_batches
+from paddleseg_deeplab.core.training.data.epochs import Sampler
+from paddleseg_deeplab.core.training.late_losses import Journal
+from paddleseg_deeplab.core.training.state import checkpoint, folder
+from paddleseg_deeplab.core.training.state.progress import Progress, warn_of_another_machine
+from paddleseg_deeplab.core.training.state.same_run import CONFIG, check_same_run
+from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
+from paddleseg_deeplab.core.training.trainer import Evaluation, Run, has_ended
+from paddleseg_deeplab.core.training.watch.interrupt import (
+    Interrupted,
+    StoppableDataset,
+    StopRequest,
+)
+from paddleseg_deeplab.core.training.watch.loggers import VisualDLWriter
+from paddleseg_deeplab.core.training.watch.monitor import Stopwatch, TrainMonitor
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
@@ -76,7 +81,7 @@ def train(
         save_dir (str): Made if missing.
         iters (int): Iterations; one is one update of the weights.
         batch_size (int): Images in one forward pass of one process; several processes (`join` of
-            core.distributed) take ``batch_size`` each.
+            core.ranks) take ``batch_size`` each.
         early_stop_intervals (int, optional): Stops after so many evaluations without a better
             mIoU.
         resume_model (str, optional): An ``iter_N`` folder to go on from, or "auto" for the newest
@@ -211,12 +216,12 @@ def _begin(save_dir, resume_model, step, ema, settings, seed, config_text, ignor
     with ranks.guard():
         if ranks.is_main:
             Path(save_dir).mkdir(parents=True, exist_ok=True)
-            checkpoint_folder.clean(save_dir)
+            folder.clean(save_dir)
     progress = Progress(seed=seed or 0, settings=settings)
     with ranks.guard():
-        resumed = state.find_checkpoint(resume_model, save_dir)
+        resumed = checkpoint.find_checkpoint(resume_model, save_dir)
         if resumed is not None:
-            progress = state.resume(resumed, model, step, ema)
+            progress = checkpoint.resume(resumed, model, step, ema)
             _keep_to_the_run(resumed, progress, config_text, settings, seed, ignore)
     _check_same_checkpoint(ranks, resumed)
     with ranks.guard():
@@ -258,9 +263,9 @@ def _check_same_checkpoint(ranks, resumed):
 def _prepare_folder(save_dir, resumed, config_text):
     """Puts beside the checkpoints what belongs there from the start."""
     if config_text:
-        checkpoint_folder.write_text(Path(save_dir) / CONFIG, config_text)
+        folder.write_text(Path(save_dir) / CONFIG, config_text)
     if resumed is not None:
-        state.carry_best_model(resumed, save_dir)
+        checkpoint.carry_best_model(resumed, save_dir)
 
 
 def _keep_to_the_run(resumed, progress, config_text, settings, seed, ignore):

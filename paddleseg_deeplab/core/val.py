@@ -11,20 +11,22 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer, out_of_memory, refine
-from paddleseg_deeplab.core.distributed import join
-from paddleseg_deeplab.core.engine import (
+from paddleseg_deeplab.core import infer, out_of_memory
+from paddleseg_deeplab.core.ranks import join
+from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
+from paddleseg_deeplab.deploy.engine import (
     Engine,
     check_engine,
     open_engine,
     pixels_to_run,
     run_network,
 )
-from paddleseg_deeplab.core.feed import equal_size_batches, peek, read_ahead, workers_for
-from paddleseg_deeplab.core.forward import compute_losses, evaluation_mode, precision_context
-from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
+from paddleseg_deeplab.models.forward import compute_losses, evaluation_mode, precision_context
 from paddleseg_deeplab.postprocess.settings import make_crf
-from paddleseg_deeplab.transforms import functional, pipeline
+from paddleseg_deeplab.prediction import crf as refine
+from paddleseg_deeplab.prediction import restore
+from paddleseg_deeplab.prediction.batching import equal_size_batches, peek, read_ahead, workers_for
+from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
@@ -171,7 +173,7 @@ def evaluate(
         crf (optional): A `DenseCRF`, or its settings as `postprocess.settings.make_crf` takes
             them. It refines the mean class probabilities at the image's own size, for which the
             dataset needs ``load_image(index)`` or samples with ``im_path``.
-        engine (str): What runs the network, see `core.engine.open_engine`. Default "dygraph", as
+        engine (str): What runs the network, see `deploy.engine.open_engine`. Default "dygraph", as
             an evaluation within a training would export anew each time.
 
     Returns:
@@ -363,7 +365,7 @@ def _predict(model, samples, images, aug, settings, loss, want_probabilities):
     if scores is None:
         return labels, [None] * len(labels)
     # Averaged scores are probabilities already; those of one pass are logits.
-    return labels, scores if aug else [pipeline.softmax(s, axis=0) for s in scores]
+    return labels, scores if aug else [restore.softmax(s, axis=0) for s in scores]
 
 
 def count_image(confusion, sample, predicted):

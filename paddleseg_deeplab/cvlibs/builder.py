@@ -9,13 +9,13 @@ from functools import cached_property
 
 # Imported for their registrations.
 from paddleseg_deeplab import datasets, models, optimizers, transforms  # noqa: F401
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry as manager
 from paddleseg_deeplab.cvlibs.config import Config
 from paddleseg_deeplab.models.losses.cross_entropy import class_weights_from_counts
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
 from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.transforms.reading.values import parse_nodata
 from paddleseg_deeplab.utils.errors import UserError, nearest
-from paddleseg_deeplab.utils.image_values import parse_nodata
 from paddleseg_deeplab.utils.logger import logger
 
 # Which registry a `type` at this place is looked up in; deeper keys come first.
@@ -189,7 +189,7 @@ class SegBuilder:
     def _share_layout(self, losses, place):
         """Gives losses of one output the model's data_format, unless one of them takes none.
 
-        They then get NCHW logits, see `core.forward.compute_losses`.
+        They then get NCHW logits, see `models.forward.compute_losses`.
         """
         layout = self.config.model_cfg.get("data_format", "NCHW")
         if layout == "NCHW":  # their default

@@ -19,8 +19,8 @@ from paddleseg_deeplab.datasets.catalog import (
     PascalVOC,
 )
 from paddleseg_deeplab.datasets.dataset import Dataset, read_list_file
-from paddleseg_deeplab.datasets.samplers import Sampling
-from paddleseg_deeplab.datasets.shapes import Shapes
+from paddleseg_deeplab.datasets.sampling import Sampling
+from paddleseg_deeplab.datasets.shapes.dataset import Shapes
 
 __all__ = [
     "ADE20K",

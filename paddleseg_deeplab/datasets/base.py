@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.transforms.pipeline import nodata_of, read_image, read_label
+from paddleseg_deeplab.transforms.reading.files import nodata_of, read_image, read_label
+from paddleseg_deeplab.transforms.reading.values import VOID, mark_void, parse_nodata
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.image_values import VOID, mark_void, parse_nodata
 
 
 def voc_palette(num_classes):

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets import class_names
 from paddleseg_deeplab.datasets.base import VOID, BaseDataset, voc_palette
 from paddleseg_deeplab.datasets.dataset import check_root
@@ -116,7 +116,7 @@ CITYSCAPES_LABEL_IDS = {
 }
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class Cityscapes(CatalogDataset):
     """Cityscapes, 19 classes of streets; modes train, val, test. See CatalogDataset.
 
@@ -160,7 +160,7 @@ class Cityscapes(CatalogDataset):
 _VOC_LISTS = "ImageSets/Segmentation"
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class PascalVOC(CatalogDataset):
     """PASCAL VOC 2012, 21 classes; modes train, val, trainval, trainaug. See CatalogDataset.
 
@@ -192,7 +192,7 @@ class PascalVOC(CatalogDataset):
     )
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class ADE20K(CatalogDataset):
     """ADE20K scene parsing, 150 classes; modes train, val. See CatalogDataset.
 
@@ -216,7 +216,7 @@ class ADE20K(CatalogDataset):
     )
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class PascalContext(CatalogDataset):
     """PASCAL-Context, background and 59 classes; modes train, val, trainval.
 
@@ -239,7 +239,7 @@ class PascalContext(CatalogDataset):
     )
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class PascalContext59(CatalogDataset):
     """PASCAL-Context without its background, which is void here: 59 classes.
 
@@ -262,7 +262,7 @@ COCO_STUFF_IDS = {
 }
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class CocoStuff(CatalogDataset):
     """COCO-Stuff 164k, 171 classes; modes train, val. See CatalogDataset.
 
@@ -304,7 +304,7 @@ class CocoStuff(CatalogDataset):
             self._use_label_map(COCO_STUFF_IDS)
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class CamVid(CatalogDataset):
     """CamVid, 11 classes of streets; modes train, val, test. See CatalogDataset.
 
@@ -328,7 +328,7 @@ class CamVid(CatalogDataset):
     )  # fmt: skip
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class OpticDiscSeg(CatalogDataset):
     """Optic discs in photographs of the retina, 2 classes; modes train, val, test.
 

@@ -7,9 +7,9 @@ import os
 
 import numpy as np
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets.base import VOID, BaseDataset
-from paddleseg_deeplab.transforms.pipeline import read_label
+from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -125,7 +125,7 @@ def check_root(name, root, hint):
     return os.fspath(root)
 
 
-@manager.DATASETS.add_component
+@registry.DATASETS.add_component
 class Dataset(BaseDataset):
     """One's own images and labels, named by list files as in PaddleSeg.
 

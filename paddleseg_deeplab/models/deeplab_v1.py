@@ -6,11 +6,11 @@ A classification network made dense (section 3.1), one 1x1 classifier, bilinear 
 fully connected CRF (section 4.2) is `paddleseg_deeplab.postprocess.DenseCRF`.
 """
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.segmenter import ClassifierHead, Segmenter, check_parts
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class DeepLabV1(Segmenter):
     """DeepLabV1 (DeepLab-LargeFOV on VGG16_LargeFOV; on a dilated ResNet its successors' baseline).
 

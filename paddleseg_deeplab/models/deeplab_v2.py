@@ -10,7 +10,7 @@ scales of the image that are joined by their maximum (section 4.1.2); the CRF is
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
     check_aspp_ratios,
     convolve,
@@ -22,7 +22,7 @@ from paddleseg_deeplab.models.layers import (
 from paddleseg_deeplab.models.segmenter import Segmenter, check_parts
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class DeepLabV2(Segmenter):
     """DeepLabV2.
 

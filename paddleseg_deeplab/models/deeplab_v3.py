@@ -7,7 +7,7 @@ Backbone, atrous spatial pyramid pooling (section 3.3, figure 5) or the cascade 
 
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
     ASPPModule,
     ConvBNReLU,
@@ -25,7 +25,7 @@ from paddleseg_deeplab.utils.logger import logger
 _HEADS = ("plain", "conv3x3", "cascade")
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class DeepLabV3(Segmenter):
     """DeepLabV3.
 

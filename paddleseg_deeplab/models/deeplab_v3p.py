@@ -8,7 +8,7 @@ Backbone and ASPP are the encoder; the decoder joins ASPP's output with a featur
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
     ASPPModule,
     BilinearDeconv,
@@ -26,7 +26,7 @@ from paddleseg_deeplab.models.segmenter import Segmenter, check_parts, choose_as
 _UPSAMPLINGS = ("bilinear", "deconv")
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class DeepLabV3P(Segmenter):
     """DeepLabV3+.
 

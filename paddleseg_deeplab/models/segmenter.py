@@ -14,8 +14,8 @@ from paddleseg_deeplab.models.layers import (
     set_batch_norm,
     spatial_size,
 )
-from paddleseg_deeplab.utils.checkpoint import load_entire_model
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.weights.load import load_entire_model
 
 _LOGITS_SIZES = ("input", "stride")
 

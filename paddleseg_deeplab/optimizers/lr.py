@@ -8,7 +8,7 @@ import numbers
 
 import paddle.optimizer.lr as paddle_lr
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.utils.errors import UserError
 
 # Classes of paddle.optimizer.lr that a config cannot use: they need a function, the loss, or
@@ -16,7 +16,7 @@ from paddleseg_deeplab.utils.errors import UserError
 _NOT_BY_CONFIG = ("LRScheduler", "LambdaDecay", "MultiplicativeDecay", "ReduceOnPlateau")
 
 
-@manager.LR_SCHEDULERS.add_component
+@registry.LR_SCHEDULERS.add_component
 class PolynomialDecay(paddle_lr.PolynomialDecay):
     """(learning_rate - end_lr) (1 - t / decay_steps)^power + end_lr, then end_lr.
 
@@ -62,7 +62,7 @@ class PolynomialDecay(paddle_lr.PolynomialDecay):
             self.last_epoch = t
 
 
-@manager.LR_SCHEDULERS.add_component
+@registry.LR_SCHEDULERS.add_component
 class CosineAnnealingDecay(paddle_lr.CosineAnnealingDecay):
     """eta_min + (learning_rate - eta_min) (1 + cos(pi t / T_max)) / 2.
 
@@ -81,7 +81,7 @@ class CosineAnnealingDecay(paddle_lr.CosineAnnealingDecay):
         return self.eta_min + (self.base_lr - self.eta_min) * (1.0 + cosine) / 2.0
 
 
-@manager.LR_SCHEDULERS.add_component
+@registry.LR_SCHEDULERS.add_component
 class ConstantLR(paddle_lr.LRScheduler):
     """Always ``learning_rate`` (float)."""
 
@@ -89,7 +89,7 @@ class ConstantLR(paddle_lr.LRScheduler):
         return self.base_lr
 
 
-manager.LR_SCHEDULERS.add_component(
+registry.LR_SCHEDULERS.add_component(
     [paddle_lr.PiecewiseDecay, paddle_lr.StepDecay, paddle_lr.MultiStepDecay]
 )
 
@@ -144,8 +144,8 @@ def build_lr_scheduler(cfg, iters):
 
 
 def _scheduler_class(name):
-    if name in manager.LR_SCHEDULERS:
-        return manager.LR_SCHEDULERS[name]
+    if name in registry.LR_SCHEDULERS:
+        return registry.LR_SCHEDULERS[name]
     others = {
         key: value
         for key, value in vars(paddle_lr).items()
@@ -155,7 +155,7 @@ def _scheduler_class(name):
     }
     if name in others:
         return others[name]
-    known = sorted(set(manager.LR_SCHEDULERS.components_dict) | set(others))
+    known = sorted(set(registry.LR_SCHEDULERS.components_dict) | set(others))
     near = difflib.get_close_matches(str(name), known, n=1)
     raise UserError(
         f"lr_scheduler: type {name!r} is unknown; known: {', '.join(known)}."

@@ -17,7 +17,7 @@ import paddle
 from paddle import nn
 from paddle.regularizer import L2Decay
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -203,7 +203,7 @@ class _L2Optimizer(BaseOptimizer):
                 param.regularizer = None
 
 
-@manager.OPTIMIZERS.add_component
+@registry.OPTIMIZERS.add_component
 class SGD(_L2Optimizer):
     """Stochastic gradient descent; with ``momentum`` it is :class:`Momentum`.
 
@@ -255,7 +255,7 @@ class SGD(_L2Optimizer):
         )
 
 
-@manager.OPTIMIZERS.add_component
+@registry.OPTIMIZERS.add_component
 class Momentum(SGD):
     """Paddle's momentum: v = momentum v + g, w = w - lr v (lr (g + momentum v) with Nesterov).
 
@@ -288,7 +288,7 @@ class Momentum(SGD):
         )
 
 
-@manager.OPTIMIZERS.add_component
+@registry.OPTIMIZERS.add_component
 class Adam(_L2Optimizer):
     """Adam (Kingma and Ba 2015, Algorithm 1).
 
@@ -348,7 +348,7 @@ class _GroupedAdamW(paddle.optimizer.AdamW):
             self._weight_decay = base
 
 
-@manager.OPTIMIZERS.add_component
+@registry.OPTIMIZERS.add_component
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 

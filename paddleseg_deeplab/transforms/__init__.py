@@ -3,6 +3,7 @@
 
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.color import Normalize, RandomBlur, RandomDistort, RandomNoise
+from paddleseg_deeplab.transforms.compose import Compose
 from paddleseg_deeplab.transforms.crop_pad import (
     Padding,
     PaddingByAspectRatio,
@@ -25,7 +26,6 @@ from paddleseg_deeplab.transforms.resize import (
     ResizeRangeScaling,
     ResizeStepScaling,
 )
-from paddleseg_deeplab.transforms.transforms import Compose
 
 __all__ = [
     "Compose",

@@ -4,10 +4,10 @@ keep that range; masks pass through them untouched."""
 
 import numpy as np
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import bands, functional
-from paddleseg_deeplab.transforms.base import check_number, rng_of
-from paddleseg_deeplab.utils.image_values import LIMIT
+from paddleseg_deeplab.transforms.checks import check_number, rng_of
+from paddleseg_deeplab.transforms.reading.values import LIMIT
 
 _BLURS = {
     "gaussian": functional.gaussian_blur,
@@ -16,7 +16,7 @@ _BLURS = {
 }
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomBlur:
     """Blurs the image with a window of 3 to 9 pixels.
 
@@ -50,7 +50,7 @@ class RandomBlur:
         return {**data, "img": _BLURS[kind](data["img"], size)}
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomNoise:
     """Adds Gaussian noise to the image.
 
@@ -73,7 +73,7 @@ class RandomNoise:
         return {**data, "img": functional.add_noise(data["img"], noise * sigma)}
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomDistort:
     """Changes brightness, contrast, saturation, hue and sharpness, each with its own probability,
     in random order.
@@ -150,7 +150,7 @@ def _distortion(name, amount):
     return bands.Step(lambda img: function(img, amount), whole=name == "sharpness")
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class Normalize:
     """``(img / 255 - mean) / std``.
 

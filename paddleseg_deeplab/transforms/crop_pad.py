@@ -6,9 +6,9 @@ import numbers
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.base import (
+from paddleseg_deeplab.transforms.checks import (
     changed,
     check_colors,
     check_int,
@@ -39,7 +39,7 @@ def _cropped(data, top, left, size):
     )
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class Padding:
     """Pads the image to a given size; recorded in trans_info.
 
@@ -75,7 +75,7 @@ class Padding:
         )
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class PaddingByAspectRatio:
     """Pads the image until its width / height is a given ratio; recorded in trans_info.
 
@@ -105,7 +105,7 @@ class PaddingByAspectRatio:
         return _padded(recorded(data, "padding"), size, colors)
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class ScalePadding:
     """Pads the image to a square with the image in its middle, then resizes the square.
 
@@ -137,7 +137,7 @@ class ScalePadding:
         return {**out, "img": np.clip(out["img"], low, high)}
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomPaddingCrop:
     """Cuts a random part of a given size; an image that is smaller is padded first.
 
@@ -228,7 +228,7 @@ class RandomPaddingCrop:
         return _cropped(out, *corner, self.crop_size)
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomCenterCrop:
     """Cuts random margins off, at most a given share of each side.
 

@@ -5,9 +5,9 @@ the gt_fields by nearest."""
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import bands, functional
-from paddleseg_deeplab.transforms.base import (
+from paddleseg_deeplab.transforms.checks import (
     changed,
     check_colors,
     check_number,
@@ -29,7 +29,7 @@ def _warped(data, matrix, size, im_padding_value, label_padding_value):
     )
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomHorizontalFlip:
     """Mirrors left and right.
 
@@ -52,7 +52,7 @@ class RandomHorizontalFlip:
         return {**out, "img": functional.horizontal_flip(data["img"])} if steps else out
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomVerticalFlip:
     """Mirrors top and bottom.
 
@@ -69,7 +69,7 @@ class RandomVerticalFlip:
         return dict(data)
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomRotation:
     """Rotates by a random angle; the canvas grows so that nothing is cut off.
 
@@ -95,7 +95,7 @@ class RandomRotation:
         return _warped(data, matrix, size, self.im_padding_value, self.label_padding_value)
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomScaleAspect:
     """Cuts a part of random area and proportions and resizes it to the image's size.
 
@@ -137,7 +137,7 @@ class RandomScaleAspect:
         return resized(changed(data, cut, cut), (height, width))
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class RandomAffine:
     """Centres the image on a canvas of a given size, fits it in the mean, rotates and scales it.
 

@@ -4,9 +4,9 @@ half-pixel grid as the image (see `functional.nearest_index`)."""
 
 import math
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.base import (
+from paddleseg_deeplab.transforms.checks import (
     check_int,
     check_number,
     check_range,
@@ -18,7 +18,7 @@ from paddleseg_deeplab.transforms.base import (
 )
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class Resize:
     """Resizes the image to a given size; recorded in trans_info.
 
@@ -63,7 +63,7 @@ class Resize:
         return resized(recorded(data, "resize"), size, self.interp_dict[interp])
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class ResizeByLong:
     """Scales the image so that its longer side has a given length; recorded in trans_info.
 
@@ -79,7 +79,7 @@ class ResizeByLong:
         return resized(recorded(data, "resize"), size)
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class ResizeByShort:
     """Scales the image so that its shorter side has a given length; recorded in trans_info.
 
@@ -112,7 +112,7 @@ class ResizeByShort:
         return resized(recorded(data, "resize"), functional.size_by_short(size, short))
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class LimitLong:
     """Brings the longer side into [min_long, max_long], in proportion; recorded in trans_info.
 
@@ -143,7 +143,7 @@ class LimitLong:
         return resized(recorded(data, "resize"), functional.size_by_long(size, target))
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class ResizeRangeScaling:
     """Scales the image so that its longer side has a random length.
 
@@ -166,7 +166,7 @@ class ResizeRangeScaling:
         return resized(data, self.draw(image_size(data), rng_of(data)))
 
 
-@manager.TRANSFORMS.add_component
+@registry.TRANSFORMS.add_component
 class ResizeStepScaling:
     """Scales the image by a random factor.
 

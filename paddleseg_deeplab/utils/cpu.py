@@ -72,7 +72,7 @@ def prepare_environment():
     if _report:
         return
     pixels = os.environ.get("PADDLESEG_DEEPLAB_MAX_PIXELS", "").strip() or "178956970"
-    if pixels.isdecimal():  # see utils.image_limit; OpenCV reads it when it is loaded
+    if pixels.isdecimal():  # see transforms.reading.limit; OpenCV reads it when it is loaded
         os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", pixels)
     late = "paddle" in sys.modules
     wanted = wanted_environment(_usable_cores(), _cpuinfo(), os.environ)

@@ -24,7 +24,7 @@ def finite(array):
 def check_exported(path):
     """Refuses a ``model.pdiparams`` with numbers that are not finite.
 
-    On a CPU such a network would run and give finite results, see `utils.checkpoint`. A file of
+    On a CPU such a network would run and give finite results, see `utils.weights.load`. A file of
     another layout is left to the runtime.
 
     Raises:

@@ -11,9 +11,9 @@ import paddleseg_deeplab  # noqa: F401  (before Paddle)
 import paddle
 from rank_worker import SmallNet
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import train
-from paddleseg_deeplab.core import distributed
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.core import ranks
 
 RAN_OUT = (
     "\n\n--------------------------------------\nC++ Traceback (most recent call last):\n"
@@ -50,7 +50,7 @@ class _Backward(paddle.autograd.PyLayer):
         _fail(ctx.kind)
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class FaultyNet(SmallNet):
     """Fails at its third training step.
 
@@ -69,7 +69,7 @@ class FaultyNet(SmallNet):
         if self.training and paddle.is_grad_enabled():
             self.steps += 1
         outputs = super().forward(x)
-        if self.steps != 3 or distributed.join().rank != self.rank or not self.training:
+        if self.steps != 3 or ranks.join().rank != self.rank or not self.training:
             return outputs
         if self.where == "update":
             paddle.optimizer.Momentum.step = lambda *_: _fail(self.kind)

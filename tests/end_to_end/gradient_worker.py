@@ -13,8 +13,9 @@ import paddleseg_deeplab  # noqa: F401  (before Paddle)
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.core import distributed, gradients
-from paddleseg_deeplab.core.gradients import GradientSum
+from paddleseg_deeplab.core import ranks as distributed
+from paddleseg_deeplab.core.training import gradients
+from paddleseg_deeplab.core.training.gradients import GradientSum
 
 MICRO_BATCHES = 2
 # Whether the layer `sometimes` takes part, by rank and micro-batch.

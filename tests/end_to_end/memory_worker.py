@@ -11,10 +11,10 @@ import paddleseg_deeplab  # noqa: F401  (before Paddle)
 import paddle
 from paddle import nn
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import predict as predict_command
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.core import distributed
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.core import ranks
 
 TEXT = (
     "ResourceExhaustedError: \n\nOut of memory error on GPU 1. Cannot allocate 1.500000GB memory "
@@ -23,7 +23,7 @@ TEXT = (
 )
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class HungryOnOne(nn.Layer):
     """On rank 1 it takes no image of more than 300 pixels."""
 
@@ -34,7 +34,7 @@ class HungryOnOne(nn.Layer):
         self.conv = nn.Conv2D(3, num_classes, 1)
 
     def forward(self, x):
-        if distributed.join().rank == 1 and x.shape[2] * x.shape[3] > 300:
+        if ranks.join().rank == 1 and x.shape[2] * x.shape[3] > 300:
             raise MemoryError(TEXT)
         return [self.conv(x)]
 
@@ -43,7 +43,7 @@ def main(out, config, photos):
     """Exit status of each command, on this rank."""
     out = Path(out)
     paddle.set_device("cpu")
-    rank = distributed.join().rank
+    rank = ranks.join().rank
     weights = str(out / f"weights_{rank}.pdparams")
     paddle.save(HungryOnOne().state_dict(), weights)
     flags = ["--config", config, "--device", "cpu", "--model_path", weights]

@@ -15,12 +15,13 @@ import paddleseg_deeplab  # noqa: F401  (before Paddle)
 import paddle
 from paddle import nn
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import predict as predict_command
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.core import distributed
+from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core import train as train_run
-from paddleseg_deeplab.core.monitor import TrainMonitor
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, MixedLoss
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -61,7 +62,7 @@ class VoidSet:
         return {"img": image, "label": label, "im_path": f"image_{index}", "trans_info": []}
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class SmallNet(nn.Layer):
     """Frozen norm (unless told otherwise), a frozen layer, a layer that no output depends on, two
     outputs in training."""

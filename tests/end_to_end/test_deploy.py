@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from paddleseg_deeplab.cli import export, predict
-from paddleseg_deeplab.core.forward import infer_logits
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils import visualize
 
 ROOT = Path(__file__).parents[2]
@@ -381,8 +381,8 @@ def test_export_says_what_is_wrong(trained, tmp_path, capsys):
 
 
 def test_export_status_1_where_it_differs(trained, tmp_path, monkeypatch):
-    from paddleseg_deeplab.core import export_check
+    from paddleseg_deeplab.deploy import compare
 
-    monkeypatch.setattr(export_check, "MAX_LOGIT_DIFFERENCE", -1.0)
+    monkeypatch.setattr(compare, "MAX_LOGIT_DIFFERENCE", -1.0)
     assert run_export(trained, tmp_path / "o", "--format", "legacy") == 1
     assert not (tmp_path / "o").exists()

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import Shapes
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -150,7 +150,7 @@ def test_a_seed_gives_the_same_run_for_any_number_of_workers(tmp_path):
         {"type": "Normalize"},
     ]
     made = [
-        manager.TRANSFORMS[t["type"]](**{k: v for k, v in t.items() if k != "type"})
+        registry.TRANSFORMS[t["type"]](**{k: v for k, v in t.items() if k != "type"})
         for t in transforms
     ]
     data = Shapes(made, mode="train", num_classes=3, image_size=(24, 20), num_samples=5)

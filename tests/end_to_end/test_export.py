@@ -9,14 +9,13 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import export_check, export_probe
-from paddleseg_deeplab.core.export import ExportMismatch, export, resolve_format
-from paddleseg_deeplab.core.export_check import compare_outputs, sample_batches
-from paddleseg_deeplab.core.forward import infer_logits
+from paddleseg_deeplab.deploy import compare, deploy_yaml, export_probe, runtimes
+from paddleseg_deeplab.deploy.compare import compare_outputs, sample_batches
+from paddleseg_deeplab.deploy.export import ExportMismatch, export, resolve_format
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, PaddlePredictor, open_predictor
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
-from paddleseg_deeplab.utils import deploy_yaml, predictors
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.predictors import InferenceSettings, PaddlePredictor, open_predictor
 
 CLASSES = 5
 SAMPLE = np.random.default_rng(0).standard_normal((3, 65, 97), np.float32)
@@ -169,7 +168,7 @@ def test_a_wrong_export_is_refused(tiny, tmp_path, monkeypatch):
             output = super().run(batch)
             return output + np.float32(2e-3 * max(1.0, np.abs(output).max()))
 
-    monkeypatch.setattr(export_check, "open_predictor", Wrong)
+    monkeypatch.setattr(compare, "open_predictor", Wrong)
     with pytest.raises(ExportMismatch, match="max_abs_logits_difference is "):
         export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="legacy", output_op="none")
     assert os.listdir(tmp_path) == []
@@ -203,7 +202,7 @@ def test_verdicts(output_op, output, good):
     info = deploy_yaml.DeployInfo("pir", [None, 3, None, None], output_op)
 
     def judge():
-        export_check._judge(compare_outputs(BASE, output, output_op), info)
+        compare._judge(compare_outputs(BASE, output, output_op), info)
 
     if good:
         judge()
@@ -220,12 +219,12 @@ def test_large_logits_may_differ_by_more(share, good, scale):
     logits = BASE * np.float32(scale)
     checks = compare_outputs(logits, logits + np.float32(share * scale), "none")
     if good:
-        export_check._judge(checks, info)
+        compare._judge(checks, info)
     else:
         with pytest.raises(ExportMismatch, match=r"No pixel's class differs: .*--output_op argmax"):
-            export_check._judge(checks, info)
+            compare._judge(checks, info)
     with pytest.raises(ExportMismatch, match=r"written\. Try another --format"):
-        export_check._judge({**checks, "argmax_pixels_differing": 0.5}, info)
+        compare._judge({**checks, "argmax_pixels_differing": 0.5}, info)
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
@@ -235,10 +234,10 @@ def test_probabilities_move_by_half_of_what_logits_may(scale):
     for factor, good in ((0.9, True), (1.1, False)):
         difference = {"max_abs_probability_difference": factor * limit, "largest_logit": scale}
         if good:
-            export_check._judge(difference, info)
+            compare._judge(difference, info)
         else:
             with pytest.raises(ExportMismatch, match="probability"):
-                export_check._judge(difference, info)
+                compare._judge(difference, info)
 
 
 @pytest.mark.parametrize(("count", "good"), [(1, True), (2, False)])
@@ -250,18 +249,18 @@ def test_one_pixel_in_ten_thousand_may_differ(count, good):
     checks = compare_outputs(near, output, "argmax")
     checks["inputs"] = [[1, 3, 100, 100]]
     if good:
-        export_check._judge(checks, info)
+        compare._judge(checks, info)
     else:
         with pytest.raises(ExportMismatch, match="argmax_pixels_differing"):
-            export_check._judge(checks, info)
+            compare._judge(checks, info)
 
 
 def test_one_pixel_of_a_small_picture_may_differ():
     info = deploy_yaml.DeployInfo("pir", [None, 3, None, None])
     checks = {"argmax_pixels_differing": 1 / 4096, "inputs": [[1, 3, 64, 64]]}
-    export_check._judge(checks, info)
+    compare._judge(checks, info)
     with pytest.raises(ExportMismatch):
-        export_check._judge({**checks, "argmax_pixels_differing": 2 / 4096}, info)
+        compare._judge({**checks, "argmax_pixels_differing": 2 / 4096}, info)
 
 
 @pytest.mark.parametrize(
@@ -321,7 +320,7 @@ def test_the_probe_compares_two_sizes(wrong, monkeypatch):
             output = self.inner.run(batch)
             return output if batch.shape == self.shapes[0] else wrong(output)
 
-    monkeypatch.setattr(predictors, "PaddlePredictor", SecondSizeWrong)
+    monkeypatch.setattr(runtimes, "PaddlePredictor", SecondSizeWrong)
     assert not export_probe.probe() <= export_probe._MAX_DIFFERENCE
 
 
@@ -329,14 +328,14 @@ def test_the_probe_compares_two_sizes(wrong, monkeypatch):
 # and the oldest supported one, the work-around that the reason names can go.
 
 
-@pytest.mark.xfail(raises=UserError, reason="3.3.0, 3.3.1: PIR with oneDNN (core/export_probe.py)")
+@pytest.mark.xfail(raises=UserError, reason="3.3.0, 3.3.1: PIR, oneDNN (deploy/export_probe.py)")
 def test_fault_pir_with_onednn(tiny, tmp_path):
     info = export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="pir")
     PaddlePredictor(info, InferenceSettings(mkldnn=True)).run(SAMPLE[None])
 
 
 @pytest.mark.xfail(
-    raises=ValueError, reason="3.2.2, 3.3.1: PIR with memory optimisation (utils/predictors.py)"
+    raises=ValueError, reason="3.2.2, 3.3.1: PIR with memory optimisation (deploy/runtimes.py)"
 )
 def test_fault_pir_with_memory_optim(tiny, tmp_path):
     from paddle import inference
@@ -349,7 +348,7 @@ def test_fault_pir_with_memory_optim(tiny, tmp_path):
     inference.create_predictor(config)
 
 
-@pytest.mark.xfail(raises=TypeError, reason="3.3.1: argmax in the legacy format (core/export.py)")
+@pytest.mark.xfail(raises=TypeError, reason="3.3.1: argmax in the legacy format (deploy/export.py)")
 def test_fault_argmax_in_the_legacy_format():
     guard = paddle.pir_utils.OldIrGuard()
     with guard, paddle.static.program_guard(paddle.static.Program()):

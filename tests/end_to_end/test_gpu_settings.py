@@ -17,9 +17,9 @@ from test_resume import (  # noqa: F401
 )
 from test_train import CONFIG, assert_same, config, registered, run  # noqa: F401
 
-from paddleseg_deeplab.core import state
-from paddleseg_deeplab.core import step as step_module
-from paddleseg_deeplab.core.same_run import differences
+from paddleseg_deeplab.core.training import step as step_module
+from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state.same_run import differences
 
 _LINE = re.compile(r"iter: (\d+)/\d+, loss: (\S+) \((.*?)\), lr: (\S+),")
 
@@ -53,7 +53,7 @@ def test_a_run_that_reads_its_losses_late_is_the_same(config, tmp_path, reads_la
     flags = ["--resume_model", "auto", *flags]
     once("train", 3, terminate)  # iteration 2
     assert run(config, parts, *flags) == 143
-    assert state.checkpoints(parts)[-1].name == "iter_2"
+    assert checkpoint.checkpoints(parts)[-1].name == "iter_2"
     assert run(config, parts, *flags) == 0
     assert_equal_runs(plain, parts)
 
@@ -76,7 +76,7 @@ def test_a_bad_loss_leaves_no_checkpoint(
         once("train", 5, terminate)
     flags = ["--log_iters", 100, "--save_interval", 6]
     assert run(config, tmp_path / "out", *flags) == 1
-    assert not state.checkpoints(tmp_path / "out")
+    assert not checkpoint.checkpoints(tmp_path / "out")
     told = capsys.readouterr().err
     assert re.search(r"Training stopped at iteration [2345]: the (loss|gradient) is ", told)
     assert f"after iteration {5 if signalled else 6}: the weights have moved" in told
@@ -100,7 +100,7 @@ def test_a_compiled_run_is_resumed_like_any(config, tmp_path):  # noqa: F811
 
 def test_the_config_s_key_is_the_flag(config, tmp_path, monkeypatch):  # noqa: F811
     seen = []
-    from paddleseg_deeplab.core import step as module
+    from paddleseg_deeplab.core.training import step as module
 
     def compiled(model):
         seen.append(type(model).__name__)

@@ -14,12 +14,13 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import averaging, infer
+from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.predict import predict, report
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models import CrossEntropyLoss
+from paddleseg_deeplab.prediction import scores as averaging
 from paddleseg_deeplab.transforms import Compose, Normalize
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError

@@ -18,10 +18,11 @@ import yaml
 # Helpers and fixtures of the neighbour; pytest puts this folder on the path.
 from test_train import CONFIG, ROOT, DropoutNet, assert_same, config, run  # noqa: F401
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import train
-from paddleseg_deeplab.core import checkpoint_folder, state
-from paddleseg_deeplab.core.progress import read_progress
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.progress import read_progress
 
 
 class Scripted(DropoutNet):
@@ -54,16 +55,16 @@ class GlobalNoise:
 
 @pytest.fixture(autouse=True)
 def scripted(config):  # noqa: F811
-    manager.MODELS.add_component(Scripted)
-    manager.TRANSFORMS.add_component(GlobalNoise)
+    registry.MODELS.add_component(Scripted)
+    registry.TRANSFORMS.add_component(GlobalNoise)
     content = yaml.safe_load(CONFIG)
     content["model"]["type"] = "Scripted"
     content["train_dataset"]["transforms"].insert(0, {"type": "GlobalNoise"})
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
     yield
     Scripted.at = None
-    del manager.MODELS.components_dict["Scripted"]
-    del manager.TRANSFORMS.components_dict["GlobalNoise"]
+    del registry.MODELS.components_dict["Scripted"]
+    del registry.TRANSFORMS.components_dict["GlobalNoise"]
 
 
 def once(kind, number, act):
@@ -85,7 +86,9 @@ def assert_equal_runs(one, other, last=6, ema=True):
     for name in ("model.pdparams", "model.pdopt", *(["ema.pdparams"] if ema else [])):
         assert_same(one / f"iter_{last}", other / f"iter_{last}", name)
     assert_same(one, other, "best_model/model.pdparams")
-    assert [p.name for p in state.checkpoints(one)] == [p.name for p in state.checkpoints(other)]
+    assert [p.name for p in checkpoint.checkpoints(one)] == [
+        p.name for p in checkpoint.checkpoints(other)
+    ]
     ends = [vars(read_progress(d / f"iter_{last}")) for d in (one, other)]
     assert ends[0] == ends[1]
     assert checkpoint_folder.fault(other / "best_model") is None
@@ -105,8 +108,8 @@ def test_a_signal_at_any_iteration_costs_nothing(config, tmp_path, workers):  # 
     for kind, number, newest in (("train", 1, 1), ("train", 4, 3), ("train", 1, 4), ("eval", 1, 4)):
         once(kind, number, terminate)
         assert run(config, parts, *flags) == 143
-        assert state.checkpoints(parts)[-1].name == f"iter_{newest}"
-        due = read_progress(state.checkpoints(parts)[-1]).evaluation_due
+        assert checkpoint.checkpoints(parts)[-1].name == f"iter_{newest}"
+        due = read_progress(checkpoint.checkpoints(parts)[-1]).evaluation_due
         assert due == (newest == 4)
     assert run(config, parts, *flags) == 0
     assert_equal_runs(whole, parts)
@@ -134,7 +137,7 @@ def test_a_kill_costs_no_evaluation_either(config, tmp_path, kind, number):  # n
     (parts / "iter_9.tmp").mkdir()  # a kill leaves such, an exception does not
     (parts / "best_model.tmp").mkdir()
     assert run(config, parts, *flags) == 0
-    assert_equal_runs(whole, parts, last=int(state.checkpoints(whole)[-1].name[5:]))
+    assert_equal_runs(whole, parts, last=int(checkpoint.checkpoints(whole)[-1].name[5:]))
     assert not list(parts.glob("*.tmp"))
 
 
@@ -143,10 +146,10 @@ def test_an_early_stop_is_not_overrun_by_a_restart(config, tmp_path, capsys):  #
     flags = ["--do_eval", "--save_interval", 1, "--early_stop_intervals", 2, "--iters", 50]
     flags += ["--resume_model", "auto", "--opts", "lr_scheduler.learning_rate=0"]
     assert run(config, out, *flags) == 0
-    last = state.checkpoints(out)[-1].name
+    last = checkpoint.checkpoints(out)[-1].name
     assert last != "iter_50"
     assert run(config, out, *flags) == 0
-    assert state.checkpoints(out)[-1].name == last
+    assert checkpoint.checkpoints(out)[-1].name == last
     assert capsys.readouterr().err.count("Early stop: ") == 2
 
 
@@ -194,13 +197,13 @@ def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):  # noqa: F81
     assert "Resumed from" in told
     assert_same(tmp_path / "whole" / "iter_6", out / "iter_6", "model.pdparams")
     # None whole: not quietly anew.
-    for folder in state.checkpoints(out):
+    for folder in checkpoint.checkpoints(out):
         (folder / "progress.json").write_text("{")
     capsys.readouterr()
     assert run(config, out, *flags) == 2
     assert "--overwrite" in capsys.readouterr().err.splitlines()[-1]
     assert run(config, out, *flags, "--overwrite", "--iters", 1) == 0
-    assert [p.name for p in state.checkpoints(out)] == ["iter_1"]
+    assert [p.name for p in checkpoint.checkpoints(out)] == ["iter_1"]
 
 
 def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noqa: F811
@@ -223,7 +226,7 @@ def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noq
         "  seed: 3 -> 4",
     ]
     assert (out / "config.yml").read_bytes() == kept
-    assert [p.name for p in state.checkpoints(out)] == ["iter_2"]
+    assert [p.name for p in checkpoint.checkpoints(out)] == ["iter_2"]
     assert run(config, out, *other, "--resume_ignore_config") == 0
     assert "optimizer.momentum: 0.9 -> 0.5" in capsys.readouterr().err
     progress = read_progress(out / "iter_4")
@@ -252,7 +255,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
     assert len(lines) == 1
     for word in ("iter_4", "No space left", "MiB are free"):
         assert word in lines[0]
-    assert [p.name for p in state.checkpoints(out)] == ["iter_2"]
+    assert [p.name for p in checkpoint.checkpoints(out)] == ["iter_2"]
     assert not list(out.glob("*.tmp"))
     assert checkpoint_folder.fault(out / "iter_2") is None
     assert run(config, out, *flags) == 0
@@ -292,7 +295,7 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
     told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert "Traceback" not in told
     assert told.count("SIGINT: stopping") == 1
-    [folder] = state.checkpoints(tmp_path / "out")
+    [folder] = checkpoint.checkpoints(tmp_path / "out")
     assert checkpoint_folder.fault(folder) is None
     assert read_progress(folder).interrupted
 
@@ -313,7 +316,7 @@ def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_pat
     told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert told.count("a process that reads training data (--num_workers) is gone") == 1
     assert "Traceback" not in told
-    folders = state.checkpoints(tmp_path / "out")
+    folders = checkpoint.checkpoints(tmp_path / "out")
     assert folders
     assert [checkpoint_folder.fault(folder) for folder in folders] == [None] * len(folders)
 

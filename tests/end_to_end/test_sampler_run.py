@@ -6,8 +6,8 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import train as command
-from paddleseg_deeplab.cvlibs import manager
 
 CONFIG = """
 batch_size: 2
@@ -42,7 +42,7 @@ class SampledNet(nn.Layer):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PADDLESEG_DEEPLAB_HOME", str(tmp_path / "home"))
-    manager.MODELS.add_component(SampledNet)
+    registry.MODELS.add_component(SampledNet)
     path = tmp_path / "sampled.yml"
     path.write_text(CONFIG, encoding="utf-8")
 
@@ -52,7 +52,7 @@ def run(tmp_path, monkeypatch):
         return command.main([str(flag) for flag in flags]), tmp_path / name
 
     yield start
-    del manager.MODELS.components_dict["SampledNet"]
+    del registry.MODELS.components_dict["SampledNet"]
 
 
 def weights(folder):

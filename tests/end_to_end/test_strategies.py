@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from paddleseg_deeplab.cli import main as console
-from paddleseg_deeplab.core.forward import compute_losses, infer_logits, run_model
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
-from paddleseg_deeplab.utils import deploy_yaml
-from paddleseg_deeplab.utils.checkpoint import load_entire_model
-from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
+from paddleseg_deeplab.models.forward import compute_losses, infer_logits, run_model
+from paddleseg_deeplab.utils.weights.load import load_entire_model
 
 DATA = {"type": "Shapes", "num_classes": 3, "num_samples": 4}
 NORMALIZE = [{"type": "Normalize"}]

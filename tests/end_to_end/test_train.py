@@ -13,10 +13,10 @@ import pytest
 import yaml
 from paddle import nn
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import train as command
-from paddleseg_deeplab.core import state
-from paddleseg_deeplab.core.progress import read_progress
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state.progress import read_progress
 from paddleseg_deeplab.utils.logger import logger
 
 ROOT = Path(__file__).parents[2]
@@ -75,9 +75,9 @@ class DropoutNet(nn.Layer):
 
 @pytest.fixture(autouse=True)
 def registered():
-    manager.MODELS.add_component(DropoutNet)
+    registry.MODELS.add_component(DropoutNet)
     yield
-    del manager.MODELS.components_dict["DropoutNet"]
+    del registry.MODELS.components_dict["DropoutNet"]
     # The commands' console handler belongs to the stderr of one test.
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -228,7 +228,7 @@ def test_early_stop(config, tmp_path):
     # Nothing is learned, and statistics alone seldom gain for long.
     opts = ["--opts", "lr_scheduler.learning_rate=0", "model.type=DropoutNet"]
     assert run(config, out, *flags, *opts) == 0
-    progress = read_progress(state.checkpoints(out)[-1])
+    progress = read_progress(checkpoint.checkpoints(out)[-1])
     assert progress.iteration == progress.best_iteration + 2 < 50
     assert "Early stop" in (out / "train.log").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ import pytest
 
 from paddleseg_deeplab.cli import main as console
 from paddleseg_deeplab.cli import quickstart
-from paddleseg_deeplab.transforms.pipeline import read_label
+from paddleseg_deeplab.transforms.reading.files import read_label
 
 ROOT = Path(__file__).parents[2]
 # The main recipe itself; only what costs time is smaller.

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from paddleseg_deeplab.cli import main as cli
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models.layers import resize
-from paddleseg_deeplab.utils.checkpoint import load_entire_model
+from paddleseg_deeplab.utils.weights.load import load_entire_model
 
 # Largest difference over largest logit: a hundred float32 layers differ by about 1e-6; a wrong
 # rate, stride, epsilon, resize or order of channels by 1e-2 and more.

@@ -141,7 +141,8 @@ def differences(one, other, iters):
     import numpy as np
 
     import paddleseg_deeplab  # noqa: F401  (prepares the CPU environment)
-    from paddleseg_deeplab.core import checkpoint_folder, state
+    from paddleseg_deeplab.core.training.state import checkpoint
+    from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
 
     different = []
     files = [f"iter_{iters}/{n}" for n in ("model.pdparams", "model.pdopt", "ema.pdparams")]
@@ -149,12 +150,14 @@ def differences(one, other, iters):
         a, b = arrays(one / name), arrays(other / name)
         if a.keys() != b.keys() or any(not np.array_equal(a[key], b[key]) for key in a):
             different.append(name)
-    last = [vars(state.read_progress(run / f"iter_{iters}")) for run in (one, other)]
+    last = [vars(checkpoint.read_progress(run / f"iter_{iters}")) for run in (one, other)]
     if last[0] != last[1]:
         different.append(f"progress: {last}")
-    if [p.name for p in state.checkpoints(one)] != [p.name for p in state.checkpoints(other)]:
+    if [p.name for p in checkpoint.checkpoints(one)] != [
+        p.name for p in checkpoint.checkpoints(other)
+    ]:
         different.append("the checkpoints that are kept")
-    for folder in (*state.checkpoints(other), other / "best_model"):
+    for folder in (*checkpoint.checkpoints(other), other / "best_model"):
         if checkpoint_folder.fault(folder):
             different.append(checkpoint_folder.fault(folder))
     return different + half_written(other)

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from paddleseg_deeplab.cli.prepare_dataset import main
 from paddleseg_deeplab.datasets import Dataset
+from paddleseg_deeplab.tools.prepare_dataset.command import main
 
 H, W = 12, 16
 

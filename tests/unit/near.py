@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.utils import onednn
+from paddleseg_deeplab.kernels import onednn
 
 needs_library = pytest.mark.skipif(onednn.find() is None, reason="no oneDNN library with Paddle")
 

@@ -9,9 +9,10 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import averaging, infer
-from paddleseg_deeplab.core.averaging import add_probabilities, best_classes
-from paddleseg_deeplab.core.feed import automatic_batch, equal_size_batches, peek
+from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.prediction import scores as averaging
+from paddleseg_deeplab.prediction.batching import automatic_batch, equal_size_batches, peek
+from paddleseg_deeplab.prediction.scores import add_probabilities, best_classes
 
 TOL = 1e-5
 

@@ -11,7 +11,7 @@ from bad_input import GOOD, refuses
 from PIL import Image
 
 from paddleseg_deeplab.cli import predict, train, val
-from paddleseg_deeplab.core.loader import training_batches
+from paddleseg_deeplab.core.training.data.batches import training_batches
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.transforms import Normalize
 from paddleseg_deeplab.utils.errors import UserError
@@ -243,7 +243,7 @@ def test_evaluation_names_the_file(tmp_path, monkeypatch, capsys, name, content,
 def weights(tmp_path_factory):
     """Weights for the network of `make`'s config."""
     from paddleseg_deeplab.cvlibs import Config, SegBuilder
-    from paddleseg_deeplab.utils.checkpoint import save_weights
+    from paddleseg_deeplab.utils.weights.load import save_weights
 
     folder = tmp_path_factory.mktemp("weights")
     make(folder)

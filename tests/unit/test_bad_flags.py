@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 from bad_input import good_config, refuses
 
-from paddleseg_deeplab.cli import (
-    check_dataset,
-    convert_weights,
-    export,
-    inspect_model,
-    predict,
-    quickstart,
-    search_crf,
-    train,
-    val,
-)
+from paddleseg_deeplab.cli import export, predict, quickstart, train, val
 from paddleseg_deeplab.cli import main as console
+from paddleseg_deeplab.tools.check_dataset import command as check_dataset
+from paddleseg_deeplab.tools.convert_weights import command as convert_weights
+from paddleseg_deeplab.tools.inspect_model import command as inspect_model
+from paddleseg_deeplab.tools.search_crf import command as search_crf
 from paddleseg_deeplab.utils.visualize import save_image
 
 ROOT = Path(__file__).parents[2]

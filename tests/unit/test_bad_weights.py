@@ -10,10 +10,11 @@ import pytest
 from bad_input import good_config, refuses
 from test_bad_flags import infer
 
-from paddleseg_deeplab.cli import convert_weights, export, predict, train, val
+from paddleseg_deeplab.cli import export, predict, train, val
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.utils.checkpoint import save_weights
+from paddleseg_deeplab.tools.convert_weights import command
 from paddleseg_deeplab.utils.visualize import save_image
+from paddleseg_deeplab.utils.weights.load import save_weights
 
 
 class Runs:
@@ -143,7 +144,7 @@ def test_weights_to_convert(files, tmp_path, monkeypatch, capsys, name):
         file.writestr("a.npy", b"not an array")
     np.savez(files / "objects.npz", a=np.array([{}], dtype=object))
     flags = ["--source", "paddleseg", "--input", files / name, "--output", "out.pdparams"]
-    run(convert_weights, files, tmp_path, monkeypatch, capsys, *flags, words=[name])
+    run(command, files, tmp_path, monkeypatch, capsys, *flags, words=[name])
 
 
 # -------------------------------------------------------------------------------- exported folders

@@ -8,7 +8,8 @@ import paddle
 import pytest
 import yaml
 
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models.losses.cross_entropy import class_weights_from_counts
 from paddleseg_deeplab.transforms import Normalize
 from paddleseg_deeplab.utils.errors import UserError
@@ -290,9 +291,9 @@ def test_a_component_of_one_s_own_without_the_shared_keys(tmp_path):
     def plain_loss(scale=1.0):
         return scale
 
-    manager.LOSSES.add_component(plain_loss)
+    registry.LOSSES.add_component(plain_loss)
     try:
         opts = ["loss.types.0={'type': 'plain_loss', 'scale': 3.0}"]
         assert SegBuilder(config_of(tmp_path, opts=opts)).loss["types"] == [3.0]
     finally:
-        del manager.LOSSES.components_dict["plain_loss"]
+        del registry.LOSSES.components_dict["plain_loss"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paddleseg_deeplab import datasets as D
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets import catalog
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -70,7 +70,7 @@ def test_classes_and_colours_fit():
     }
     assert sorted(counts) == sorted(NAMES)
     for name, count in counts.items():
-        kind = manager.DATASETS[name]
+        kind = registry.DATASETS[name]
         assert (count, 3, 255) == (kind.NUM_CLASSES, kind.IMG_CHANNELS, kind.IGNORE_INDEX)
         assert len(set(kind.ROW.class_names)) == count
         assert kind.ROW.palette is None or len(kind.ROW.palette) == count
@@ -78,7 +78,7 @@ def test_classes_and_colours_fit():
 
 def test_constructors_take_paddleseg_s_parameters_in_its_order():
     for name in NAMES:
-        parameters = list(inspect.signature(manager.DATASETS[name]).parameters)
+        parameters = list(inspect.signature(registry.DATASETS[name]).parameters)
         expected = ["transforms", "dataset_root", "mode", "edge"]
         if name == "OpticDiscSeg":
             expected[:2] = ["dataset_root", "transforms"]
@@ -87,7 +87,7 @@ def test_constructors_take_paddleseg_s_parameters_in_its_order():
 
 @pytest.mark.parametrize("name", NAMES[:-1])
 def test_a_missing_root_says_where_to_get_the_data(name, tmp_path):
-    kind = manager.DATASETS[name]
+    kind = registry.DATASETS[name]
     for root in (None, str(tmp_path / "nowhere")):
         with pytest.raises(UserError, match=name) as caught:
             kind(dataset_root=root)

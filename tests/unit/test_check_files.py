@@ -30,8 +30,9 @@ from faulty_sets import (
 from PIL import Image
 
 from paddleseg_deeplab.cli import train
-from paddleseg_deeplab.datasets import Shapes, check, check_file
-from paddleseg_deeplab.datasets.check import check_datasets, quick_check
+from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.tools.check_dataset import check, files
+from paddleseg_deeplab.tools.check_dataset.check import check_datasets, quick_check
 from paddleseg_deeplab.utils.errors import UserError
 
 
@@ -58,28 +59,28 @@ def jpeg_with_a_thumbnail():
 @pytest.mark.parametrize(
     ("content", "walk"),
     [
-        (encoded("JPEG"), check_file.check_jpeg),
-        (encoded("JPEG", progressive=True), check_file.check_jpeg),
-        (encoded("JPEG", restart_marker_blocks=1), check_file.check_jpeg),
-        (jpeg_with_a_thumbnail(), check_file.check_jpeg),
-        (encoded("PNG"), check_file.check_png),
+        (encoded("JPEG"), files.check_jpeg),
+        (encoded("JPEG", progressive=True), files.check_jpeg),
+        (encoded("JPEG", restart_marker_blocks=1), files.check_jpeg),
+        (jpeg_with_a_thumbnail(), files.check_jpeg),
+        (encoded("PNG"), files.check_png),
     ],
     ids=["baseline", "progressive", "restarts", "thumbnail", "png"],
 )
 def test_every_cut_is_found(content, walk):
     walk(content)
     for length in range(8, len(content)):
-        with pytest.raises(check_file.Truncated):
+        with pytest.raises(files.Truncated):
             walk(content[:length])
 
 
 def test_hash_is_of_pixels_and_shape():
     a = picture(1)
-    assert check_file.pixel_hash(a) == check_file.pixel_hash(a.copy())
-    assert check_file.pixel_hash(a) != check_file.pixel_hash(a.reshape(W, H, 3))
+    assert files.pixel_hash(a) == files.pixel_hash(a.copy())
+    assert files.pixel_hash(a) != files.pixel_hash(a.reshape(W, H, 3))
     b = a.copy()
     b[-1, -1, -1] ^= 1
-    assert check_file.pixel_hash(a) != check_file.pixel_hash(b)
+    assert files.pixel_hash(a) != files.pixel_hash(b)
 
 
 def test_workers_change_nothing(folder):
@@ -93,13 +94,13 @@ def test_workers_change_nothing(folder):
 def test_each_file_is_read_once(folder, monkeypatch):
     folder.lists["val"] += folder.lists["train"]
     folder.lists["train"] += folder.lists["train"]
-    reads, real = Counter(), check_file._content
+    reads, real = Counter(), files._content
 
     def counted(path, *rest):
         reads[path] += 1
         return real(path, *rest)
 
-    monkeypatch.setattr(check_file, "_content", counted)
+    monkeypatch.setattr(files, "_content", counted)
     result = check_datasets(folder.datasets(), num_workers=2)
     assert len(reads) == 2 * sum(COUNTS.values())
     assert set(reads.values()) == {1}
@@ -232,7 +233,7 @@ def test_lists_that_are_empty_or_have_no_labels(folder):
 def test_only_a_handful_is_read(folder, monkeypatch):
     reads = []
     monkeypatch.setattr(
-        check, "read_pair", lambda *args: reads.append(args) or check_file.read_pair(*args)
+        check, "read_pair", lambda *args: reads.append(args) or files.read_pair(*args)
     )
     folder.lists["train"] = []
     for k in range(40):
@@ -285,7 +286,7 @@ def test_no_damage_raises(tmp_path):
             content = content[: rng.integers(1, len(content))]
         path = tmp_path / ("a.npy" if k % len(sources) == 5 else "a.bin")
         path.write_bytes(content)
-        problems = check_file.read_pair(str(path), str(path), 3).problems
+        problems = files.read_pair(str(path), str(path), 3).problems
         kinds.update(kind.split("_", 1)[1] for kind, _, _ in problems)
     assert kinds["unreadable"] > 50
     assert kinds["truncated"] > 50

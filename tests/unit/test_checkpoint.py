@@ -9,13 +9,13 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.models import DeepLabV3, ResNet18_vd
-from paddleseg_deeplab.utils import checkpoint
-from paddleseg_deeplab.utils.checkpoint import (
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.weights import load
+from paddleseg_deeplab.utils.weights.load import (
     load_entire_model,
     load_pretrained_model,
     load_weights,
 )
-from paddleseg_deeplab.utils.errors import UserError
 
 
 class _Net(nn.Layer):
@@ -239,4 +239,4 @@ def test_paddleseg_xception_is_refused_with_the_reason(tmp_path):
 
 
 def test_names_in_messages_are_few():
-    assert checkpoint._names([str(i) for i in range(30)]) == "0, 1, 2, 3, 4 and 25 more"
+    assert load._names([str(i) for i in range(30)]) == "0, 1, 2, 3, 4 and 25 more"

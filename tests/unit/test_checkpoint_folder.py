@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from paddleseg_deeplab.core import checkpoint_folder as folders
-from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
-from paddleseg_deeplab.core.same_run import check_same_run, differences
+from paddleseg_deeplab.core.training.state import folder as folders
+from paddleseg_deeplab.core.training.state.same_run import check_same_run, differences
+from paddleseg_deeplab.core.training.watch.interrupt import (
+    Interrupted,
+    StoppableDataset,
+    StopRequest,
+)
 from paddleseg_deeplab.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]

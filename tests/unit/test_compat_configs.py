@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.prediction.restore import preprocess
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.transforms.pipeline import preprocess
 
 COMPAT = Path(__file__).parents[2] / "configs" / "compat"
 

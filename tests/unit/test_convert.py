@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from paddleseg_deeplab import models
 from paddleseg_deeplab.cli import main as cli
 from paddleseg_deeplab.models.layers import ConvBN
-from paddleseg_deeplab.utils.checkpoint import load_pretrained_model, load_weights, read_weights
-from paddleseg_deeplab.utils.convert import convert_weights, match_tensors
+from paddleseg_deeplab.tools.convert_weights.convert import convert_weights, match_tensors
+from paddleseg_deeplab.tools.convert_weights.rules import rename
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.weight_rules import rename
+from paddleseg_deeplab.utils.weights.load import load_pretrained_model, load_weights, read_weights
 
 LOGGER = "paddleseg_deeplab"
 RNG = np.random.default_rng(0)

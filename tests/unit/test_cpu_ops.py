@@ -13,7 +13,8 @@ import pytest
 from near import assert_near, needs_library, random
 from paddle import nn
 
-from paddleseg_deeplab.models.layers import ConvBNReLU, ReLU, cpu_ops, resize
+from paddleseg_deeplab.kernels import cpu_ops
+from paddleseg_deeplab.models.layers import ConvBNReLU, ReLU, resize
 from paddleseg_deeplab.models.layers.conv import convolve
 
 SUM, LONG_SUM = 2e-6, 2e-5

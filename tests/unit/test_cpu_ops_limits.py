@@ -17,8 +17,8 @@ import paddle
 import pytest
 from near import assert_near, needs_library, random
 
-from paddleseg_deeplab.models.layers import ConvBNReLU, cpu_ops
-from paddleseg_deeplab.utils import onednn
+from paddleseg_deeplab.kernels import cpu_ops, onednn
+from paddleseg_deeplab.models.layers import ConvBNReLU
 
 TOLERANCE = 2e-5
 
@@ -91,7 +91,7 @@ assert x.grad.tolist() == [4, 4, 4]
 
 @pytest.mark.xfail(
     raises=subprocess.CalledProcessError,
-    reason="3.3.1: two backward passes through a PyLayer (models/layers/cpu_ops.py, _apply)",
+    reason="3.3.1: two backward passes through a PyLayer (kernels/cpu_ops.py, _apply)",
 )
 def test_fault_second_backward_through_a_py_layer():
     subprocess.run([sys.executable, "-c", _TWICE], capture_output=True, check=True)

@@ -12,14 +12,13 @@ import pytest
 import yaml
 from paddle import nn
 
-from paddleseg_deeplab.cli import search_crf
-from paddleseg_deeplab.core import crf_search
-from paddleseg_deeplab.core.crf_probabilities import save_probabilities
-from paddleseg_deeplab.core.refine import refine
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.core.val import evaluate
-from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.prediction.crf import refine
+from paddleseg_deeplab.tools.search_crf import command, search
+from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
@@ -44,9 +43,9 @@ class Guess(nn.Layer):
 
 @pytest.fixture
 def registered():
-    manager.MODELS.add_component(Guess)
+    registry.MODELS.add_component(Guess)
     yield
-    del manager.MODELS.components_dict["Guess"]
+    del registry.MODELS.components_dict["Guess"]
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +63,14 @@ def images(tmp_path_factory):
         label[0] = 255
         probabilities = np.stack([probabilities, 1 - probabilities]).astype(np.float32)
         arrays.append((probabilities, image.astype(np.uint8), label))
-        crf_search.save_image(str(folder), i, *arrays[-1])
+        search.save_image(str(folder), i, *arrays[-1])
     return str(folder), arrays
 
 
 def test_kept_images(images):
     folder, arrays = images
     for i, (probabilities, image, label) in enumerate(arrays):
-        ours = crf_search.load_image(folder, i)
+        ours = search.load_image(folder, i)
         assert ours[0].dtype == np.float32
         # Float16 has steps of at most 2**-11 below 1.
         np.testing.assert_allclose(ours[0], probabilities, atol=2**-11)
@@ -82,14 +81,14 @@ def test_kept_images(images):
 
 def test_an_impossible_class_stays_possible(tmp_path):
     probabilities = np.array([[[1.0]], [[0.0]], [[1e-12]]], np.float32)
-    crf_search.save_image(
+    search.save_image(
         str(tmp_path), 0, probabilities, np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.int64)
     )
-    assert (crf_search.load_image(str(tmp_path), 0)[0] > 0).all()
+    assert (search.load_image(str(tmp_path), 0)[0] > 0).all()
 
 
 def test_grids():
-    settings = crf_search.grid_settings(GRID, {"iterations": 2})
+    settings = search.grid_settings(GRID, {"iterations": 2})
     assert len(settings) == 4
     assert settings[1] == {
         "iterations": 2,
@@ -97,13 +96,13 @@ def test_grids():
         "bilateral_xy": 20,
         "bilateral_rgb": 5,
     }
-    paper = crf_search.grid_settings(crf_search.COARSE_GRID, crf_search.FIXED)
+    paper = search.grid_settings(search.COARSE_GRID, search.FIXED)
     assert len(paper) == 4 * 8 * 4
     assert paper[0]["gaussian_weight"] == paper[0]["gaussian_xy"] == 3
-    assert len(crf_search.grid_settings({"bilateral_xy": [5, 5.0]}, {})) == 1
+    assert len(search.grid_settings({"bilateral_xy": [5, 5.0]}, {})) == 1
     for grid in ({"bilateral_xy": []}, {"bilateral_xy": [0]}):
         with pytest.raises(UserError):
-            crf_search.grid_settings(grid, {})
+            search.grid_settings(grid, {})
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_grids():
     ],
 )
 def test_finer_grids(values, best, expected):
-    assert crf_search.finer_grid({"bilateral_xy": values}, {"bilateral_xy": best}) == {
+    assert search.finer_grid({"bilateral_xy": values}, {"bilateral_xy": best}) == {
         "bilateral_xy": expected
     }
 
@@ -128,7 +127,7 @@ def _expected(arrays_folder, params):
     folder, arrays = arrays_folder
     confusion = ConfusionMatrix(2)
     for i, (_, image, label) in enumerate(arrays):
-        labels, _ = refine(make_crf(params), crf_search.load_image(folder, i)[0], image)
+        labels, _ = refine(make_crf(params), search.load_image(folder, i)[0], image)
         confusion.update(labels, label)
     return confusion.matrix
 
@@ -147,7 +146,7 @@ def test_search_counts_as_a_plain_loop(images):
             pass
 
     fixed = {"iterations": 2}
-    trials = crf_search.search(images[0], 3, 2, grid=GRID, fixed=fixed, progress=Bar)
+    trials = search.search(images[0], 3, 2, grid=GRID, fixed=fixed, progress=Bar)
     assert [t.stage for t in trials[:4]] == ["coarse"] * 4
     assert {t.stage for t in trials[4:]} == {"fine"}
     assert len({tuple(t.settings.items()) for t in trials}) == len(trials)
@@ -156,8 +155,8 @@ def test_search_counts_as_a_plain_loop(images):
         np.testing.assert_array_equal(
             trial.confusion.matrix, _expected(images, trial.settings), str(trial.settings)
         )
-    coarse = crf_search.best_of(trials[:4]).settings
-    finer = crf_search.finer_grid(GRID, coarse)
+    coarse = search.best_of(trials[:4]).settings
+    finer = search.finer_grid(GRID, coarse)
     assert all(t.settings[name] in finer[name] for t in trials[4:] for name in GRID)
     assert [stage for stage, _, _ in advanced] == ["coarse", "fine"]
     assert all(total == done for _, total, done in advanced)
@@ -165,8 +164,8 @@ def test_search_counts_as_a_plain_loop(images):
 
 def test_processes_change_nothing(images):
     settings = {"grid": {"bilateral_weight": [3], "bilateral_xy": [5, 9], "bilateral_rgb": [5]}}
-    here = crf_search.search(images[0], 3, 2, **settings)
-    there = crf_search.search(images[0], 3, 2, workers=2, **settings)
+    here = search.search(images[0], 3, 2, **settings)
+    there = search.search(images[0], 3, 2, workers=2, **settings)
     assert [t.settings for t in here] == [t.settings for t in there]
     for one, two in zip(here, there):
         np.testing.assert_array_equal(one.confusion.matrix, two.confusion.matrix)
@@ -175,7 +174,7 @@ def test_processes_change_nothing(images):
 def test_workers_need_no_paddle():
     code = (
         "import sys; sys.modules['paddle'] = None\n"
-        "from paddleseg_deeplab.core.crf_search import score_image\n"
+        "from paddleseg_deeplab.tools.search_crf.search import score_image\n"
         "from paddleseg_deeplab.postprocess.settings import make_crf\n"
         "make_crf(True)\n"
     )
@@ -185,7 +184,7 @@ def test_workers_need_no_paddle():
 def _trial(stage, miou, **settings):
     good = round(miou * 100)
     matrix = [[good, 100 - good], [0, 0]]
-    return crf_search.Trial(stage, settings, ConfusionMatrix.from_matrix(np.array(matrix)))
+    return search.Trial(stage, settings, ConfusionMatrix.from_matrix(np.array(matrix)))
 
 
 def test_files_and_table(tmp_path, caplog):
@@ -196,7 +195,7 @@ def test_files_and_table(tmp_path, caplog):
         _trial("coarse", 0.8, **dict(zip(names, (4.0, 30.0, 3.0)))),
         _trial("fine", 0.8, **dict(zip(names, (4.5, 30.0, 3.0)))),
     ]
-    files = crf_search.write_results(trials, str(tmp_path / "new"))
+    files = search.write_results(trials, str(tmp_path / "new"))
     assert [Path(f).name for f in files] == ["results.csv", "best.yml"]
     with open(files[0], encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f))
@@ -207,12 +206,12 @@ def test_files_and_table(tmp_path, caplog):
     # Of equal ones the first.
     assert yaml.safe_load(text) == {"test_config": {"crf": trials[2].settings}}
     assert "mIoU 0.3000 without the CRF, 0.4000 with it" in text
-    lines = crf_search.table(trials, most=2).splitlines()
+    lines = search.table(trials, most=2).splitlines()
     assert len(lines) == 4
     assert lines[1].split() == ["none", "-", "-", "-", "0.3000", "0.6000"]
     assert lines[2].split()[:4] == ["coarse", "4", "30", "3"]
     assert not caplog.records
-    crf_search.write_results(trials[:2], str(tmp_path))
+    search.write_results(trials[:2], str(tmp_path))
     assert "best used without a CRF" in caplog.text
 
 
@@ -227,13 +226,13 @@ def test_probabilities_of_a_network(tmp_path):
     data.file_list = data.file_list[:4]
     result = evaluate(model, data, print_detail=False, progress=False)
     np.testing.assert_array_equal(confusion.matrix, result.confusion.matrix)
-    _, image, label = crf_search.load_image(str(tmp_path), 3)
+    _, image, label = search.load_image(str(tmp_path), 3)
     np.testing.assert_array_equal(image, data.load_image(3))
     np.testing.assert_array_equal(label, data.load_label(3))
 
 
 def test_a_full_disk_is_noticed_first(tmp_path, monkeypatch):
-    from paddleseg_deeplab.core import crf_probabilities
+    from paddleseg_deeplab.tools.search_crf import probabilities as crf_probabilities
 
     data = Shapes(transforms=[], mode="val", num_classes=3, image_size=[24, 16], num_samples=2)
     usage = type("Usage", (), {"free": 1000})
@@ -260,7 +259,7 @@ def config(registered, tmp_path):
 
 def test_the_command(config, tmp_path, capsys):
     flags = "--images 2 --processes 0 --iterations 2 --bilateral_weight 3 --bilateral_xy 10 20"
-    assert search_crf.main([*config, *flags.split(), "--bilateral_rgb", "5"]) == 0
+    assert command.main([*config, *flags.split(), "--bilateral_rgb", "5"]) == 0
     log = capsys.readouterr().err
     assert "coarse: 4 of 4 CRFs" in log  # no terminal: lines, not a bar
     assert "mIoU" in log.splitlines()[-2]
@@ -285,6 +284,6 @@ def test_the_command(config, tmp_path, capsys):
     ],
 )
 def test_mistakes(config, flags, text, capsys, tmp_path):
-    assert search_crf.main([*config, *flags.split()]) == 2
+    assert command.main([*config, *flags.split()]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -11,15 +11,16 @@ import pytest
 from paddle import nn
 from PIL import Image
 
-from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
-from paddleseg_deeplab.core import refine
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
 from paddleseg_deeplab.postprocess.settings import complete_settings, make_crf
+from paddleseg_deeplab.prediction import crf as refine
 from paddleseg_deeplab.transforms import Compose, Padding, Resize
-from paddleseg_deeplab.utils import deploy_yaml, visualize
+from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)

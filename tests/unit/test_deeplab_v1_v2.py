@@ -9,10 +9,10 @@ import paddle
 import pytest
 from stub_backbone import StubBackbone
 
-from paddleseg_deeplab.core.export import export
-from paddleseg_deeplab.core.forward import compute_losses
+from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import CrossEntropyLoss, DeepLabV1, DeepLabV2
 from paddleseg_deeplab.models.deeplab_v2 import DeepLabV2Head
+from paddleseg_deeplab.models.forward import compute_losses
 from paddleseg_deeplab.models.layers import batch_norms
 
 CLASSES = 5

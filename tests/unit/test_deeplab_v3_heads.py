@@ -13,9 +13,9 @@ import pytest
 from paddle import nn
 from stub_backbone import StubBackbone
 
-from paddleseg_deeplab.core.export import export
-from paddleseg_deeplab.core.forward import compute_losses
+from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import CrossEntropyLoss, DeepLabV3, ResNet50
+from paddleseg_deeplab.models.forward import compute_losses
 from paddleseg_deeplab.models.layers import HEAD_BIASES, batch_norms
 
 CLASSES, WIDTH = 5, 6

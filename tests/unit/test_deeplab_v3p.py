@@ -6,11 +6,11 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.export import export
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.models.layers import BilinearDeconv, batch_norms, resize
 from paddleseg_deeplab.models.layers.upsample import bilinear_kernel
-from paddleseg_deeplab.utils import deploy_yaml
 
 # Of the largest value: float32 sums in another order, over few layers.
 TOLERANCE = 1e-5

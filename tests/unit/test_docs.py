@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli.main import VERBS
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 
 ROOT = Path(__file__).parents[2]
 README, CHINESE = "README.md", "README_CN.md"
@@ -79,7 +80,7 @@ def test_links_lead_somewhere(page):
 )
 def test_every_part_is_told(kind):
     importlib.import_module("paddleseg_deeplab.cvlibs.builder")
-    for name, part in getattr(manager, kind).components_dict.items():
+    for name, part in getattr(registry, kind).components_dict.items():
         # Compose is no step of a config; others may be a test's own.
         if name == "Compose" or not part.__module__.startswith("paddleseg_deeplab."):
             continue

@@ -157,7 +157,7 @@ def test_half_precision_runs_what_it_says(monkeypatch):
     """The row's whole way, with autocast left out: it is fp32 twice, and passes."""
     off = lambda *args: contextlib.nullcontext()  # noqa: E731
     monkeypatch.setattr(training, "_cannot", lambda *args: None)
-    monkeypatch.setattr("paddleseg_deeplab.core.step.precision_context", off)
+    monkeypatch.setattr("paddleseg_deeplab.core.training.step.precision_context", off)
     assert training.bf16_o1("cpu").status == "PASS"
 
 

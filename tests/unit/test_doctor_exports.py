@@ -9,11 +9,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.core.forward import infer_logits
+from paddleseg_deeplab.deploy.deploy_yaml import FORMATS, DeployInfo
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.tools.doctor import exports
 from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped
-from paddleseg_deeplab.utils.deploy_yaml import FORMATS, DeployInfo
-from paddleseg_deeplab.utils.predictors import InferenceSettings
 
 WRONG = 1 + 5e-4  # a factor below the export's own limit, above the one here
 
@@ -43,7 +43,7 @@ def test_exports_pass():
 
 def test_exports_fail_where_a_rearranged_network_is_another(monkeypatch):
     # `from paddleseg_deeplab.core import export` is the function.
-    export_module = importlib.import_module("paddleseg_deeplab.core.export")
+    export_module = importlib.import_module("paddleseg_deeplab.deploy.export")
 
     def broken(model, widen=False):
         network = fold(model, widen)

@@ -12,12 +12,13 @@ from paddle import nn
 from PIL import Image
 from stub_backbone import StubBackbone
 
-from paddleseg_deeplab.core import engine, infer
-from paddleseg_deeplab.core.engine import Engine, check_engine, open_engine, pixels_to_run
-from paddleseg_deeplab.core.forward import infer_logits
+from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import evaluate
+from paddleseg_deeplab.deploy import engine
+from paddleseg_deeplab.deploy.engine import Engine, check_engine, open_engine, pixels_to_run
 from paddleseg_deeplab.models import DeepLabV3P
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.transforms import Compose, Normalize, ResizeByLong
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError

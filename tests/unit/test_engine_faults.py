@@ -13,19 +13,20 @@ import pytest
 from stub_backbone import StubBackbone
 from test_engine import TOL, Photos, trained
 
-from paddleseg_deeplab.core import engine, infer
-from paddleseg_deeplab.core.engine import Engine, open_engine
-from paddleseg_deeplab.core.export_check import ExportMismatch
-from paddleseg_deeplab.core.feed import automatic_workers, workers_for, write_behind
-from paddleseg_deeplab.core.forward import evaluation_mode, infer_logits
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import engine_for, evaluate
-from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets.shapes import Shapes
+from paddleseg_deeplab.deploy import engine
+from paddleseg_deeplab.deploy.compare import ExportMismatch
+from paddleseg_deeplab.deploy.engine import Engine, open_engine
+from paddleseg_deeplab.deploy.other_runtimes import SmallInputError
 from paddleseg_deeplab.models import DeepLabV3P
+from paddleseg_deeplab.models.forward import evaluation_mode, infer_logits
+from paddleseg_deeplab.prediction.batching import automatic_workers, workers_for, write_behind
 from paddleseg_deeplab.transforms import Compose, Normalize
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.other_runtimes import SmallInputError
 
 # The package gives its function under the module's name.
 predict_module = importlib.import_module("paddleseg_deeplab.core.predict")
@@ -209,7 +210,7 @@ def test_threads_are_for_what_is_known():
 def test_openvino_after_a_tiny_image():
     """ResNet_vd's average pools make empty maps of a side of 1; OpenVINO gave its last output."""
     paddle.seed(0)
-    backbone = manager.BACKBONES["ResNet18_vd"](output_stride=16)
+    backbone = registry.BACKBONES["ResNet18_vd"](output_stride=16)
     net = DeepLabV3P(5, backbone, aspp_out_channels=16)
     net.eval()
     rng = np.random.default_rng(0)

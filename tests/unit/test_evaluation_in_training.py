@@ -10,14 +10,18 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.feed import automatic_workers, workers_for
-from paddleseg_deeplab.core.interrupt import Interrupted, StoppableDataset, StopRequest
 from paddleseg_deeplab.core.train import train
+from paddleseg_deeplab.core.training.watch.interrupt import (
+    Interrupted,
+    StoppableDataset,
+    StopRequest,
+)
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models import CrossEntropyLoss
+from paddleseg_deeplab.prediction.batching import automatic_workers, workers_for
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.transforms.transforms import is_ours
+from paddleseg_deeplab.transforms.compose import is_ours
 from paddleseg_deeplab.utils.errors import UserError
 
 

@@ -12,9 +12,9 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.export_fold import WidenedDepthwise, folded_copy
-from paddleseg_deeplab.core.forward import infer_logits
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.deploy.fold import WidenedDepthwise, folded_copy
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, SeparableConvBNReLU
 
 TOL = 2e-4
@@ -69,8 +69,8 @@ def network(name, backbone, backbone_settings=None, **settings):
     paddle.seed(1)
     settings = {"num_classes": 4, **settings}
     layout = {"data_format": settings["data_format"]} if "data_format" in settings else {}
-    base = manager.BACKBONES[backbone](**{**(backbone_settings or {}), **layout})
-    return settle(manager.MODELS[name](backbone=base, **settings))
+    base = registry.BACKBONES[backbone](**{**(backbone_settings or {}), **layout})
+    return settle(registry.MODELS[name](backbone=base, **settings))
 
 
 # Model, its settings, how many separable convolutions are folded and how many of them widened.
@@ -341,7 +341,7 @@ def test_only_paddle_on_a_cpu_gets_the_widened_one(form, target, widen, tmp_path
         raise Enough(asked)
 
     # The package gives its function under the module's name.
-    export = importlib.import_module("paddleseg_deeplab.core.export")
+    export = importlib.import_module("paddleseg_deeplab.deploy.export")
     monkeypatch.setattr(export, "folded_copy", stop)
     sample = np.zeros((3, 32, 32), np.float32)
     with pytest.raises(Enough, match=str(widen)):

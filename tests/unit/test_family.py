@@ -14,11 +14,12 @@ import pytest
 import yaml
 from paddle import nn
 
-from paddleseg_deeplab.core import export_check
-from paddleseg_deeplab.core.export import export
-from paddleseg_deeplab.core.forward import compute_losses, infer_logits, run_model
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab import registry as manager
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy import compare
+from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import backbones
+from paddleseg_deeplab.models.forward import compute_losses, infer_logits, run_model
 
 CLASSES, HEIGHT, WIDTH = 3, 33, 49
 
@@ -132,8 +133,8 @@ def check(folder, patch, model, form, outputs=1):
     assert np.abs(logits_of(again, images) - expected).max() <= 1e-3 * largest
     # The export compares both networks at two sizes. Its limits are for trained ones; with random
     # weights logits may be large, and pixels whose classes tie are many.
-    patch.setattr(export_check, "MAX_LOGIT_DIFFERENCE", 1e-3 * largest)
-    patch.setattr(export_check, "MAX_LABEL_SHARE", 1.0)
+    patch.setattr(compare, "MAX_LOGIT_DIFFERENCE", 1e-3 * largest)
+    patch.setattr(compare, "MAX_LABEL_SHARE", 1.0)
     sample, out = images[0].numpy(), str(folder / "exported")
     info = export(builder.model, out, sample=sample, format=form, output_op="none")
     assert info.checks["max_abs_logits_difference"] <= 1e-3 * largest

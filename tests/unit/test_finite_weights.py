@@ -13,10 +13,15 @@ from paddle import nn
 
 from paddleseg_deeplab.core import evaluate, export, predict
 from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
+from paddleseg_deeplab.tools.convert_weights.convert import convert_weights
 from paddleseg_deeplab.transforms import Compose, Normalize
-from paddleseg_deeplab.utils import deploy_yaml
-from paddleseg_deeplab.utils.checkpoint import (
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.finite import check_exported
+from paddleseg_deeplab.utils.visualize import save_image
+from paddleseg_deeplab.utils.weights.load import (
     check_finite_weights,
     load_entire_model,
     load_pretrained_model,
@@ -24,13 +29,8 @@ from paddleseg_deeplab.utils.checkpoint import (
     nonfinite_tensors,
     save_weights,
 )
-from paddleseg_deeplab.utils.convert import convert_weights
-from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.finite import check_exported
-from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
-from paddleseg_deeplab.utils.visualize import save_image
 
-core_export = importlib.import_module("paddleseg_deeplab.core.export")  # the name is a function
+core_export = importlib.import_module("paddleseg_deeplab.deploy.export")  # the name is a function
 BAD = (float("nan"), float("inf"), -float("inf"))
 SAMPLE = np.zeros((3, 32, 32), np.float32)
 

@@ -6,9 +6,9 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import state
-from paddleseg_deeplab.core.progress import Progress
-from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state.progress import Progress
+from paddleseg_deeplab.core.training.step import TrainStep
 from paddleseg_deeplab.models import CrossEntropyLoss
 from paddleseg_deeplab.optimizers.optimizer import SGD, Momentum
 from paddleseg_deeplab.utils.errors import UserError
@@ -64,10 +64,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
     net, step = make(use_multi_tensor=True)
     for seed in range(2):
         step(batch(seed))
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(2))
     runs = [make(use_multi_tensor=fused) for fused in (True, False)]
     for other, other_step in runs:
-        state.resume(folder, other, other_step)
+        checkpoint.resume(folder, other, other_step)
     for seed in (2, 3):
         step(batch(seed))
     for other, other_step in runs:

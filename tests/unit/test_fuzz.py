@@ -13,13 +13,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.cvlibs.config import parse_opts
 from paddleseg_deeplab.datasets.dataset import read_list_file
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.prediction.outputs import collect_images
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.utils import deploy_yaml
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.prediction_files import collect_images
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = [
@@ -246,7 +247,7 @@ NUMBERS = st.one_of(
     st.text(max_size=2),
 )
 PARAMETERS = st.one_of(NUMBERS, st.lists(NUMBERS, max_size=4), st.tuples(*2 * [st.integers(1, 40)]))
-TRANSFORMS = sorted(set(manager.TRANSFORMS.components_dict) - {"Compose"})
+TRANSFORMS = sorted(set(registry.TRANSFORMS.components_dict) - {"Compose"})
 
 
 @st.composite
@@ -255,7 +256,7 @@ def steps(draw):
     import inspect
 
     name = draw(st.sampled_from(TRANSFORMS))
-    known = list(inspect.signature(manager.TRANSFORMS[name]).parameters)
+    known = list(inspect.signature(registry.TRANSFORMS[name]).parameters)
     chosen = draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
     return name, {key: draw(PARAMETERS) for key in chosen}
 
@@ -273,7 +274,7 @@ IMAGES = st.tuples(
 def test_transforms(chain, image, seed):
     height, width, channels, dtype = image
     try:
-        built = [manager.TRANSFORMS[name](**parameters) for name, parameters in chain]
+        built = [registry.TRANSFORMS[name](**parameters) for name, parameters in chain]
     except (TypeError, ValueError) as error:  # what SegBuilder turns into one line
         is_clear(error)
         return

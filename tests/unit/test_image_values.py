@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import paddleseg_deeplab.transforms as T
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets import Dataset
-from paddleseg_deeplab.transforms import source, tiff
-from paddleseg_deeplab.transforms.pipeline import preprocess, read_image, read_label
+from paddleseg_deeplab.prediction.restore import preprocess
+from paddleseg_deeplab.transforms.reading import source, tiff
+from paddleseg_deeplab.transforms.reading.files import read_image, read_label
+from paddleseg_deeplab.transforms.reading.values import check_input, describe_faults, nodata_mask
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.image_values import check_input, describe_faults, nodata_mask
 
 H, W = 20, 30
 CROP = {"crop_size": (8, 6)}
@@ -221,7 +222,7 @@ def test_labels_are_whole_numbers(tmp_path):
 
 OURS = sorted(
     name
-    for name, kind in manager.TRANSFORMS.components_dict.items()
+    for name, kind in registry.TRANSFORMS.components_dict.items()
     if kind.__module__.startswith("paddleseg_deeplab.") and name != "Compose"
 )
 TRANSFORMS = {
@@ -237,7 +238,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", OURS)
 def test_our_transforms_keep_finite_values_finite(name):
     """So that only those of others need a look at what they give."""
-    kind = manager.TRANSFORMS[name]
+    kind = registry.TRANSFORMS[name]
     settings = dict(TRANSFORMS.get(name, {}))
     if "prob" in kind.__init__.__code__.co_varnames[: kind.__init__.__code__.co_argcount]:
         settings["prob"] = 1.0
@@ -290,7 +291,7 @@ def test_a_transform_of_ones_own(tmp_path):
     from paddle import nn
 
     from paddleseg_deeplab.core import evaluate
-    from paddleseg_deeplab.core.loader import training_batches
+    from paddleseg_deeplab.core.training.data.batches import training_batches
 
     zeros = (picture() == 0).sum()
     told = f"a.png: the network's input is not finite: {zeros} of 1800 values are NaN, "

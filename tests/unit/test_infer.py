@@ -12,7 +12,7 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core import infer
-from paddleseg_deeplab.core.feed import equal_size_batches, read_ahead
+from paddleseg_deeplab.prediction.batching import equal_size_batches, read_ahead
 from paddleseg_deeplab.utils.errors import UserError
 
 TOL = 1e-5

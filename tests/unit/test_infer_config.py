@@ -6,16 +6,16 @@ import re
 import numpy as np
 import pytest
 
-from paddleseg_deeplab.utils import predictors
-from paddleseg_deeplab.utils.deploy_yaml import DeployInfo
-from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.predictors import (
+from paddleseg_deeplab.deploy import runtimes
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.runtimes import (
     InferenceSettings,
     PaddlePredictor,
     check_settings,
     choose_device,
     make_config,
 )
+from paddleseg_deeplab.utils.errors import UserError
 
 FREE = [None, 3, None, None]
 
@@ -275,7 +275,7 @@ def test_every_call_exists_in_paddle_inference():
     ],
 )
 def test_choose_device(name, gpus, expected, monkeypatch):
-    monkeypatch.setattr(predictors, "_paddle_gpus", lambda: gpus)
+    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: gpus)
     assert choose_device(name) == expected
 
 
@@ -283,6 +283,6 @@ def test_choose_device(name, gpus, expected, monkeypatch):
     ("name", "gpus"), [("gpu", 0), ("gpu:1", 1), ("gpu:x", 1), ("cpu:0", 1), ("tpu", 1)]
 )
 def test_a_device_that_is_not_there_is_an_error(name, gpus, monkeypatch):
-    monkeypatch.setattr(predictors, "_paddle_gpus", lambda: gpus)
+    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: gpus)
     with pytest.raises(UserError, match="--device"):
         choose_device(name)

@@ -5,12 +5,12 @@ import argparse
 
 import pytest
 
-from paddleseg_deeplab.cli.inference import (
+from paddleseg_deeplab.cli.inference_flags import (
     ENGINES,
     add_inference_arguments,
     inference_settings,
 )
-from paddleseg_deeplab.core import engine
+from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.utils.errors import UserError
 
 BATCH = {

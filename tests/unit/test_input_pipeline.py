@@ -15,9 +15,11 @@ from PIL import Image
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.datasets import Dataset
-from paddleseg_deeplab.transforms import bands, crop_first, png, source
+from paddleseg_deeplab.kernels import png
+from paddleseg_deeplab.transforms import bands, resize_crop
 from paddleseg_deeplab.transforms import functional as F
-from paddleseg_deeplab.transforms.pipeline import read_image, read_label
+from paddleseg_deeplab.transforms.reading import source
+from paddleseg_deeplab.transforms.reading.files import read_image, read_label
 from paddleseg_deeplab.utils.errors import UserError
 
 # Grey levels, reasons in the modules: where OpenCV's float32 coordinates put a pixel; and the last
@@ -108,7 +110,7 @@ class _Seen(source.ArraySource):
 def test_only_the_window_is_made():
     img = _Seen(np.zeros((1024, 2048, 3), np.uint8))
     data = {"img": img, "rng": np.random.default_rng(1), "gt_fields": []}
-    out = crop_first.run(data, (2048, 4096), T.RandomPaddingCrop((1024, 512)))
+    out = resize_crop.run(data, (2048, 4096), T.RandomPaddingCrop((1024, 512)))
     assert out["img"].shape == (512, 1024, 3)
     assert img.asked[2] <= 258
     assert img.asked[3] <= 514
@@ -126,11 +128,11 @@ class _Named(T.RandomPaddingCrop):
 def test_what_is_matched():
     resize, crop = T.ResizeStepScaling(), T.RandomPaddingCrop((8, 8))
     named = _Named((8, 8))
-    assert crop_first.match([resize, crop, T.Normalize()]) == (resize, crop)
-    assert crop_first.match([crop]) == (None, crop)
-    assert crop_first.match([named]) == (None, named)
+    assert resize_crop.match([resize, crop, T.Normalize()]) == (resize, crop)
+    assert resize_crop.match([crop]) == (None, crop)
+    assert resize_crop.match([named]) == (None, named)
     for others in ([], [resize], [_Crop((8, 8))], [T.Normalize(), crop], [resize, resize, crop]):
-        assert crop_first.match(others) is None
+        assert resize_crop.match(others) is None
 
 
 def test_custom_transforms_get_ordinary_arrays():

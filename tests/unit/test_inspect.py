@@ -10,20 +10,19 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.cli import inspect_model as command
 from paddleseg_deeplab.cli import main
-from paddleseg_deeplab.core import inspect_draw, inspect_report
-from paddleseg_deeplab.core.inspect_network import AtrousLayer, inspect_network
-from paddleseg_deeplab.core.inspect_stages import stage_names
-from paddleseg_deeplab.core.inspect_valid import (
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.models import DeepLabV3P, ResNet50, ResNet50_vd
+from paddleseg_deeplab.tools.inspect_model import command, draw, report
+from paddleseg_deeplab.tools.inspect_model.network import AtrousLayer, inspect_network
+from paddleseg_deeplab.tools.inspect_model.stages import stage_names
+from paddleseg_deeplab.tools.inspect_model.valid_taps import (
     curves,
     effective_kernel,
     valid_counts,
     valid_share,
     valid_taps,
 )
-from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.models import DeepLabV3P, ResNet50, ResNet50_vd
 
 QUICK = "configs/quickstart.yml"
 
@@ -345,15 +344,15 @@ def test_pictures_and_tables_of_odd_layers():
     """Unequal axes, one layer, no layer."""
     axes = ((9, 20), (1, 5), (1, 3))
     layer = AtrousLayer("a", *axes[1:], (1, 13), axes[0], valid_share(*axes), valid_counts(*axes))
-    pictures = inspect_draw.draw_all([layer, layer], "title")
+    pictures = draw.draw_all([layer, layer], "title")
     assert all(p.dtype == np.uint8 and p.ndim == 3 for p in pictures.values())
-    assert inspect_draw.merge_alike([layer, layer]) == [(layer, 2)]
-    lines = inspect_report.atrous_table([layer, layer])
+    assert draw.merge_alike([layer, layer]) == [(layer, 2)]
+    lines = report.atrous_table([layer, layer])
     assert "a and 1 alike" in lines[1]
     taps, share = max(layer.counts.items(), key=lambda item: item[1])
     assert f"{taps} taps ({100 * share:.0f} % of positions)" in lines[1]
-    assert inspect_draw.draw_all([], "title") == {}
-    assert inspect_report.atrous_table([]) == ["No atrous convolution: every rate is 1."]
+    assert draw.draw_all([], "title") == {}
+    assert report.atrous_table([]) == ["No atrous convolution: every rate is 1."]
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ import pytest
 from paddle import nn
 from paddle.base import core as paddle_core
 
-from paddleseg_deeplab.cli import inspect_model as command
-from paddleseg_deeplab.core import inspect_memory as memory
-from paddleseg_deeplab.core.inspect_saved import _record, saved_maps
-from paddleseg_deeplab.core.inspect_stages import units_of
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models import losses as all_losses
 from paddleseg_deeplab.models.layers import ConvBNReLU
 from paddleseg_deeplab.models.losses import base as losses_base
+from paddleseg_deeplab.tools.inspect_model import command, memory
+from paddleseg_deeplab.tools.inspect_model.saved import _record, saved_maps
+from paddleseg_deeplab.tools.inspect_model.stages import units_of
 
 QUICK = "configs/quickstart.yml"
 

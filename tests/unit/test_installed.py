@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddleseg_deeplab.utils import deploy_yaml, installed
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.utils import installed
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yml")
@@ -180,7 +181,7 @@ def test_every_command_refuses_an_old_paddle(command, exported, tmp_path):
         *("import paddleseg_deeplab.core.val", "import paddleseg_deeplab.models"),
         *("from paddleseg_deeplab.core import train", "import paddleseg_deeplab, paddle.nn"),
         "from paddleseg_deeplab.cvlibs import SegBuilder",
-        "import paddleseg_deeplab.utils.checkpoint",
+        "import paddleseg_deeplab.utils.weights.load",
     ],
 )
 def test_python_gets_an_exception_of_the_same_text(statement, tmp_path):

@@ -8,12 +8,12 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.distributed import Ranks
-from paddleseg_deeplab.core.figures import Figures, Journal, read_all
-from paddleseg_deeplab.core.forward import compute_losses
-from paddleseg_deeplab.core.gradients import square_sum
-from paddleseg_deeplab.core.step import NonFiniteLoss, TrainStep
+from paddleseg_deeplab.core.ranks import Ranks
+from paddleseg_deeplab.core.training.gradients import square_sum
+from paddleseg_deeplab.core.training.late_losses import Figures, Journal, read_all
+from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, LovaszSoftmaxLoss, MixedLoss
+from paddleseg_deeplab.models.forward import compute_losses
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.optimizers.optimizer import SGD, Adam, AdamW
 

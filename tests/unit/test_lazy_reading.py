@@ -10,8 +10,8 @@ from PIL import Image
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.datasets import Dataset
-from paddleseg_deeplab.transforms import source
-from paddleseg_deeplab.transforms.pipeline import read_image
+from paddleseg_deeplab.transforms.reading import source
+from paddleseg_deeplab.transforms.reading.files import read_image
 from paddleseg_deeplab.utils.errors import UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)

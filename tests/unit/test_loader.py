@@ -13,8 +13,12 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.core import loader
-from paddleseg_deeplab.core.loader import SampleStream, sample_names, training_batches
+from paddleseg_deeplab.core.training.data import batches as loader
+from paddleseg_deeplab.core.training.data.batches import (
+    SampleStream,
+    sample_names,
+    training_batches,
+)
 from paddleseg_deeplab.datasets import Dataset, Shapes
 from paddleseg_deeplab.transforms import (
     Compose,
@@ -23,7 +27,7 @@ from paddleseg_deeplab.transforms import (
     RandomHorizontalFlip,
     RandomPaddingCrop,
 )
-from paddleseg_deeplab.transforms.transforms import is_ours
+from paddleseg_deeplab.transforms.compose import is_ours
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
 from paddleseg_deeplab.utils.visualize import save_image
 

@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models import losses
 from paddleseg_deeplab.models.losses import (
     CrossEntropyLoss,
@@ -173,7 +173,7 @@ def test_bad_mixes(parts, coef, error):
 def test_all_are_registered():
     for name in losses.__all__:
         if name.endswith("Loss"):
-            assert manager.LOSSES[name] is getattr(losses, name)
+            assert registry.LOSSES[name] is getattr(losses, name)
 
 
 def test_positions_are_paddlesegs():

@@ -9,9 +9,9 @@ import numpy as np
 import paddle
 import pytest
 
+from paddleseg_deeplab.kernels.lovasz import lovasz_softmax_numpy
 from paddleseg_deeplab.models.losses import LovaszSoftmaxLoss
 from paddleseg_deeplab.models.losses.lovasz import value_and_grad_paddle
-from paddleseg_deeplab.models.losses.lovasz_numpy import lovasz_softmax_numpy
 
 VOID = 255
 

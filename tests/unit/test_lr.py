@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.optimizers import build_lr_scheduler
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -168,4 +168,4 @@ def test_bad_configs(cfg, iters, text):
 
 def test_registered():
     for name in ("PolynomialDecay", "CosineAnnealingDecay", "PiecewiseDecay", "StepDecay"):
-        assert name in manager.LR_SCHEDULERS
+        assert name in registry.LR_SCHEDULERS

@@ -9,7 +9,7 @@ import pytest
 from paddle import nn
 
 import paddleseg_deeplab.models as models
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models import DeepLabV3P, MobileNetV2, MobileNetV2_x0_25, MobileNetV2_x1_0
 
 
@@ -55,7 +55,7 @@ def _varied(net):
 )
 def test_variants(suffix, scale, channels, numbers):
     name = f"MobileNetV2_{suffix}"
-    build = manager.BACKBONES[name]
+    build = registry.BACKBONES[name]
     assert getattr(models, name) is build
     net = build()
     assert net.scale == scale
@@ -68,7 +68,7 @@ def test_variants(suffix, scale, channels, numbers):
 def test_any_scale():
     net = MobileNetV2(scale=1.4, output_stride=32)
     assert net.feat_channels == [32, 48, 136, 448]
-    assert manager.BACKBONES["MobileNetV2"] is MobileNetV2
+    assert registry.BACKBONES["MobileNetV2"] is MobileNetV2
 
 
 @pytest.mark.parametrize(

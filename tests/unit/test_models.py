@@ -9,7 +9,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models import (
     DeepLabV3,
     DeepLabV3P,
@@ -57,9 +57,9 @@ def test_state_counts(model, backbone, classes, expected):
 
 def test_registries():
     for depth in (18, 34, 50, 101, 152):
-        assert f"ResNet{depth}_vd" in manager.BACKBONES
-    assert manager.MODELS["DeepLabV3P"] is DeepLabV3P
-    assert manager.MODELS["DeepLabV3"] is DeepLabV3
+        assert f"ResNet{depth}_vd" in registry.BACKBONES
+    assert registry.MODELS["DeepLabV3P"] is DeepLabV3P
+    assert registry.MODELS["DeepLabV3"] is DeepLabV3
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])

@@ -12,7 +12,7 @@ from pathlib import Path
 import paddle
 import pytest
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.utils.logger import logger
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def test_counts(table):
 @pytest.mark.parametrize("kind", ["MODELS", "BACKBONES"])
 def test_every_network_has_a_row(kind):
     text = PAGE.read_text(encoding="utf-8")
-    for name, part in getattr(manager, kind).components_dict.items():
+    for name, part in getattr(registry, kind).components_dict.items():
         # Width multipliers are settings of one network; others may be a test's own.
         if not part.__module__.startswith("paddleseg_deeplab.") or re.search(r"_x\d", name):
             continue

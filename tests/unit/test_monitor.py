@@ -7,8 +7,8 @@ import re
 import paddle
 import pytest
 
-from paddleseg_deeplab.core.monitor import TrainMonitor
-from paddleseg_deeplab.core.vdl import VisualDLWriter
+from paddleseg_deeplab.core.training.watch.loggers import VisualDLWriter
+from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
 from paddleseg_deeplab.utils.logger import logger
 
 

@@ -9,16 +9,16 @@ import pytest
 import yaml
 
 import paddleseg_deeplab.transforms as T
-from paddleseg_deeplab import datasets
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import datasets, registry
 from paddleseg_deeplab.datasets import Dataset, class_pixel_counts
-from paddleseg_deeplab.datasets.check import check_datasets, quick_check
-from paddleseg_deeplab.datasets.check_report import as_dict, as_markdown
 from paddleseg_deeplab.datasets.label_counts import label_counts
-from paddleseg_deeplab.transforms.pipeline import prepare, read_image
-from paddleseg_deeplab.utils import deploy_yaml
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.prediction.restore import prepare
+from paddleseg_deeplab.tools.check_dataset.check import check_datasets, quick_check
+from paddleseg_deeplab.tools.check_dataset.report import as_dict, as_markdown
+from paddleseg_deeplab.transforms.reading.files import read_image
+from paddleseg_deeplab.transforms.reading.values import mark_void, nodata_mask, parse_nodata
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.image_values import mark_void, nodata_mask, parse_nodata
 
 H, W = 40, 50
 NAN = float("nan")
@@ -247,7 +247,7 @@ def test_labels_of_any_type(dtype):
 def test_every_dataset_of_files_takes_it():
     import inspect
 
-    kinds = [k for k in manager.DATASETS.components_dict.values() if k is not datasets.Shapes]
+    kinds = [k for k in registry.DATASETS.components_dict.values() if k is not datasets.Shapes]
     ours = [k for k in kinds if k.__module__.startswith("paddleseg_deeplab.")]
     assert len(ours) >= 9
     for kind in ours:

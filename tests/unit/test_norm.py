@@ -5,8 +5,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.core.forward import evaluation_mode
 from paddleseg_deeplab.models import DeepLabV3, ResNet18_vd
+from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.models.layers import (
     HEAD_BIASES,
     ASPPModule,

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import feed, pictures, preview, refine
 from paddleseg_deeplab.core.predict import predict, report
 from paddleseg_deeplab.core.report import EvaluationResult
 from paddleseg_deeplab.core.report import write_report as evaluation_report
+from paddleseg_deeplab.core.training.watch import preview
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.datasets.base import BaseDataset
-from paddleseg_deeplab.datasets.check import check_datasets
-from paddleseg_deeplab.datasets.check_report import write_report
+from paddleseg_deeplab.prediction import batching, outputs, pictures
+from paddleseg_deeplab.prediction import crf as refine
+from paddleseg_deeplab.tools.check_dataset.check import check_datasets
+from paddleseg_deeplab.tools.check_dataset.report import write_report
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.utils import prediction_files, visualize
+from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
@@ -150,7 +152,7 @@ def test_a_name_that_is_too_long(images, tmp_path):
     for extension in ("bmp", "png"):
         picture = np.zeros((*SIZE, 3), np.uint8)
         visualize.save_image(tmp_path / "in" / f"{stem}.{extension}", picture)
-    found, root = prediction_files.collect_images(str(tmp_path / "in"))
+    found, root = outputs.collect_images(str(tmp_path / "in"))
     result = run(found, tmp_path / "out", image_dir=root)
     assert len(result.written) == 5
     assert [path.rpartition(".")[2] for path, _ in result.failed] == ["bmp", "png"]
@@ -162,7 +164,7 @@ def test_a_name_that_is_too_long(images, tmp_path):
 def test_a_full_disk_ends_all(images, tmp_path, monkeypatch, code, num_workers):
     text = "7 requested and 0 written"  # NumPy's words, without a number
     error = OSError(text) if code is None else OSError(code, "full")
-    monkeypatch.setattr(prediction_files, "write_outputs", raises(error))
+    monkeypatch.setattr(outputs, "write_outputs", raises(error))
     with pytest.raises(OSError, match=r"full|written"):
         run(images, tmp_path / "out", num_workers=num_workers)
 
@@ -201,7 +203,7 @@ def test_batches_are_run_again_one_by_one_only_where_they_fail():
     values = [0, 1, MARK, 3, 4, 5]
     samples = [{"im_path": str(v), "img": np.full((1, 2, 2), v, np.float32)} for v in values]
     failures = []
-    found = list(pictures.run_batches(run_batch, feed.equal_size_batches(samples, 3), failures))
+    found = list(pictures.run_batches(run_batch, batching.equal_size_batches(samples, 3), failures))
     assert found == ["0", "1", "3", "4", "5"]
     assert failures == [(str(MARK), "ValueError: marked")]
     assert calls == [3, 1, 1, 1, 3]

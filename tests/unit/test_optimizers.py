@@ -11,7 +11,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.optimizers import SGD, Adam, AdamW, Momentum
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -226,7 +226,7 @@ def test_int_rate(net):
 
 def test_registered():
     for name in ("SGD", "Momentum", "Adam", "AdamW"):
-        assert name in manager.OPTIMIZERS
+        assert name in registry.OPTIMIZERS
 
 
 def test_positions_are_paddlesegs():

@@ -14,14 +14,15 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.core import crf_search, val
 from paddleseg_deeplab.core import out_of_memory as oom
-from paddleseg_deeplab.core.crf_probabilities import save_probabilities
+from paddleseg_deeplab.core import val
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import evaluate
-from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.tools.search_crf import search
+from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
@@ -245,7 +246,7 @@ def test_paddle_is_not_imported_for_it(monkeypatch):
 # ------------------------------------------------------------------- evaluation, prediction, search
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class Hungry(nn.Layer):
     """Takes images of at most 300 pixels."""
 
@@ -327,9 +328,9 @@ def test_outside_of_the_network(monkeypatch, tmp_path):
     monkeypatch.setattr(val.refine, "refine", fail)
     with pytest.raises(oom.OutOfMemory, match=reading):
         quiet(model, shapes(), crf=True)
-    monkeypatch.setattr(crf_search, "score_image", fail)
+    monkeypatch.setattr(search, "score_image", fail)
     with pytest.raises(oom.OutOfMemory, match=r"CRFs ran.*fewer --processes"):
-        crf_search.search(str(tmp_path), 1, 3)
+        search.search(str(tmp_path), 1, 3)
 
 
 def test_a_process_that_the_system_ended(monkeypatch, tmp_path):
@@ -341,15 +342,15 @@ def test_a_process_that_the_system_ended(monkeypatch, tmp_path):
 
         def submit(self, *_args, **_kwargs):
             future = Future()
-            future.set_exception(crf_search.BrokenProcessPool("terminated abruptly"))
+            future.set_exception(search.BrokenProcessPool("terminated abruptly"))
             return future
 
         def shutdown(self, **_kwargs):
             pass
 
-    monkeypatch.setattr(crf_search, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(search, "ProcessPoolExecutor", Pool)
     with pytest.raises(UserError, match="fewer --processes"):
-        crf_search.search(str(tmp_path), 1, 3, workers=1)
+        search.search(str(tmp_path), 1, 3, workers=1)
 
 
 CONFIG = """

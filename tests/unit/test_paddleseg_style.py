@@ -14,7 +14,8 @@ import pytest
 from paddle import nn
 
 import paddleseg_deeplab
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager, param_init
+from paddleseg_deeplab import registry as manager
+from paddleseg_deeplab.cvlibs import Config, SegBuilder, param_init
 from paddleseg_deeplab.models import layers
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils import logger, utils
@@ -48,7 +49,7 @@ def test_core_gives_functions(first):
     code = (
         f"{first}from paddleseg_deeplab.core import train, evaluate, predict, export\n"
         "import paddleseg_deeplab.core as core\n"
-        "import paddleseg_deeplab.core.train, paddleseg_deeplab.core.export\n"
+        "import paddleseg_deeplab.core.train, paddleseg_deeplab.deploy.export\n"
         "assert core.train is train and core.export is export\n"
         "print(*(f.__name__ for f in (train, evaluate, predict, export)))"
     )
@@ -266,7 +267,7 @@ def test_keyword_arguments_get_what_they_cannot_guess(recipe):
     ],
 )
 def test_losses_follow_the_model_s_layout_where_they_can(recipe, first, layouts):
-    from paddleseg_deeplab.core.forward import compute_losses
+    from paddleseg_deeplab.models.forward import compute_losses
 
     config = Config(str(recipe), opts=[f"loss.types.0.losses.0.type={first}"])
     config.set_data_format("NHWC")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import paddleseg_deeplab.transforms as T
-from paddleseg_deeplab.transforms import pipeline
+from paddleseg_deeplab.prediction import restore
+from paddleseg_deeplab.transforms.reading import files
 from paddleseg_deeplab.utils.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
@@ -36,36 +37,36 @@ def save(path, array, mode=None, palette=None, **options):
 def test_read_image_rgb(tmp_path, name):
     path = save(tmp_path / name, RGB)
     for where in (path, str(path)):
-        img = pipeline.read_image(where)
+        img = files.read_image(where)
         assert img.dtype == np.float32
         np.testing.assert_array_equal(img, RGB)
-    np.testing.assert_array_equal(pipeline.read_image(path, to_rgb=False), RGB[:, :, ::-1])
+    np.testing.assert_array_equal(files.read_image(path, to_rgb=False), RGB[:, :, ::-1])
 
 
 def test_read_image_between_grey_and_colour(tmp_path):
     grey = save(tmp_path / "grey.png", LABEL)
-    np.testing.assert_array_equal(pipeline.read_image(grey), np.stack([LABEL] * 3, axis=2))
-    assert pipeline.read_image(grey, 1).shape == (12, 17, 1)
-    color = pipeline.read_image(save(tmp_path / "color.png", RGB), 1)[:, :, 0]
+    np.testing.assert_array_equal(files.read_image(grey), np.stack([LABEL] * 3, axis=2))
+    assert files.read_image(grey, 1).shape == (12, 17, 1)
+    color = files.read_image(save(tmp_path / "color.png", RGB), 1)[:, :, 0]
     np.testing.assert_allclose(color, RGB @ [0.299, 0.587, 0.114], atol=1)  # rounded to 8 bits
 
 
 def test_read_image_with_alpha(tmp_path):
     rgba = np.concatenate([RGB, LABEL[:, :, None]], axis=2)
     path = save(tmp_path / "a.png", rgba)
-    np.testing.assert_array_equal(pipeline.read_image(path), RGB)
-    np.testing.assert_array_equal(pipeline.read_image(path, 4), rgba)
-    bgra = pipeline.read_image(path, 4, to_rgb=False)
+    np.testing.assert_array_equal(files.read_image(path), RGB)
+    np.testing.assert_array_equal(files.read_image(path, 4), rgba)
+    bgra = files.read_image(path, 4, to_rgb=False)
     np.testing.assert_array_equal(bgra, rgba[:, :, [2, 1, 0, 3]])
 
 
 def test_read_image_16_bit(tmp_path):
     wide = RGB.astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "a.png"), wide[:, :, ::-1])
-    np.testing.assert_array_equal(pipeline.read_image(tmp_path / "a.png"), RGB)
+    np.testing.assert_array_equal(files.read_image(tmp_path / "a.png"), RGB)
     four = np.concatenate([wide, wide[:, :, :1]], axis=2)
     cv2.imwrite(str(tmp_path / "b.png"), four)
-    out = pipeline.read_image(tmp_path / "b.png", 4, to_rgb=False)
+    out = files.read_image(tmp_path / "b.png", 4, to_rgb=False)
     np.testing.assert_allclose(out, four / 257.0, rtol=1e-6)
 
 
@@ -74,10 +75,10 @@ def test_read_image_npy(tmp_path, channels):
     array = np.random.default_rng(0).normal(size=(5, 6, channels))
     np.save(tmp_path / "a.npy", array)
     np.testing.assert_array_equal(
-        pipeline.read_image(tmp_path / "a.npy", channels), array.astype(np.float32)
+        files.read_image(tmp_path / "a.npy", channels), array.astype(np.float32)
     )
     np.save(tmp_path / "flat.npy", array[:, :, 0])
-    assert pipeline.read_image(tmp_path / "flat.npy", 1).shape == (5, 6, 1)
+    assert files.read_image(tmp_path / "flat.npy", 1).shape == (5, 6, 1)
 
 
 def test_read_image_obeys_exif_rotation(tmp_path):
@@ -85,7 +86,7 @@ def test_read_image_obeys_exif_rotation(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert pipeline.read_image(tmp_path / "a.jpg").shape == (17, 12, 3)
+    assert files.read_image(tmp_path / "a.jpg").shape == (17, 12, 3)
 
 
 def test_read_image_errors(tmp_path):
@@ -113,7 +114,7 @@ def test_read_image_errors(tmp_path):
     ]
     for name, channels, text in table:
         with pytest.raises(UserError, match=text) as caught:
-            pipeline.read_image(tmp_path / name, channels)
+            files.read_image(tmp_path / name, channels)
         assert name in str(caught.value)
 
 
@@ -134,17 +135,17 @@ def test_read_label_formats(tmp_path):
         "rgba.png": save(tmp_path / "rgba.png", np.concatenate([colors, alpha], axis=2)),
     }
     for name, path in cases.items():
-        label = pipeline.read_label(path)
+        label = files.read_label(path)
         assert label.dtype == np.uint8, name
         np.testing.assert_array_equal(label, LABEL, err_msg=name)
-    label = pipeline.read_label(save(tmp_path / "wide.png", wide))
+    label = files.read_label(save(tmp_path / "wide.png", wide))
     assert label.dtype.kind in "iu"
     np.testing.assert_array_equal(label, wide)
     np.testing.assert_array_equal(
-        pipeline.read_label(save(tmp_path / "bits.png", LABEL > 9)), LABEL > 9
+        files.read_label(save(tmp_path / "bits.png", LABEL > 9)), LABEL > 9
     )
     np.save(tmp_path / "a.npy", LABEL.astype(">i4"))
-    label = pipeline.read_label(tmp_path / "a.npy")
+    label = files.read_label(tmp_path / "a.npy")
     assert label.dtype == np.int32
     np.testing.assert_array_equal(label, LABEL)
 
@@ -163,7 +164,7 @@ def test_read_label_errors(tmp_path):
     ]
     for name, text in table:
         with pytest.raises(UserError, match=text) as caught:
-            pipeline.read_label(tmp_path / name)
+            files.read_label(tmp_path / name)
         assert name in str(caught.value)
 
 
@@ -275,16 +276,16 @@ CHAINS = {
 def test_round_trip(chain, tmp_path):
     compose = T.Compose([*CHAINS[chain], T.Normalize()])
     for image in (save(tmp_path / "a.png", RGB), RGB[:, :, ::-1]):
-        chw, trans_info, original = pipeline.preprocess(image, compose)
+        chw, trans_info, original = restore.preprocess(image, compose)
         np.testing.assert_array_equal(original, RGB)
         assert chw.dtype == np.float32
         scores = np.random.default_rng(0).normal(size=(4, *chw.shape[1:])).astype(np.float32)
-        restored = pipeline.restore(scores, trans_info)
+        restored = restore.restore(scores, trans_info)
         assert restored.shape == (4, 12, 17)
-        labels = pipeline.scores_to_labels(scores, trans_info)
+        labels = restore.scores_to_labels(scores, trans_info)
         assert labels.shape == (12, 17)
         np.testing.assert_array_equal(labels, restored.argmax(axis=0))
-        assert pipeline.labels_to_original(scores.argmax(axis=0), trans_info).shape == (12, 17)
+        assert restore.labels_to_original(scores.argmax(axis=0), trans_info).shape == (12, 17)
 
 
 @given(
@@ -305,7 +306,7 @@ def test_a_perfect_network_gives_the_mask_back(size, chain):
     label = np.random.default_rng(0).integers(0, 3, size, dtype=np.uint8)
     data = {"img": np.zeros((*size, 3), np.uint8), "label": label, "gt_fields": ["label"]}
     out = T.Compose({**CHAINS, **enlarging}[chain])(data)
-    back = pipeline.labels_to_original(out["label"], out["trans_info"])
+    back = restore.labels_to_original(out["label"], out["trans_info"])
     assert back.dtype == np.uint8
     assert back.shape == size
     if exact:
@@ -319,8 +320,8 @@ def test_argmax_and_scores_agree_when_only_padded():
     info = [("padding", (12, 17)), ("padding", (20, 20))]
     scores = np.random.default_rng(0).normal(size=(5, 32, 40)).astype(np.float32)
     np.testing.assert_array_equal(
-        pipeline.scores_to_labels(scores, info),
-        pipeline.labels_to_original(scores.argmax(axis=0), info),
+        restore.scores_to_labels(scores, info),
+        restore.labels_to_original(scores.argmax(axis=0), info),
     )
 
 
@@ -329,16 +330,16 @@ def test_scores_to_labels_ties_and_input():
     scores[2, 0] = 1
     scores[1, 0] = 1
     before = scores.copy()
-    labels = pipeline.scores_to_labels(scores, [("resize", (4, 5))])
+    labels = restore.scores_to_labels(scores, [("resize", (4, 5))])
     np.testing.assert_array_equal(labels, scores.argmax(axis=0))
     np.testing.assert_array_equal(scores, before)
-    half = pipeline.scores_to_labels(scores.astype(np.float16), [("resize", (8, 10))])
+    half = restore.scores_to_labels(scores.astype(np.float16), [("resize", (8, 10))])
     assert half.shape == (8, 10)
 
 
 def test_restore_centre_padding():
     plane = np.arange(30).reshape(5, 6)
-    out = pipeline.restore(plane, [("padding", (2, 3), (1, 2))], "nearest")
+    out = restore.restore(plane, [("padding", (2, 3), (1, 2))], "nearest")
     np.testing.assert_array_equal(out, plane[1:3, 2:5])
 
 
@@ -354,13 +355,13 @@ def test_restore_centre_padding():
 )
 def test_restore_errors(array, info, interp, text):
     with pytest.raises(ValueError, match=text):
-        pipeline.restore(array, info, interp)
+        restore.restore(array, info, interp)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_softmax(axis):
     logits = np.random.default_rng(0).normal(0, 300, (4, 5, 6))
-    out = pipeline.softmax(logits, axis)
+    out = restore.softmax(logits, axis)
     assert out.dtype == np.float32
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=axis, keepdims=True))
     # Logits near 1000 in float32 are exact to 3e-5, and so are their exponentials.

@@ -15,8 +15,8 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab import models
-from paddleseg_deeplab.core import forward
-from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.core.training.step import TrainStep
+from paddleseg_deeplab.models import forward
 from paddleseg_deeplab.models.layers import ConvBN, SyncBatchNorm, batch_norms
 from paddleseg_deeplab.utils.errors import UserError
 

@@ -11,10 +11,10 @@ from paddle import nn
 from PIL import Image
 
 from paddleseg_deeplab.core.predict import predict, report
+from paddleseg_deeplab.prediction.outputs import collect_images
 from paddleseg_deeplab.transforms import Compose, Padding, Resize
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.prediction_files import collect_images
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.prediction_files import (
+from paddleseg_deeplab.prediction.outputs import (
     collect_images,
     output_names,
     parse_outputs,
@@ -18,6 +17,7 @@ from paddleseg_deeplab.utils.prediction_files import (
     write_ids,
     write_outputs,
 )
+from paddleseg_deeplab.utils.errors import UserError
 
 
 @pytest.fixture

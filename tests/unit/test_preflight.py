@@ -14,14 +14,14 @@ from paddle import nn
 from test_bad_flags import infer
 
 from paddleseg_deeplab.cli import train
-from paddleseg_deeplab.core.preflight import (
+from paddleseg_deeplab.core.training.state.same_run import differences
+from paddleseg_deeplab.core.training.watch.preflight import (
     check_start,
     warn_of_update_size,
     warn_of_wide_rates,
 )
-from paddleseg_deeplab.core.same_run import differences
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.transforms.pipeline import read_image
+from paddleseg_deeplab.transforms.reading.files import read_image
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 

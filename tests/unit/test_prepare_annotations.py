@@ -22,7 +22,7 @@ from annotated_sets import (
 )
 from PIL import Image
 
-from paddleseg_deeplab.cli.prepare_dataset import main
+from paddleseg_deeplab.tools.prepare_dataset.command import main
 
 # ---------------------------------------------------------------------------------------- labelme
 

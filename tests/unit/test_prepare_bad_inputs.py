@@ -25,7 +25,7 @@ from annotated_sets import (
     tree,
 )  # fmt: skip
 
-from paddleseg_deeplab.cli.prepare_dataset import main
+from paddleseg_deeplab.tools.prepare_dataset.command import main
 
 
 def drawn_flags(root, *more):

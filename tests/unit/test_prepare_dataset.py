@@ -8,9 +8,9 @@ from annotated_sets import H, W, call, image, indices, mask, tree
 from PIL import Image
 from scipy.io import savemat
 
-from paddleseg_deeplab.cli.prepare_dataset import main
 from paddleseg_deeplab.datasets import Cityscapes, PascalVOC
 from paddleseg_deeplab.datasets.base import voc_palette
+from paddleseg_deeplab.tools.prepare_dataset.command import main
 
 # ------------------------------------------------------------------------------------ Cityscapes
 
@@ -83,7 +83,7 @@ def test_a_full_disk_stops_at_once(tmp_path, capsys, monkeypatch):
             file.write(b"half of")
         raise OSError(28, "No space left on device", path)
 
-    monkeypatch.setattr("paddleseg_deeplab.datasets.prepare_cityscapes.write_ids", full)
+    monkeypatch.setattr("paddleseg_deeplab.tools.prepare_dataset.cityscapes.write_ids", full)
     before = tree(tmp_path)
     assert call("cityscapes", "--dataset_root", tmp_path) == 2
     assert "No space left on device" in capsys.readouterr().err

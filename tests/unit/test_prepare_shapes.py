@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from paddleseg_deeplab.datasets import prepare_coco, prepare_labelme, prepare_rle, prepare_shapes
+from paddleseg_deeplab.tools.prepare_dataset import coco, labelme, polygons, rle
 
 SIZE = (13, 17)
 
@@ -60,27 +60,27 @@ def distance(x, y, a, b):
 @pytest.mark.parametrize("turned", [False, True])
 def test_polygon_against_a_ray_from_every_pixel(points, turned):
     points = points[::-1] if turned else points
-    assert (prepare_shapes.polygon(np.array(points), SIZE) == slow_polygon(points, SIZE)).all()
+    assert (polygons.polygon(np.array(points), SIZE) == slow_polygon(points, SIZE)).all()
 
 
 def test_random_polygons():
     rng = np.random.default_rng(0)
     for _ in range(30):
         points = (rng.random((rng.integers(3, 12), 2)) * 24 - 4).tolist()
-        got = prepare_shapes.polygon(np.array(points), SIZE)
+        got = polygons.polygon(np.array(points), SIZE)
         assert (got == slow_polygon([tuple(p) for p in points], SIZE)).all()
 
 
 def test_neighbours_share_no_pixel_and_leave_none():
     """Polygons with a common edge, centres exactly on it included."""
-    left = prepare_shapes.polygon(np.array([(0, 0), (6.5, 0), (9.5, 13), (0, 13)]), SIZE)
-    right = prepare_shapes.polygon(np.array([(6.5, 0), (17, 0), (17, 13), (9.5, 13)]), SIZE)
+    left = polygons.polygon(np.array([(0, 0), (6.5, 0), (9.5, 13), (0, 13)]), SIZE)
+    right = polygons.polygon(np.array([(6.5, 0), (17, 0), (17, 13), (9.5, 13)]), SIZE)
     assert not (left & right).any()
     assert (left | right).all()
 
 
 def test_whole_pixels_are_exact():
-    mask = prepare_shapes.rectangle(np.array([(8.0, 9.0), (3.0, 2.0)]), SIZE)
+    mask = polygons.rectangle(np.array([(8.0, 9.0), (3.0, 2.0)]), SIZE)
     expected = np.zeros(SIZE, bool)
     expected[2:9, 3:8] = True
     assert (mask == expected).all()
@@ -91,7 +91,7 @@ def test_disc(centre, radius):
     expected = np.zeros(SIZE, bool)
     for r, c, x, y in centres(SIZE):
         expected[r, c] = math.dist((x, y), centre) <= radius
-    assert (prepare_shapes.disc(centre, radius, SIZE) == expected).all()
+    assert (polygons.disc(centre, radius, SIZE) == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_strip(points):
     for r, c, x, y in centres(SIZE):
         near = min(distance(x, y, a, b) for a, b in itertools.pairwise(points))
         expected[r, c] = near <= 1.65
-    assert (prepare_shapes.strip(np.array(points), 3.3, SIZE) == expected).all()
+    assert (polygons.strip(np.array(points), 3.3, SIZE) == expected).all()
 
 
 @pytest.mark.parametrize("corner", [(4, 5), (-2, -1), (15, 11)])
@@ -121,7 +121,7 @@ def test_stamp(corner):
             y, x = corner[1] + r, corner[0] + c
             if 0 <= y < SIZE[0] and 0 <= x < SIZE[1]:
                 expected[y, x] = picture[r, c]
-    assert (prepare_shapes.stamp(points, coded, SIZE) == expected).all()
+    assert (polygons.stamp(points, coded, SIZE) == expected).all()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_stamp(corner):
 )
 def test_bad_points(points, word):
     with pytest.raises(ValueError, match=word):
-        prepare_shapes.check_points(points, 3, "the polygon")
+        polygons.check_points(points, 3, "the polygon")
 
 
 # ------------------------------------------------------------------------------------ run lengths
@@ -179,9 +179,9 @@ def slow_runs(mask):
 
 @pytest.mark.parametrize(("mask", "text"), KNOWN)
 def test_run_lengths(mask, text):
-    assert prepare_rle.decode_counts(text) == slow_runs(mask)
+    assert rle.decode_counts(text) == slow_runs(mask)
     for counts in (text, slow_runs(mask)):
-        got = prepare_rle.decode_mask({"size": list(mask.shape), "counts": counts}, mask.shape)
+        got = rle.decode_mask({"size": list(mask.shape), "counts": counts}, mask.shape)
         assert (got == mask).all()
 
 
@@ -205,7 +205,7 @@ def test_random_run_lengths_written_by_another_hand():
     for share in (0.02, 0.3, 0.5, 0.9):
         mask = rng.random((37, 23)) < share
         record = {"size": [37, 23], "counts": encode(slow_runs(mask))}
-        assert (prepare_rle.decode_mask(record, (37, 23)) == mask).all()
+        assert (rle.decode_mask(record, (37, 23)) == mask).all()
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_random_run_lengths_written_by_another_hand():
 )
 def test_bad_run_lengths(record, word):
     with pytest.raises(ValueError, match=word):
-        prepare_rle.decode_mask(record, (7, 9))
+        rle.decode_mask(record, (7, 9))
 
 
 # -------------------------------------------------------------------------------- whole drawings
@@ -252,7 +252,7 @@ def test_labelme_paints_later_shapes_on_top():
         if inside([(12, 9), (16, 9), (16, 12)], x, y):
             expected[r, c] = 2
     numbers = {"a": 1, "b": 2, "__ignore__": 255}
-    got = prepare_labelme.draw_labelme(shapes, numbers, SIZE, line_width=2, point_radius=2)
+    got = labelme.draw_labelme(shapes, numbers, SIZE, line_width=2, point_radius=2)
     assert (got == expected).all()
 
 
@@ -276,5 +276,5 @@ def test_coco_paints_small_things_on_large_ones():
             expected = base.copy()
             if setting != "skip":  # a crowd lies below what is told apart
                 expected[crowd_mask & (base == 0)] = number
-            got = prepare_coco.draw_coco(records, {3: 1, 7: 2}, SIZE, setting)
+            got = coco.draw_coco(records, {3: 1, 7: 2}, SIZE, setting)
             assert (got == expected).all(), setting

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from annotated_sets import H, W, call, folders, image, lines, mask, tree
 
-from paddleseg_deeplab.datasets import Dataset, prepare_lists
+from paddleseg_deeplab.datasets import Dataset
+from paddleseg_deeplab.tools.prepare_dataset import lists
 
 # ------------------------------------------------------------------------------------------ split
 
@@ -98,7 +99,7 @@ def test_separators(tmp_path, names, separator):
 @pytest.mark.parametrize("path", ["a\nb", "a\x85b", " a", "a\u2028", "\udcff"])
 def test_names_that_no_list_can_hold(path):
     with pytest.raises(ValueError, match="cannot stand in a list"):
-        prepare_lists.list_text({"train.txt": [(path, "m.png")]})
+        lists.list_text({"train.txt": [(path, "m.png")]})
 
 
 def test_split_properties():
@@ -107,7 +108,7 @@ def test_split_properties():
         sizes = rng.integers(1, 9, rng.integers(3, 30))
         groups = {f"g{k}": [(k, j) for j in range(n)] for k, n in enumerate(sizes)}
         shares = {"val": float(rng.random() * 0.5), "test": float(rng.random() * 0.4)}
-        sets = prepare_lists.split(groups, shares, seed)
+        sets = lists.split(groups, shares, seed)
         every = [each for some in sets.values() for each in some]
         assert len(every) == len(set(every)) == sizes.sum()
         assert set(sets) == {"train", "val", "test"}
@@ -121,4 +122,4 @@ def test_split_properties():
                 # As near as groups allow: half of the largest one.
                 assert abs(len(sets[name]) - share * sizes.sum()) <= max(sizes) / 2 + 1
         turned = dict(sorted(groups.items(), reverse=True))
-        assert prepare_lists.split(turned, shares, seed) == sets
+        assert lists.split(turned, shares, seed) == sets

@@ -10,12 +10,13 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.cli import train as train_command
-from paddleseg_deeplab.core import determinism, distributed
-from paddleseg_deeplab.core.distributed import Ranks
+from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core.gate import Gate
-from paddleseg_deeplab.core.interrupt import Interrupted
-from paddleseg_deeplab.core.loader import SampleStream, training_batches
-from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.core.ranks import Ranks
+from paddleseg_deeplab.core.training import determinism
+from paddleseg_deeplab.core.training.data.batches import SampleStream, training_batches
+from paddleseg_deeplab.core.training.step import TrainStep
+from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models import (
     CrossEntropyLoss,

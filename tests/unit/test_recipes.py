@@ -8,8 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.core.forward import compute_losses, run_model
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.models.forward import compute_losses, run_model
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.export import export
+from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models.layers import resize_by, scale_fraction
 
 # Coordinates are float32: near pixel 100 they are 1e-5 off, times differences of values up to 8.

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from test_infer_config import FakeInference, calls_of
 
-from paddleseg_deeplab.utils import deploy_yaml, predictors
-from paddleseg_deeplab.utils.deploy_yaml import DeployInfo
-from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.other_runtimes import SmallInputError
-from paddleseg_deeplab.utils.predictors import (
+from paddleseg_deeplab.deploy import deploy_yaml, runtimes
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.other_runtimes import SmallInputError
+from paddleseg_deeplab.deploy.runtimes import (
     InferenceSettings,
     OpenvinoPredictor,
     PaddlePredictor,
@@ -27,6 +26,7 @@ from paddleseg_deeplab.utils.predictors import (
     choose_runtime,
     open_predictor,
 )
+from paddleseg_deeplab.utils.errors import UserError
 
 FREE = [None, 3, None, None]
 BATCH = np.random.default_rng(0).standard_normal((2, 3, 32, 40)).astype(np.float32)
@@ -188,7 +188,7 @@ def test_a_damaged_file_is_one_line(monkeypatch):
 
 
 def test_openvino_looks_for_no_gpu(monkeypatch):
-    monkeypatch.setattr(predictors, "_paddle_gpus", lambda: 2)
+    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: 2)
     assert choose_device(None, "legacy", "openvino") == "cpu"
     assert choose_device(None, "legacy") == "gpu:0"
 
@@ -211,7 +211,7 @@ def processor(monkeypatch):
     """Sets whether Paddle says that this processor has bfloat16; no file is looked into."""
     from paddle.base import core
 
-    monkeypatch.setattr(predictors, "_check_program", lambda path: None)
+    monkeypatch.setattr(runtimes, "_check_program", lambda path: None)
 
     def say(can):
         monkeypatch.setattr(core, "supports_bfloat16", lambda: can, raising=False)

@@ -10,8 +10,8 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.utils import pickle_machine, safe_pickle
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.safe_pickle import machine, reader
 
 # ------------------------------------------------------------------------------------ good files
 
@@ -144,8 +144,8 @@ def assert_same(got, wanted):
 def test_reads_as_paddle_does(tmp_path, name, protocol):
     path = str(tmp_path / "file.pdparams")
     paddle.save(GOOD[name](), path, protocol=protocol)
-    assert_same(safe_pickle.load(path), paddle.load(path))
-    arrays = safe_pickle.load(path, return_numpy=True)
+    assert_same(reader.load(path), paddle.load(path))
+    arrays = reader.load(path, return_numpy=True)
     assert_same(arrays, paddle.load(path, return_numpy=True))
 
 
@@ -156,7 +156,7 @@ def test_both_spellings_of_numpy(tmp_path, module):
     now = np.array(0).__reduce__()[0].__module__.encode()
     assert now in content
     path.write_bytes(content.replace(now, module.encode()))
-    out = safe_pickle.load(path, return_numpy=True)
+    out = reader.load(path, return_numpy=True)
     assert_same(out, {"w": np.float32([[1, 2], [3, 4]]), "s": np.float64(3)})
 
 
@@ -169,7 +169,7 @@ def test_files_of_python_2(tmp_path):
     array = text + state + struct.pack("<2f", 1.5, -2.0) + b"tb"
     path.write_bytes(b"\x80\x02}(U\x01w" + array + b"U\x05againh\x02u.")
     expected = {"w": np.float32([1.5, -2]), "again": np.float32([1.5, -2])}
-    assert_same(safe_pickle.load(path, return_numpy=True), expected)
+    assert_same(reader.load(path, return_numpy=True), expected)
     assert_same(paddle.load(str(path), return_numpy=True), expected)
 
 
@@ -177,7 +177,7 @@ def test_other_byte_orders_and_layouts(tmp_path):
     path = tmp_path / "file.pdparams"
     value = {"big": np.arange(4, dtype=">i4"), "columns": np.asfortranarray(np.eye(2, 3))}
     path.write_bytes(pickle.dumps(value, protocol=4))
-    out = safe_pickle.load(path, return_numpy=True)
+    out = reader.load(path, return_numpy=True)
     assert_same(out["big"], np.arange(4, dtype=np.int32))
     assert out["columns"].tolist() == np.eye(2, 3).tolist()
     assert all(array.flags.writeable and array.flags.aligned for array in out.values())
@@ -191,12 +191,12 @@ def test_large_tensors_in_parts(tmp_path):
     parts = {"w@@.0": whole.ravel()[:4], "w@@.1": whole.ravel()[4:]}
     content = {**parts, "b": np.ones(1), "StructuredToParameterName@@": {"w": "conv_0.w_0"}}
     path.write_bytes(pickle.dumps({**content, "UnpackBigParamInfor@@": info}, protocol=2))
-    assert_same(safe_pickle.load(path), paddle.load(str(path)))
-    assert safe_pickle.load(path)["w"].name == "conv_0.w_0"
+    assert_same(reader.load(path), paddle.load(str(path)))
+    assert reader.load(path)["w"].name == "conv_0.w_0"
     info["w"]["slices"].append("w@@.1")
     path.write_bytes(pickle.dumps({**content, "UnpackBigParamInfor@@": info}, protocol=2))
     with pytest.raises(UserError, match="parts"):
-        safe_pickle.load(path)
+        reader.load(path)
 
 
 # ----------------------------------------------------------------------------------- damaged files
@@ -209,7 +209,7 @@ def test_every_truncation_is_one_clear_error(tmp_path):
     for end in [*range(400), *range(400, len(content), 37)]:
         path.write_bytes(content[:end])
         with pytest.raises(UserError, match=r"cut\.pdparams"):
-            safe_pickle.load(path)
+            reader.load(path)
 
 
 def test_changed_bytes_raise_nothing_else(tmp_path):
@@ -226,7 +226,7 @@ def test_changed_bytes_raise_nothing_else(tmp_path):
                 changed[place] = rng.integers(256)
             path.write_bytes(bytes(changed))
             try:
-                safe_pickle.load(path, return_numpy=True)
+                reader.load(path, return_numpy=True)
             except UserError as error:
                 texts.append(str(error))
     assert len(texts) > 100
@@ -244,7 +244,7 @@ def test_names_with_line_breaks_stay_on_one_line(tmp_path):
     path = tmp_path / "file.pdparams"
     path.write_bytes(pickle.dumps({"w": Odd()}, protocol=2))
     with pytest.raises(UserError, match=r"the type f\\n4\\x1b") as caught:
-        safe_pickle.load(path)
+        reader.load(path)
     assert str(caught.value).isprintable()
 
 
@@ -254,18 +254,18 @@ def test_long_keys_are_refused(key, tmp_path):
     path = tmp_path / "file.pdparams"
     path.write_bytes(pickle.dumps([{key: 1}, {key: 2}], protocol=2))
     with pytest.raises(UserError, match="too long for a key"):
-        safe_pickle.load(path)
+        reader.load(path)
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
-        safe_pickle.load(tmp_path / "none.pdparams")
+        reader.load(tmp_path / "none.pdparams")
 
 
 def test_no_word_means_what_python_means():
     """The table of names holds functions of this package alone, and no type but stand-ins."""
-    from paddleseg_deeplab.utils import pickle_words
+    from paddleseg_deeplab.utils.safe_pickle import words
 
-    for name, call in pickle_words.CALLS.items():
-        assert call is None or call.__module__ == pickle_words.__name__, name
-    assert pickle_machine.run(b"\x80\x04cbuiltins\neval\n.") is not eval
+    for name, call in words.CALLS.items():
+        assert call is None or call.__module__ == words.__name__, name
+    assert machine.run(b"\x80\x04cbuiltins\neval\n.") is not eval

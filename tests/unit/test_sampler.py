@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paddleseg_deeplab.core.loader import SampleStream, training_batches
-from paddleseg_deeplab.core.sampler import Sampler
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.core.training.data.batches import SampleStream, training_batches
+from paddleseg_deeplab.core.training.data.epochs import Sampler
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.datasets import Shapes
-from paddleseg_deeplab.datasets import samplers as kinds
-from paddleseg_deeplab.datasets.samplers import capped_rates, class_shares
+from paddleseg_deeplab.datasets import sampling as kinds
+from paddleseg_deeplab.datasets.sampling import capped_rates, class_shares
 from paddleseg_deeplab.transforms import RandomPaddingCrop
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -296,7 +297,7 @@ def test_what_is_wrong_is_told(kind, parameters, words, tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         parameters = {"path": str(path)}
     with pytest.raises(UserError) as info:
-        manager.SAMPLERS[kind](**parameters)(DATA)
+        registry.SAMPLERS[kind](**parameters)(DATA)
     for word in words:
         assert word in str(info.value)
 
@@ -356,6 +357,6 @@ def test_the_builder_gives_the_rates(tmp_path):
 
 def test_every_sampler_is_told():
     text = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-    for name, part in manager.SAMPLERS.components_dict.items():
+    for name, part in registry.SAMPLERS.components_dict.items():
         if part.__module__.startswith("paddleseg_deeplab."):
             assert f"`{name}`" in text

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab import transforms as T
-from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.datasets import Shapes, class_pixel_counts
-from paddleseg_deeplab.datasets.shapes_geometry import SHAPES, Placed, draw_mask, signed_distance
-from paddleseg_deeplab.datasets.shapes_paint import paint_scene
+from paddleseg_deeplab.datasets.shapes.geometry import SHAPES, Placed, draw_mask, signed_distance
+from paddleseg_deeplab.datasets.shapes.paint import paint_scene
 from paddleseg_deeplab.utils.errors import UserError
 
 KINDS = {name: k for k, (name, _) in enumerate(SHAPES)}
@@ -31,7 +31,7 @@ def test_sample_follows_the_data_contract():
     assert sample["label"].shape == (48, 64)
     assert sample["label"].dtype == np.int64
     assert sample["trans_info"] == []
-    assert manager.DATASETS["Shapes"] is Shapes
+    assert registry.DATASETS["Shapes"] is Shapes
     assert data.class_names[0] == "background"
     assert len(data.class_names) == 8
     assert data.palette.shape == (8, 3)

@@ -12,9 +12,13 @@ import pytest
 from bad_input import good_config
 
 from paddleseg_deeplab.cli import train as command
-from paddleseg_deeplab.core import shared_memory
-from paddleseg_deeplab.core.preflight import check_start
-from paddleseg_deeplab.core.shared_memory import check_shared_memory, needed_bytes, processes_here
+from paddleseg_deeplab.core.training.data import shared_memory
+from paddleseg_deeplab.core.training.data.shared_memory import (
+    check_shared_memory,
+    needed_bytes,
+    processes_here,
+)
+from paddleseg_deeplab.core.training.watch.preflight import check_start
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -43,7 +47,7 @@ def test_what_a_reader_holds():
     code = f"""
 import os, time
 import numpy as np, paddle
-from paddleseg_deeplab.core.loader import training_batches
+from paddleseg_deeplab.core.training.data.batches import training_batches
 
 class Images(paddle.io.Dataset):
     def __len__(self):
@@ -120,7 +124,8 @@ def test_a_start_asks_with_the_bytes_of_a_whole_batch(tmp_path, monkeypatch):
     """More images than are read for the check, in the type that the reader gives."""
     asked = []
     monkeypatch.setattr(
-        "paddleseg_deeplab.core.preflight.check_shared_memory", lambda *args: asked.append(args)
+        "paddleseg_deeplab.core.training.watch.preflight.check_shared_memory",
+        lambda *args: asked.append(args),
     )
     builder = SegBuilder(Config(good_config(tmp_path)))  # crops of 32x32
     check_start(builder.model, builder.train_dataset, builder.loss, 20, num_workers=3)

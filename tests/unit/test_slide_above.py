@@ -9,17 +9,18 @@ import paddle
 import pytest
 from paddle import nn
 
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.cli.inference import add_inference_arguments, inference_settings
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
 from paddleseg_deeplab.core import infer
-from paddleseg_deeplab.core.feed import equal_size_batches
 from paddleseg_deeplab.core.predict import predict
-from paddleseg_deeplab.core.preflight import check_start
-from paddleseg_deeplab.core.preview import prediction_picture
 from paddleseg_deeplab.core.train import train
+from paddleseg_deeplab.core.training.watch.preflight import check_start
+from paddleseg_deeplab.core.training.watch.preview import prediction_picture
 from paddleseg_deeplab.core.val import evaluate, predictions
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models import CrossEntropyLoss
+from paddleseg_deeplab.prediction.batching import equal_size_batches
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -29,7 +30,7 @@ SIZES = [(12, 16), (24, 32), (16, 24), (40, 13), (12, 33), (24, 32), (5, 77), (1
 LARGE = [False, True, False, True, True, True, True, True]  # 384 pixels are not more than 384
 
 
-@manager.MODELS.add_component
+@registry.MODELS.add_component
 class Surroundings(nn.Layer):
     """Logits that depend on a pixel's surroundings, so that windows give others than the whole."""
 

@@ -9,8 +9,9 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import checkpoint_folder, state
-from paddleseg_deeplab.core.progress import (
+from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.progress import (
     Progress,
     iteration_of,
     read_progress,
@@ -18,9 +19,9 @@ from paddleseg_deeplab.core.progress import (
     warn_of_another_machine,
 )
 from paddleseg_deeplab.optimizers.ema import ModelEMA
-from paddleseg_deeplab.utils.checkpoint import read_weights
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.weights.load import read_weights
 
 
 def run(kind="Momentum", channels=4, ema=False):
@@ -62,13 +63,13 @@ def test_round_trip_goes_on_bit_for_bit(tmp_path, kind):
     net, step, ema = run(kind, ema=True)
     train(net, step, ema, range(3))
     progress = Progress(3, 0.5, 2, 1, 7)
-    folder = state.save_checkpoint(tmp_path, net, step, progress, ema)
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, progress, ema)
     assert folder == tmp_path / "iter_3"
     train(net, step, ema, range(3, 6))
 
     # In this process the second net's parameters have other names (conv2d_2, ...).
     net2, step2, ema2 = run(kind, ema=True)
-    assert state.resume(folder, net2, step2, ema2) == progress
+    assert checkpoint.resume(folder, net2, step2, ema2) == progress
     assert step2.optimizer.get_lr() == pytest.approx(0.05)
     train(net2, step2, ema2, range(3, 6))
     assert_same(arrays(net), arrays(net2))
@@ -106,7 +107,7 @@ def test_half_precision_is_saved_in_float32_and_resumed_with_its_velocities(tmp_
     for tensor in tensors:
         tensor.set_value(rng.standard_normal(tensor.shape).astype("float32"))
     step = types.SimpleNamespace(optimizer=optimizer, scaler=paddle.amp.GradScaler(enable=False))
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(3))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(3))
 
     # Nothing in between: what `state_dict` gives are the tensors themselves, as under fp32.
     assert net.state_dict()["0.weight"].dtype == paddle.bfloat16
@@ -120,7 +121,7 @@ def test_half_precision_is_saved_in_float32_and_resumed_with_its_velocities(tmp_
     net2, optimizer2, parameters2 = half_precision()
     assert [p.name for p in parameters2] != [p.name for p in parameters]
     step2 = types.SimpleNamespace(optimizer=optimizer2, scaler=step.scaler)
-    state.resume(folder, net2, step2)
+    checkpoint.resume(folder, net2, step2)
     optimizer2._create_accumulators(BLOCK, parameters2)  # as Paddle does at the first update
     for one, other in zip(parameters, parameters2):
         np.testing.assert_array_equal(
@@ -141,7 +142,7 @@ def test_half_precision_is_saved_in_float32_and_resumed_with_its_velocities(tmp_
 def test_what_is_not_finite_is_neither_saved_nor_resumed(tmp_path, what, value, monkeypatch):
     net, step, ema = run(ema=True)
     train(net, step, ema, range(2))
-    whole = state.save_checkpoint(tmp_path, net, step, Progress(2), ema)
+    whole = checkpoint.save_checkpoint(tmp_path, net, step, Progress(2), ema)
     tensors = {
         "weight": net.state_dict()["0.weight"],
         "statistic": net.state_dict()["1._variance"],
@@ -152,24 +153,24 @@ def test_what_is_not_finite_is_neither_saved_nor_resumed(tmp_path, what, value, 
     broken.reshape(-1)[0] = value
     tensors[what].set_value(broken)
     with pytest.raises(NonFiniteLoss, match=r"iter_3 is not saved: 1 of \d+ tensors.*\(1 of "):
-        state.save_checkpoint(tmp_path, net, step, Progress(3), ema)
-    assert [p.name for p in state.checkpoints(tmp_path)] == [whole.name]
+        checkpoint.save_checkpoint(tmp_path, net, step, Progress(3), ema)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == [whole.name]
     if what in ("weight", "statistic"):
         with pytest.raises(NonFiniteLoss, match="best_model is not saved"):
-            state.save_best_model(net, tmp_path)
+            checkpoint.save_best_model(net, tmp_path)
         assert not (tmp_path / "best_model").exists()
     # One that an earlier version has saved.
-    monkeypatch.setattr(state, "_check_finite", lambda *_: None)
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(3), ema)
+    monkeypatch.setattr(checkpoint, "_check_finite", lambda *_: None)
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(3), ema)
     net2, step2, ema2 = run(ema=True)
     with pytest.raises(UserError, match="not finite: 1 of"):
-        state.resume(folder, net2, step2, ema2)
+        checkpoint.resume(folder, net2, step2, ema2)
 
 
 def test_another_machine_is_told_on_a_cpu(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logger, "propagate", True)
     net, step, _ = run()
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(1))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(1))
     saved = read_progress(folder)
     assert saved.machine["FLAGS_paddle_num_threads"]
     assert saved.machine["Paddle"] == paddle.__version__
@@ -199,15 +200,15 @@ def test_names_that_begin_alike_stay_apart():
     net(paddle.ones([1, 1, 2, 2])).sum().backward()
     optimizer.step()
     saved = optimizer.state_dict()
-    assert state._renamed(saved, net.state_dict(), net).keys() == saved.keys()
+    assert checkpoint._renamed(saved, net.state_dict(), net).keys() == saved.keys()
 
 
 def test_an_average_that_was_not_saved_starts_at_the_weights(tmp_path):
     net, step, _ = run()
     train(net, step, None, range(2))
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(2))
     net2, step2, ema2 = run(ema=True)
-    state.resume(folder, net2, step2, ema2)
+    checkpoint.resume(folder, net2, step2, ema2)
     average = ema2.state_dict()["average"]
     assert_same(arrays(net), {name: tensor.numpy() for name, tensor in average.items()})
 
@@ -216,8 +217,8 @@ def test_pruning_keeps_the_newest_by_number(tmp_path):
     net, step, _ = run()
 
     def save(iteration, keep):
-        state.save_checkpoint(tmp_path, net, step, Progress(iteration), keep=keep)
-        return [folder.name for folder in state.checkpoints(tmp_path)]
+        checkpoint.save_checkpoint(tmp_path, net, step, Progress(iteration), keep=keep)
+        return [folder.name for folder in checkpoint.checkpoints(tmp_path)]
 
     (tmp_path / "iter_x").mkdir()
     (tmp_path / "iter_7").write_text("a file")
@@ -268,7 +269,7 @@ def _cut(path):
 def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
     net, step, _ = run()
     train(net, step, None, range(2))
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(2))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(2))
     spoil(folder)
     if checked:
         words = words[:1]  # the manifest finds every damage, and names the file
@@ -276,52 +277,52 @@ def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
         (folder / "manifest.json").unlink()
     net2, step2, _ = run()
     with pytest.raises(UserError) as caught:
-        state.resume(folder, net2, step2)
+        checkpoint.resume(folder, net2, step2)
     for word in [*words, str(folder)]:
         assert word in str(caught.value)
 
 
 def test_other_folders_are_refused(tmp_path):
     net, step, _ = run()
-    state.save_checkpoint(tmp_path, net, step, Progress(2))
+    checkpoint.save_checkpoint(tmp_path, net, step, Progress(2))
     with pytest.raises(UserError, match=r"such as .*iter_2"):
-        state.resume(tmp_path, net, step)
+        checkpoint.resume(tmp_path, net, step)
     with pytest.raises(UserError, match=r"missing|no model\.pdparams"):
-        state.resume(tmp_path / "nowhere", net, step)
+        checkpoint.resume(tmp_path / "nowhere", net, step)
     with pytest.raises(UserError, match="do not fit"):
-        state.resume(tmp_path / "iter_2", *run(channels=5)[:2])
+        checkpoint.resume(tmp_path / "iter_2", *run(channels=5)[:2])
 
 
 def test_a_paddleseg_checkpoint_has_its_iteration_in_the_name(tmp_path):
     net, step, _ = run()
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(40))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(40))
     for name in ("progress.json", "manifest.json"):
         (folder / name).unlink()
-    assert state.resume(folder, net, step).iteration == 40
+    assert checkpoint.resume(folder, net, step).iteration == 40
     other = folder.rename(tmp_path / "last")
     with pytest.raises(UserError, match=r"progress\.json"):
-        state.resume(other, net, step)
+        checkpoint.resume(other, net, step)
 
 
 def test_best_model_is_replaced_whole_and_carried_over(tmp_path):
     one, two = run()[0], run()[0]
     best = tmp_path / "a" / "best_model"
     for net in (one, two):
-        state.save_best_model(net, tmp_path / "a")
+        checkpoint.save_best_model(net, tmp_path / "a")
         assert {p.name for p in best.iterdir()} == {"manifest.json", "model.pdparams"}
         assert checkpoint_folder.fault(best) is None
     assert_same(
         {k: v.numpy() for k, v in paddle.load(str(best / "model.pdparams")).items()}, arrays(two)
     )
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["best_model"]
-    state.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "b")
+    checkpoint.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "b")
     copy = tmp_path / "b" / "best_model"
     for name in ("model.pdparams", "manifest.json"):
         assert (copy / name).read_bytes() == (best / name).read_bytes()
-    state.carry_best_model(tmp_path / "none" / "iter_1", tmp_path / "c")
+    checkpoint.carry_best_model(tmp_path / "none" / "iter_1", tmp_path / "c")
     assert not (tmp_path / "c").exists()
     _cut(best / "model.pdparams")  # a damaged one is not passed on
-    state.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "d")
+    checkpoint.carry_best_model(tmp_path / "a" / "iter_1", tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
 
@@ -330,8 +331,8 @@ def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_
 
     def save(iteration, interrupted=False):
         progress = Progress(iteration, interrupted=interrupted)
-        state.save_checkpoint(tmp_path, net, step, progress, keep=2)
-        return [folder.name for folder in state.checkpoints(tmp_path)]
+        checkpoint.save_checkpoint(tmp_path, net, step, progress, keep=2)
+        return [folder.name for folder in checkpoint.checkpoints(tmp_path)]
 
     assert [save(1), save(2)][-1] == ["iter_1", "iter_2"]
     assert save(3, interrupted=True) == ["iter_1", "iter_2", "iter_3"]
@@ -342,7 +343,7 @@ def test_a_checkpoint_that_a_signal_forced_leaves_with_the_next_regular_one(tmp_
 def test_the_evaluation_s_outcome_is_part_of_the_progress(tmp_path):
     net, step, _ = run()
     progress = Progress(4, evaluation_due=True)
-    folder = state.save_checkpoint(tmp_path, net, step, progress)
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, progress)
     assert read_progress(folder).evaluation_due
     progress.best_miou, progress.best_iteration, progress.evaluations_without_gain = 0.5, 4, 0
     save_evaluation(folder, progress)
@@ -376,9 +377,9 @@ def test_a_longer_run_follows_its_own_schedule_from_the_first_iteration_on(tmp_p
 
     net, step = with_schedule(6)
     train(net, step, None, range(6))
-    folder = state.save_checkpoint(tmp_path, net, step, Progress(6))
+    folder = checkpoint.save_checkpoint(tmp_path, net, step, Progress(6))
     net, step = with_schedule(20)
-    state.resume(folder, net, step)
+    checkpoint.resume(folder, net, step)
     planned = scheduler(20)
     for _ in range(6):
         planned.step()

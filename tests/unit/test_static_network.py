@@ -6,7 +6,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.step import TrainStep
+from paddleseg_deeplab.core.training.step import TrainStep
 from paddleseg_deeplab.models import (
     CrossEntropyLoss,
     DeepLabV3,

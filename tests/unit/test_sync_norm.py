@@ -9,8 +9,8 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core.export_fold import folded_copy
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy.fold import folded_copy
 from paddleseg_deeplab.models import DeepLabV3, ResNet18_vd
 from paddleseg_deeplab.models.layers import SyncBatchNorm, batch_norms
 

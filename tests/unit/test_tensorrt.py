@@ -9,11 +9,11 @@ import pytest
 from test_infer_config import FREE, FakeInference, calls_of
 from test_runtimes import folder, infer  # noqa: F401 (a fixture)
 
-from paddleseg_deeplab.utils import predictors, tensorrt
-from paddleseg_deeplab.utils.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy import runtimes, tensorrt
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, PaddlePredictor
+from paddleseg_deeplab.deploy.tensorrt import SHAPE_FILE, choose_shapes, learning, trt_shapes
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.predictors import InferenceSettings, PaddlePredictor
-from paddleseg_deeplab.utils.tensorrt import SHAPE_FILE, choose_shapes, learning, trt_shapes
 
 GIVEN = {
     "trt_min_shape": [1, 3, 64, 64],
@@ -89,7 +89,7 @@ def test_tensorrt_learns_shapes():
     ],
 )
 def test_without_tensorrt(versions, words, monkeypatch):
-    monkeypatch.setattr(predictors, "_check_program", lambda path: None)
+    monkeypatch.setattr(runtimes, "_check_program", lambda path: None)
     inference = FakeInference(tensorrt=versions)
     settings = InferenceSettings(device="gpu", use_trt=True)
     with pytest.raises(UserError, match="--use_trt") as caught:
@@ -222,8 +222,8 @@ def on_a_gpu(monkeypatch):
     inference = Recording()
     monkeypatch.setattr(paddle, "inference", inference)
     monkeypatch.setitem(sys.modules, "paddle.inference", inference)
-    monkeypatch.setattr(predictors, "_check_program", lambda path: None)
-    monkeypatch.setattr(predictors, "_paddle_gpus", lambda: 1)
+    monkeypatch.setattr(runtimes, "_check_program", lambda path: None)
+    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: 1)
     return inference
 
 
@@ -252,7 +252,7 @@ def test_infer_with_bounds_or_without_learning(folder, on_a_gpu):  # noqa: F811
 
 
 def test_an_export_forgets_what_was_learned_of_the_one_before(tmp_path):
-    from paddleseg_deeplab.core.export import _move_into_place
+    from paddleseg_deeplab.deploy.export import _move_into_place
 
     new, old = tmp_path / "new", tmp_path / "old"
     for directory in (new, old, old / "_opt_cache"):

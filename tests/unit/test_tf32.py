@@ -19,11 +19,11 @@ import pytest
 from paddle import nn
 from paddle.base import core
 
-from paddleseg_deeplab.core import export_check
-from paddleseg_deeplab.core.export_check import MAX_LABEL_SHARE, ExportMismatch, compare_export
+from paddleseg_deeplab.deploy import compare as export_check
+from paddleseg_deeplab.deploy.compare import MAX_LABEL_SHARE, ExportMismatch, compare_export
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU
-from paddleseg_deeplab.utils.deploy_yaml import DeployInfo
-from paddleseg_deeplab.utils.predictors import InferenceSettings
 from paddleseg_deeplab.utils.tf32 import without_tf32
 
 FLAGS = ("FLAGS_cudnn_allow_tf32", "FLAGS_cublas_allow_tf32")

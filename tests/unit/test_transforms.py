@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paddleseg_deeplab.transforms as T
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.utils.errors import UserError
 
 # name, parameters, what happens to pixels: "moved" (copied as they are), "sampled" (interpolated)
@@ -100,7 +100,7 @@ def fingerprint(data):
 def test_cases_cover_every_transform():
     classes = {name for name in T.__all__ if inspect.isclass(getattr(T, name))}
     assert {name for name, _, _ in CASES} == classes - {"Compose"}
-    assert all(manager.TRANSFORMS[name] is getattr(T, name) for name in classes)
+    assert all(registry.TRANSFORMS[name] is getattr(T, name) for name in classes)
 
 
 @pytest.mark.parametrize("channels", [None, 1, 3, 5])

@@ -19,10 +19,11 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.cli import main as cli
-from paddleseg_deeplab.core import state
-from paddleseg_deeplab.utils import checkpoint, pickle_machine, safe_pickle
-from paddleseg_deeplab.utils.checkpoint import load_weights, save_weights
+from paddleseg_deeplab.core.training.state import checkpoint as state
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.safe_pickle import machine, reader
+from paddleseg_deeplab.utils.weights import load as checkpoint
+from paddleseg_deeplab.utils.weights.load import load_weights, save_weights
 
 MARK = "marker"  # in the working folder, which every test sets
 
@@ -236,7 +237,7 @@ def test_malicious_pickles(folder, name, protocol):
     layer = nn.Linear(2, 2)
     before = layer.weight.numpy()
     for load in (
-        lambda: safe_pickle.load(path),
+        lambda: reader.load(path),
         lambda: load_weights(layer, str(path)),
         lambda: load_weights(layer, str(folder)),
         lambda: state._load(path),
@@ -257,7 +258,7 @@ def test_memory_is_not_taken_on_the_word_of_a_file(folder, name):
     tracemalloc.start()
     try:
         with pytest.raises(UserError):
-            safe_pickle.load(folder / "model.pdparams")
+            reader.load(folder / "model.pdparams")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -266,10 +267,10 @@ def test_memory_is_not_taken_on_the_word_of_a_file(folder, name):
 
 
 def test_the_number_of_steps_is_limited(folder, monkeypatch):
-    monkeypatch.setattr(pickle_machine, "_MAX_STEPS", 1000)
+    monkeypatch.setattr(machine, "_MAX_STEPS", 1000)
     (folder / "a.pdparams").write_bytes(b"\x80\x04" + b"N" * 1001 + b".")
     with pytest.raises(UserError, match=r"a\.pdparams .*1000 steps"):
-        safe_pickle.load("a.pdparams")
+        reader.load("a.pdparams")
 
 
 def test_a_command_ends_with_status_2(folder, capsys):

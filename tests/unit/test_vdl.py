@@ -11,9 +11,9 @@ from paddle import nn
 from PIL import Image
 from visualdl import LogReader
 
-from paddleseg_deeplab.core.preview import prediction_picture
 from paddleseg_deeplab.core.train import train
-from paddleseg_deeplab.core.vdl import VisualDLWriter
+from paddleseg_deeplab.core.training.watch.loggers import VisualDLWriter
+from paddleseg_deeplab.core.training.watch.preview import prediction_picture
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, MixedLoss
 from paddleseg_deeplab.transforms import Normalize, Resize

@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 from paddle.static import InputSpec
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models import VGG16_LargeFOV
 from paddleseg_deeplab.models.layers import resize
 from paddleseg_deeplab.utils.errors import UserError
@@ -51,7 +51,7 @@ def _like(backbone, **kwargs):
 
 
 def test_registry():
-    assert manager.BACKBONES["VGG16_LargeFOV"] is VGG16_LargeFOV
+    assert registry.BACKBONES["VGG16_LargeFOV"] is VGG16_LargeFOV
 
 
 @pytest.mark.parametrize(

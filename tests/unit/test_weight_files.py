@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.weight_files import read_tensors
+from paddleseg_deeplab.utils.weights.safetensors import read_tensors
 
 
 class _Tensor:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from paddleseg_deeplab import models
-from paddleseg_deeplab.utils.convert import match_tensors
-from paddleseg_deeplab.utils.weight_rules import reason_to_drop, rename
+from paddleseg_deeplab.tools.convert_weights.convert import match_tensors
+from paddleseg_deeplab.tools.convert_weights.rules import reason_to_drop, rename
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models import (
     DeepLabV3P,
     Xception41_deeplab,
@@ -91,7 +91,7 @@ def _expected_numbers(entry, middle):
 def test_state_counts(build, entry, middle, expected):
     assert _expected_numbers(entry, middle) == expected
     assert _numbers(build()) == expected
-    assert manager.BACKBONES[build.__name__] is build
+    assert registry.BACKBONES[build.__name__] is build
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])

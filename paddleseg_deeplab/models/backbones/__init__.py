@@ -5,6 +5,7 @@ import sys
 
 import paddle
 
+from paddleseg_deeplab.kernels import cpu_ops
 from paddleseg_deeplab.models.backbones.mobilenet_v2 import (
     MobileNetV2,
     MobileNetV2_x0_5,
@@ -30,7 +31,6 @@ from paddleseg_deeplab.models.backbones.xception_deeplab import (
     Xception71_deeplab,
     XceptionDeeplab,
 )
-from paddleseg_deeplab.models.layers import cpu_ops
 
 __all__ = [
     "MobileNetV2",

@@ -11,10 +11,10 @@ import re
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
 from paddleseg_deeplab.models.layers import ConvBN, channel_axis
-from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
+from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 _STEM = 32
 # Expansion, output channels, blocks, stride of the first block (table 2 of the paper).
@@ -62,7 +62,7 @@ class InvertedResidual(nn.Layer):
         return x + y if self.residual else y
 
 
-@manager.BACKBONES.add_component
+@registry.BACKBONES.add_component
 class MobileNetV2(nn.Layer):
     """MobileNetV2 without its classifier.
 
@@ -221,7 +221,7 @@ def _variant(suffix, scale):
 
     build.__name__ = build.__qualname__ = f"MobileNetV2_{suffix}"
     build.__doc__ = f"Builds `MobileNetV2` of scale {scale}; its other arguments, same defaults."
-    return manager.BACKBONES.add_component(build)
+    return registry.BACKBONES.add_component(build)
 
 
 MobileNetV2_x0_25 = _variant("x0_25", 0.25)

@@ -8,9 +8,9 @@ block7, replicas of block4 (section 3.2, figure 3).
 
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis
-from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
+from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # layers: blocks of the four stages.
 _DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -232,7 +232,7 @@ def _variant(layers):
 
     build.__name__ = build.__qualname__ = f"ResNet{layers}"
     build.__doc__ = f"Builds `ResNet` of {layers} layers; its other arguments, same defaults."
-    return manager.BACKBONES.add_component(build)
+    return registry.BACKBONES.add_component(build)
 
 
 ResNet50 = _variant(50)

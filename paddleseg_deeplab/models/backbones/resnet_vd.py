@@ -8,10 +8,10 @@ shortcuts. For segmentation the last stages trade their stride for dilation. Key
 
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis
-from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # layers: blocks of the four stages. From 50 on the blocks are bottlenecks, four times as wide.
 _DEPTHS = {
@@ -264,7 +264,7 @@ def _variant(layers):
 
     build.__name__ = build.__qualname__ = f"ResNet{layers}_vd"
     build.__doc__ = f"Builds `ResNet_vd` of {layers} layers; its other arguments, same defaults."
-    return manager.BACKBONES.add_component(build)
+    return registry.BACKBONES.add_component(build)
 
 
 ResNet18_vd = _variant(18)

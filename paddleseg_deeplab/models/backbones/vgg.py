@@ -12,9 +12,9 @@ the layers' names in the paper: ``conv1_1.weight`` ... ``conv5_3.bias``, ``fc6.*
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import ReLU, channel_axis, check_dropouts, convolve
-from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
+from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # (3x3 convolutions, their channels) of the five blocks; a pool follows each.
 _BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
@@ -24,7 +24,7 @@ _FUSION_CHANNELS = 128
 _RETURNED = (2, 3, 4)  # the pools that are features, from stride 4 on
 
 
-@manager.BACKBONES.add_component
+@registry.BACKBONES.add_component
 class VGG16_LargeFOV(nn.Layer):
     """VGG16 up to fc7.
 

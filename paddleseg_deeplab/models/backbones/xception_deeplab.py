@@ -12,7 +12,7 @@ import re
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
 from paddleseg_deeplab.models.layers import (
     ConvBN,
@@ -21,7 +21,7 @@ from paddleseg_deeplab.models.layers import (
     channel_axis,
     set_batch_norm,
 )
-from paddleseg_deeplab.utils.checkpoint import load_pretrained_model
+from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # name: (channels and strides of the entry flow's blocks, blocks of the middle flow, which entry
 # block holds the low-level feature: its second separable convolution, 256 channels at stride 4).
@@ -293,7 +293,7 @@ def _variant(layers):
     build.__doc__ = (
         f"Builds `XceptionDeeplab` of {layers} layers; its other arguments and defaults."
     )
-    return manager.BACKBONES.add_component(build)
+    return registry.BACKBONES.add_component(build)
 
 
 Xception41_deeplab = _variant(41)

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab.models.layers import cpu_ops
+from paddleseg_deeplab.kernels import cpu_ops
 from paddleseg_deeplab.models.layers.norm import SyncBatchNorm
 from paddleseg_deeplab.models.layers.resize import like
 
@@ -105,7 +105,7 @@ def _may_be_bypassed(layer, kind):
 
 def _autocasts():
     """Whether autocast is on; no where Paddle is too old to say so: there the programs of
-    `core.static_network` add biases in float32."""
+    `core.training.compiled` add biases in float32."""
     enabled = getattr(paddle.amp, "is_autocast_enabled", None)
     return enabled is not None and enabled()
 

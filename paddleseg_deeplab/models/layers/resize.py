@@ -6,7 +6,7 @@ from fractions import Fraction
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.models.layers import cpu_ops
+from paddleseg_deeplab.kernels import cpu_ops
 
 DATA_FORMATS = ("NCHW", "NHWC")
 _LARGEST_DENOMINATOR = 100

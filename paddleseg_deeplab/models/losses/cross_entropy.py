@@ -6,7 +6,7 @@ import numbers
 
 import paddle
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import (
     SegmentationLoss,
     is_valid,
@@ -29,7 +29,7 @@ def check_fraction(name, value, low_open=False, high_open=False):
         )
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class CrossEntropyLoss(SegmentationLoss):
     """Softmax cross-entropy averaged over pixels.
 

@@ -6,11 +6,11 @@ import numbers
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import SegmentationLoss, is_valid, mean_over
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class DiceLoss(SegmentationLoss):
     """1 - (2 sum(p g) + smooth) / (sum(p) + sum(g) + smooth) per image and class, averaged.
 

@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import (
     SegmentationLoss,
     mean_over,
@@ -33,7 +33,7 @@ def _modulate(loss, gamma):
     return paddle.clip(-paddle.expm1(-loss), min=1e-7) ** gamma
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class FocalLoss(SegmentationLoss):
     """Sigmoid focal loss: each channel is its own yes-or-no question.
 
@@ -72,7 +72,7 @@ class FocalLoss(SegmentationLoss):
         return valid_pixels(label, self.ignore_index)
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class MultiClassFocalLoss(SegmentationLoss):
     """Softmax focal loss: the mean over valid pixels of alpha (1 - p_t)^gamma (-log p_t).
 

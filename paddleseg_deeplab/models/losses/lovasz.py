@@ -15,7 +15,8 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
+from paddleseg_deeplab.kernels.lovasz import lovasz_softmax_numpy
 from paddleseg_deeplab.models.losses.base import (
     SegmentationLoss,
     apply_once,
@@ -23,7 +24,6 @@ from paddleseg_deeplab.models.losses.base import (
     filled,
     in_numpy,
 )
-from paddleseg_deeplab.models.losses.lovasz_numpy import lovasz_softmax_numpy
 
 # Classes that the Paddle form sorts at once: 2 to 4 rows are what Paddle's sort does fastest and
 # without waiting, and their temporaries are all that it needs besides the gradient.
@@ -147,7 +147,7 @@ def _of_classes(probs, truth, valid, present):
     return loss, g.multiply_(1.0 - 2.0 * truth), chosen.sum()
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class LovaszSoftmaxLoss(SegmentationLoss):
     """Lovasz-Softmax loss: the mean of its classes' losses, in [0, 1].
 

@@ -6,10 +6,10 @@ import numbers
 
 from paddle import nn
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class MixedLoss(nn.Layer):
     """Computes several losses of the same logits and keeps them apart, so each can be reported.
 

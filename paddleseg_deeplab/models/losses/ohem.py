@@ -4,14 +4,14 @@
 import math
 import numbers
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import SegmentationLoss, mean_over
 from paddleseg_deeplab.models.losses.cross_entropy import check_fraction
 from paddleseg_deeplab.models.losses.hard_pixels import among_hardest
 from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class OhemCrossEntropyLoss(SegmentationLoss):
     """Mean cross-entropy of the pixels whose true class has probability at most ``thresh``.
 

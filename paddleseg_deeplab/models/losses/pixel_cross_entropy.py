@@ -10,6 +10,11 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from paddleseg_deeplab.kernels.cross_entropy import (
+    LARGEST,
+    cross_entropy_gradient_numpy,
+    cross_entropy_numpy,
+)
 from paddleseg_deeplab.models.losses.base import (
     apply_once,
     as_numpy,
@@ -17,11 +22,6 @@ from paddleseg_deeplab.models.losses.base import (
     version_of,
     writable,
     written,
-)
-from paddleseg_deeplab.models.losses.cross_entropy_numpy import (
-    LARGEST,
-    cross_entropy_gradient_numpy,
-    cross_entropy_numpy,
 )
 
 

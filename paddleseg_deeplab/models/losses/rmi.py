@@ -23,7 +23,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
-from paddleseg_deeplab.cvlibs import manager
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import SegmentationLoss, apply_once, mean_over, one_hot
 
 _FLOOR = 1e-6  # added to the probabilities, as in PaddleSeg
@@ -107,7 +107,7 @@ class _HalfLogDet(PyLayer):
         return grad * upstream.reshape([-1, 1, 1])
 
 
-@manager.LOSSES.add_component
+@registry.LOSSES.add_component
 class RMILoss(SegmentationLoss):
     """Region mutual information loss on sigmoid probabilities; it may be negative.
 

@@ -10,16 +10,16 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab.core.export import export
-from paddleseg_deeplab.core.export_check import compare_outputs
-from paddleseg_deeplab.core.forward import infer_logits
+from paddleseg_deeplab.deploy import tensorrt
+from paddleseg_deeplab.deploy.compare import compare_outputs
+from paddleseg_deeplab.deploy.deploy_yaml import FORMATS
+from paddleseg_deeplab.deploy.export import export
+from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
 from paddleseg_deeplab.models import DeepLabV3P
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.models.layers import ConvBNReLU
 from paddleseg_deeplab.tools.doctor.device import is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
-from paddleseg_deeplab.utils import tensorrt
-from paddleseg_deeplab.utils.deploy_yaml import FORMATS
-from paddleseg_deeplab.utils.predictors import InferenceSettings, open_predictor
 from paddleseg_deeplab.utils.tf32 import without_tf32
 
 LIMIT = 1e-4  # of the largest logit: float32 sums in another order give about 1e-6

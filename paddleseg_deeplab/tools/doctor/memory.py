@@ -7,7 +7,10 @@ import numpy as np
 import paddle
 from paddle.base import core as paddle_core
 
-from paddleseg_deeplab.core.inspect_memory import (
+from paddleseg_deeplab.core.training.step import TrainStep
+from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
+from paddleseg_deeplab.tools.inspect_model.memory import (
     GIB,
     TrainingMemory,
     crop_of,
@@ -15,9 +18,6 @@ from paddleseg_deeplab.core.inspect_memory import (
     in_channels_of,
     moments_of,
 )
-from paddleseg_deeplab.core.step import TrainStep
-from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
 
 NAME = "peak memory of a training step"
 TOLERANCE = 0.2

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.core import distributed
+from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.models.layers import SyncBatchNorm, freeze_batch_norm
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using

@@ -8,11 +8,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.core.determinism import GPU_FLAGS
-from paddleseg_deeplab.core.forward import precision_context
-from paddleseg_deeplab.core.step import TrainStep
 from paddleseg_deeplab.core.train import train
+from paddleseg_deeplab.core.training.determinism import GPU_FLAGS
+from paddleseg_deeplab.core.training.step import TrainStep
 from paddleseg_deeplab.models import CrossEntropyLoss
+from paddleseg_deeplab.models.forward import precision_context
 from paddleseg_deeplab.models.layers import (
     ConvBNReLU,
     SeparableConvBNReLU,

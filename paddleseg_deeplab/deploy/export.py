@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a trained network for deployment, loads what was written, and compares the two.
+
+What is written is a rearranged copy, see `export_fold`.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from paddleseg_deeplab import __version__
+from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.deploy.compare import ExportMismatch, compare_export
+from paddleseg_deeplab.deploy.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
+from paddleseg_deeplab.deploy.export_probe import best_cpu_format
+from paddleseg_deeplab.deploy.fold import folded_copy
+from paddleseg_deeplab.deploy.runtimes import import_extra
+from paddleseg_deeplab.deploy.tensorrt import CACHE_FOLDER, SHAPE_FILE
+from paddleseg_deeplab.models.forward import evaluation_mode, run_model
+from paddleseg_deeplab.postprocess.settings import complete_settings
+from paddleseg_deeplab.prediction.outputs import check_save_dir
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.weights.load import check_finite_weights
+
+__all__ = ["ExportMismatch", "export", "resolve_format"]
+
+FORMAT_CHOICES = ("auto", *deploy_yaml.FORMATS)
+TARGETS = ("cpu", "gpu")
+# The first opset with every operator of these networks that TensorRT 8 reads as well.
+_ONNX_OPSET = 13
+_INT32 = 2  # framework.proto's number of the type, which the old arg_max operator takes
+
+
+class ExportedModel(nn.Layer):
+    """The network as it is deployed: NCHW in, one tensor out, with the output operator.
+
+    Args:
+        model (nn.Layer): The trained network; of an NHWC one input and output are transposed once.
+        output_op (str): "argmax", "softmax" or "none".
+    """
+
+    def __init__(self, model, output_op):
+        super().__init__()
+        self.model = model
+        self.output_op = output_op
+        self.is_nhwc = getattr(model, "data_format", "NCHW") == "NHWC"
+
+    # Paddle's to_static counts on the name `self` for a method's first parameter.
+    def forward(self, x):
+        """float32 [N, C, H, W] to int32 [N, H, W] or float32 [N, num_classes, H, W]."""
+        logits = run_model(self.model, x)[0]
+        if self.is_nhwc:
+            logits = logits.transpose((0, 3, 1, 2))
+        if self.output_op == "argmax":
+            return _argmax(logits)
+        if self.output_op == "softmax":
+            return F.softmax(logits, axis=1)
+        return logits
+
+
+@paddle.jit.not_to_static
+def _argmax(logits):
+    """int32 [N, H, W] from [N, C, H, W].
+
+    While Paddle 3.3.1 traces for the legacy format, `paddle.argmax` refuses the old kind of
+    variable ("must be Value, but got Variable"), so the operator is added by hand there;
+    test_export.py tells when that is mended.
+    """
+    try:
+        return paddle.argmax(logits, axis=1, dtype="int32")
+    except TypeError:
+        from paddle.base.layer_helper import LayerHelper
+
+        helper = LayerHelper("arg_max")
+        out = helper.create_variable_for_type_inference("int32")
+        attrs = {"axis": 1, "keepdims": False, "flatten": False, "dtype": _INT32}
+        helper.append_op(type="arg_max", inputs={"X": logits}, outputs={"Out": out}, attrs=attrs)
+        return out
+
+
+def resolve_format(form="auto", target="cpu"):
+    """The format to write: "pir", "legacy" or "onnx".
+
+    Args:
+        form (str): One of these, or "auto": on a CPU PIR where this Paddle runs it with oneDNN
+            (tried out in a child process), else legacy, which is several times faster than PIR
+            without oneDNN; on a GPU PIR, where this Paddle has it.
+        target (str): "cpu" or "gpu"; read for "auto" only.
+
+    Raises:
+        UserError: an unknown name, or PIR asked of a Paddle without it.
+    """
+    if form not in FORMAT_CHOICES:
+        raise UserError(f"--format {form}: use one of {', '.join(FORMAT_CHOICES)}.")
+    if target not in TARGETS:
+        raise UserError(f"--target {target}: use one of {', '.join(TARGETS)}.")
+    if form == "pir" and not _has_pir():
+        raise UserError("--format pir: this Paddle has no PIR (from 3.0 on). Use --format legacy.")
+    if form != "auto":
+        return form
+    if not _has_pir():
+        chosen, reason = "legacy", "this Paddle has no PIR"
+    elif target == "gpu":
+        chosen, reason = "pir", "Paddle's current format, for a GPU"
+    else:
+        chosen, reason = best_cpu_format()
+    logger.info("Format %s: %s.", chosen, reason)
+    return chosen
+
+
+def _has_pir():
+    return hasattr(paddle, "pir_utils") and hasattr(paddle, "pir")
+
+
+def _ir_guard(form):
+    """Makes `paddle.jit.save` write ``form``.
+
+    The documented switch, FLAGS_enable_pir_api, is read once while Paddle is imported, so it would
+    need a process of its own; Paddle's own guards switch within one (3.0 to 3.3).
+    """
+    if not _has_pir():
+        return contextlib.nullcontext()
+    utils = paddle.pir_utils
+    name = "DygraphPirGuard" if form == "pir" else "DygraphOldIrGuard"
+    if (form == "pir") == bool(paddle.framework.use_pir_api()):
+        return contextlib.nullcontext()
+    if hasattr(utils, name):
+        return getattr(utils, name)()
+    flag = int(form == "pir")
+    raise UserError(
+        f"--format {form}: this Paddle ({paddle.__version__}) cannot switch formats while it "
+        f"runs; set FLAGS_enable_pir_api={flag} in the environment and export again."
+    )
+
+
+def _save(model, info, target):
+    """Writes a rearranged copy of the network into ``info.folder``."""
+    # Widened for oneDNN: ONNX's runtimes and GPUs have no need of it.
+    widen = info.format != "onnx" and target == "cpu"
+    wrapper = ExportedModel(folded_copy(model, widen), info.output_op)
+    wrapper.eval()
+    if info.format == "onnx":
+        _save_onnx(wrapper, info.folder, info.input_shape)
+    else:
+        _save_paddle(wrapper, info.folder, info.format, info.input_shape)
+
+
+def _save_paddle(model, folder, form, input_shape):
+    # A copy: InputSpec writes -1 into the list that it is given.
+    spec = [paddle.static.InputSpec(list(input_shape), "float32", name="x")]
+    with _ir_guard(form):
+        # The wrapper is made for this: to_static leaves its mark on the layer that it is given.
+        static = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
+        paddle.jit.save(static, os.path.join(folder, "model"))
+    wanted = MODEL_FILES[form][0]
+    if not os.path.isfile(os.path.join(folder, wanted)):
+        written = ", ".join(sorted(os.listdir(folder)))
+        raise RuntimeError(f"Paddle {paddle.__version__} wrote {written}, not {wanted}.")
+    for name in os.listdir(folder):
+        if name not in MODEL_FILES[form]:  # model.pdiparams.info, for training on
+            os.remove(os.path.join(folder, name))
+
+
+def _save_onnx(model, folder, input_shape):
+    paddle2onnx = import_extra("paddle2onnx")
+    onnx = import_extra("onnx")
+    import_extra("onnxruntime")
+    target = os.path.join(folder, MODEL_FILES["onnx"][0])
+    # From the legacy format first, since its conversion keeps the link between the sizes of input
+    # and output; from PIR they are four sizes that look unrelated. A batch norm that runs more
+    # than once (DeepLabV2's scales) is lost in the former, not in the latter (paddle2onnx 2.1.0).
+    for form in ("legacy", "pir") if _has_pir() else ("legacy",):
+        with tempfile.TemporaryDirectory() as temporary:
+            _save_paddle(model, temporary, form, input_shape)
+            files = [os.path.join(temporary, name) for name in MODEL_FILES[form]]
+            # paddle2onnx prints its progress.
+            with open(os.devnull, "w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink):
+                paddle2onnx.export(*files, target, opset_version=_ONNX_OPSET)
+        if not os.path.isfile(target):
+            raise RuntimeError("paddle2onnx wrote no file and gave no reason.")
+        try:
+            onnx.checker.check_model(target)
+            return
+        except onnx.checker.ValidationError as error:
+            fault = error
+    raise RuntimeError(f"paddle2onnx wrote an invalid file: {fault}")
+
+
+def check_input_shape(input_shape, channels):
+    """[N, C, H, W] with None where free, from flags; -1 and 0 mean free too.
+
+    Raises:
+        UserError: not four numbers, or another number of channels.
+    """
+    if input_shape is None:
+        return [None, channels, None, None]
+    shape = [v if v is not None and v > 0 else None for v in input_shape]
+    if len(shape) != 4 or any(v is not None and v < -1 for v in input_shape):
+        raise UserError(
+            f"--input_shape takes N C H W, four numbers, -1 where free; got {list(input_shape)}."
+        )
+    shape[1] = shape[1] or channels
+    if shape[1] != channels:
+        raise UserError(
+            f"--input_shape has {shape[1]} channels, the network takes images of {channels}."
+        )
+    return shape
+
+
+def check_crf(crf, output_op):
+    """All parameters of the CRF, or None for none; a `UserError` where "argmax" leaves it nothing.
+
+    Args:
+        crf: Settings as `postprocess.settings.make_crf` takes them, less a CRF itself.
+        output_op (str | None): What is exported; None: not known yet.
+    """
+    crf = complete_settings(crf)
+    if crf is not None and output_op == "argmax":
+        raise UserError(
+            "--output_op argmax keeps no probabilities, which the dense CRF (test_config.crf) "
+            "needs: use none or softmax, or --opts test_config.crf=False."
+        )
+    return crf
+
+
+def export(
+    model,
+    save_dir,
+    *,
+    sample,
+    input_shape=None,
+    output_op="argmax",
+    format="auto",
+    target="cpu",
+    transforms=(),
+    to_rgb=True,
+    class_names=(),
+    palette=None,
+    device="cpu",
+    crf=None,
+    nodata=None,
+):
+    """Exports ``model``, checks the export against it, and only then puts it in its place.
+
+    Args:
+        model (nn.Layer): `forward` gives a list of logits, the main one first.
+        save_dir (str): Folder to write. Files of an earlier export in it are replaced, others
+            stay.
+        sample (np.ndarray): A real input, preprocessed, float32 [C, H, W]; what is compared is
+            this picture in the sizes that the export takes.
+        input_shape (list[int | None] | None): [N, C, H, W], None or -1 where free; None: only C
+            is fixed.
+        output_op (str): "argmax": int32 [N, H, W]; "softmax": float32 [N, num_classes, H, W];
+            "none": logits, float32 [N, num_classes, H, W].
+        format (str): "pir" (model.json), "legacy" (model.pdmodel), "onnx" or "auto", see
+            `resolve_format`.
+        target (str): "cpu" or "gpu", what "auto" chooses for and what the network is arranged for.
+        transforms (Sequence[dict]): Preprocessing for deploy.yaml, each with its ``type``.
+        to_rgb (bool): Whether the preprocessing turns BGR into RGB.
+        class_names (Sequence[str]), palette (np.ndarray, uint8 [num_classes, 3] RGB): For
+            deploy.yaml.
+        device (str): Where the exported network is tried: "cpu", "gpu" or "gpu:N"; an ONNX file on
+            the CPU always.
+        crf (optional): Settings of the dense CRF for deploy.yaml (True, False or a dict, as
+            `postprocess.settings.make_crf` takes them); not with "argmax".
+        nodata (float, optional): Of the dataset, for deploy.yaml.
+
+    Returns:
+        DeployInfo: What was written; ``checks`` holds the measured differences.
+
+    Raises:
+        UserError: an argument is wrong, weights are not finite, or something for ONNX is missing.
+        ExportMismatch: the exported network differs from the trained one; nothing is written.
+    """
+    if output_op not in OUTPUT_OPS:
+        raise UserError(f"--output_op {output_op}: use one of {', '.join(OUTPUT_OPS)}.")
+    crf = check_crf(crf, output_op)
+    if getattr(sample, "ndim", 0) != 3:
+        raise ValueError(f"sample should be [C, H, W], not {getattr(sample, 'shape', sample)}.")
+    check_finite_weights(model, f"The weights of this {type(model).__name__}")
+    form = resolve_format(format, target)
+    if form != "pir" and getattr(model, "data_format", "NCHW") == "NHWC":
+        # Paddle Inference 3.3.1 folds batch norm into an NHWC convolution wrongly ("Broadcast
+        # dimension mismatch"), oneDNN reads its channels as rows.
+        raise UserError(
+            f"--format {form} needs a network of data_format NCHW. The weights serve both: build "
+            "it with NCHW and load them, or use --format pir."
+        )
+    save_dir = os.path.abspath(save_dir)
+    check_save_dir(save_dir)
+    os.makedirs(os.path.dirname(save_dir), exist_ok=True)
+    info = DeployInfo(
+        format=form,
+        input_shape=check_input_shape(input_shape, sample.shape[0]),
+        output_op=output_op,
+        transforms=[dict(t) for t in transforms],
+        img_channels=sample.shape[0],
+        to_rgb=to_rgb,
+        num_classes=getattr(model, "num_classes", None),
+        class_names=list(class_names),
+        palette=palette,
+        versions={"paddleseg_deeplab": __version__, "paddle": paddle.__version__},
+        crf=crf,
+        nodata=nodata,
+    )
+    temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
+    try:
+        info.folder = temporary
+        with evaluation_mode(model), paddle.no_grad():
+            _save(model, info, target)
+            info.checks = compare_export(model, info, sample, device)
+        deploy_yaml.write(info, os.path.join(temporary, deploy_yaml.FILE_NAME))
+        _move_into_place(temporary, save_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    info.folder = save_dir
+    logger.info("Exported to %s (%s, output %s)", save_dir, info.model, output_op)
+    return info
+
+
+def _move_into_place(temporary, save_dir):
+    """A new folder appears whole; in an old one deploy.yaml goes first and comes last."""
+    os.chmod(temporary, 0o777 & ~_umask())
+    if not os.path.exists(save_dir):
+        os.rename(temporary, save_dir)
+        return
+    last = deploy_yaml.FILE_NAME
+    # What TensorRT learned of the network before does not hold for this one.
+    shutil.rmtree(os.path.join(save_dir, CACHE_FOLDER), ignore_errors=True)
+    old = {
+        last,
+        SHAPE_FILE,
+        "model.pdiparams.info",
+        *(n for names in MODEL_FILES.values() for n in names),
+    }
+    for name in sorted(old, key=lambda n: n != last):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(save_dir, name))
+    for name in sorted(os.listdir(temporary), key=lambda n: n == last):
+        os.replace(os.path.join(temporary, name), os.path.join(save_dir, name))
+
+
+def _umask():
+    """The process's umask; mkdtemp makes folders that only their owner can read."""
+    value = os.umask(0)
+    os.umask(value)
+    return value

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images to predict, how their results are called, and writing them. No Paddle here.
+
+``predict.py`` and ``deploy/python/infer.py`` both stand on this file, so their results lie under
+the same names. PaddleSeg names a result after the image's base name alone, so ``day/1.jpg`` and
+``night/1.jpg`` (or ``1.jpg`` and ``1.png``) overwrite each other; here no two results share a name.
+"""
+
+import glob
+import os
+
+import cv2
+import numpy as np
+
+from paddleseg_deeplab.transforms.reading.values import mark_void
+from paddleseg_deeplab.utils import visualize
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
+
+IMAGE_EXTENSIONS = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jp2",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+)
+ARRAY_EXTENSION = ".npy"
+
+# What can be written -> the sub folder it goes to and its extension. The first two folders carry
+# the names that PaddleSeg's predict.py gives them.
+OUTPUTS = {
+    "overlay": ("added_prediction", ".png"),
+    "palette": ("pseudo_color_prediction", ".png"),
+    "raw": ("raw_prediction", ".png"),
+    "prob": ("probability", ".npy"),
+}
+
+
+def collect_images(path, exclude=None):
+    """Lists the images that ``path`` stands for.
+
+    Args:
+        path (str | os.PathLike | Sequence[str]): An image; a folder, searched recursively for
+            the extensions in ``IMAGE_EXTENSIONS`` or, where it has none, for ``.npy``; a text file
+            with one image a line (whatever follows the first field is ignored, so a train list
+            serves too; relative paths start at the text file's folder, else at the current one);
+            a glob pattern (``**`` allowed); or a sequence of image paths.
+        exclude (str | None): A folder that is skipped while searching, such as the one that
+            results are written to.
+
+    Returns:
+        tuple[list[str], str]: Paths, sorted except where a list gives the order, without
+        duplicates, and the folder that their result names are relative to. Files named in a list
+        need not exist: they are reported when they are read.
+
+    Raises:
+        UserError: nothing there, no image in it, or a file that is neither image nor list.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        paths = list(dict.fromkeys(os.fspath(p) for p in path))
+        if not paths:
+            raise UserError("No image was given; name at least one.")
+        return paths, _common_root(paths)
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        paths, root = _search_folder(path, exclude), path
+    elif os.path.isfile(path):
+        if path.lower().endswith((*IMAGE_EXTENSIONS, ARRAY_EXTENSION)):
+            return [path], os.path.dirname(path)
+        paths = _read_list(path)
+        root = _common_root(paths) if paths else ""
+    elif glob.has_magic(path):
+        found = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+        paths = _images_among(found)
+        root = _glob_root(path)
+    else:
+        raise UserError(f"{path}: there is no such image, folder or list file.")
+    if not paths:
+        known = " ".join(e[1:] for e in IMAGE_EXTENSIONS)
+        raise UserError(f"{path}: no images there (extensions looked for: {known}).")
+    return paths, root
+
+
+def _search_folder(folder, exclude):
+    skip = os.path.realpath(exclude) if exclude else None
+    # A folder given as its own results folder is searched all the same: its sub folders of
+    # results are what has to be left out then.
+    skipped = {skip}
+    if skip == os.path.realpath(folder):
+        skipped = {os.path.join(skip, sub) for sub, _ in OUTPUTS.values()}
+    found = []
+    for where, subs, names in os.walk(folder):
+        subs[:] = [s for s in subs if os.path.realpath(os.path.join(where, s)) not in skipped]
+        found += [os.path.join(where, n) for n in names]
+    return _images_among(sorted(found))
+
+
+def _images_among(paths):
+    """The pictures, or where there is none the arrays (images of other channels than 1, 3, 4)."""
+    pictures = [p for p in paths if p.lower().endswith(IMAGE_EXTENSIONS)]
+    return pictures or [p for p in paths if p.lower().endswith(ARRAY_EXTENSION)]
+
+
+def _read_list(path):
+    try:
+        with open(path, encoding="utf-8-sig") as f:
+            lines = [line.strip() for line in f]
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path}: neither an image (by its extension) nor a text file that lists images."
+        ) from e
+    base = os.path.dirname(path)
+    paths = [_find_listed(line, base) for line in lines if line and not line.startswith("#")]
+    return list(dict.fromkeys(paths))
+
+
+def _find_listed(line, base):
+    """The image that a line names: the whole line (it may hold spaces), or its first field."""
+    candidates = [line, line.split("\t")[0], line.split()[0]]
+    for name in candidates:
+        for p in (os.path.join(base, name), name):
+            if os.path.isfile(p):
+                return p
+    return os.path.join(base, candidates[-1])
+
+
+def _common_root(paths):
+    """The deepest folder that holds all of ``paths``; empty when there is none (other drives)."""
+    try:
+        return os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths])
+    except ValueError:
+        return ""
+
+
+def _glob_root(pattern):
+    fixed = []
+    for part in os.path.dirname(pattern).split(os.sep):
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return os.sep.join(fixed) or (os.sep if pattern.startswith(os.sep) else "")
+
+
+def output_names(paths, root=""):
+    """Result names for ``paths``: unique, relative to ``root``, without extension.
+
+    The folders below ``root`` are kept. Where images differ by their extension alone, each gets
+    it appended (``a.jpg`` and ``a.png`` give ``a_jpg`` and ``a_png``); if even that is taken, a
+    number follows. Upper and lower case count as equal, as they do on some file systems.
+
+    Args:
+        paths (Sequence[str]): Image paths.
+        root (str): Folder that `collect_images` returned with them.
+
+    Returns:
+        list[str]: One name per path, with ``os.sep`` between folders, never leading outside.
+    """
+    base = os.path.abspath(root or os.curdir)
+    stems, extensions = [], []
+    for path in paths:
+        full = os.path.abspath(path)
+        try:
+            relative = os.path.relpath(full, base)
+        except ValueError:  # another drive
+            relative = os.path.basename(full)
+        parts = [p for p in relative.split(os.sep) if p not in (os.pardir, os.curdir, "")]
+        stem, extension = os.path.splitext(os.path.join(*parts))
+        stems.append(stem)
+        extensions.append(extension[1:])
+    count = {}
+    for stem in stems:
+        count[stem.casefold()] = count.get(stem.casefold(), 0) + 1
+    # Names that clash with nobody are given first: an image keeps its plain name where it can.
+    names = [s if count[s.casefold()] == 1 else None for s in stems]
+    taken = {n.casefold() for n in names if n is not None}
+    for i, name in enumerate(names):
+        if name is None:
+            names[i] = _free_name(f"{stems[i]}_{extensions[i]}".rstrip("_"), taken)
+            taken.add(names[i].casefold())
+    return names
+
+
+def _free_name(name, taken):
+    candidate, number = name, 2
+    while candidate.casefold() in taken:
+        candidate, number = f"{name}_{number}", number + 1
+    return candidate
+
+
+def parse_outputs(text):
+    """Turns ``"overlay,palette"`` (or a list of such words) into a tuple of keys of OUTPUTS."""
+    words = text.replace(",", " ").split() if isinstance(text, str) else list(text)
+    for word in words:
+        if word not in OUTPUTS:
+            raise UserError(f"--outputs knows {', '.join(OUTPUTS)}, not {word!r}.")
+    if not words:
+        raise UserError(f"--outputs is empty; choose from {', '.join(OUTPUTS)}.")
+    return tuple(dict.fromkeys(words))
+
+
+def check_save_dir(path, flag="--save_dir"):
+    """Fails before the work, not after it, where results cannot be written; makes nothing.
+
+    Args:
+        path (str): The folder, which need not exist.
+        flag (str): What gave it, for the message.
+
+    Raises:
+        UserError: It or a folder above it is a file, or nothing may be written there.
+    """
+    there = os.path.abspath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there):
+        raise UserError(f"{flag} {path}: {there} is a file; give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: {there} cannot be written; give another folder.")
+
+
+def write_outputs(
+    save_dir,
+    name,
+    *,
+    image,
+    labels,
+    palette,
+    probabilities=None,
+    outputs=("overlay", "palette"),
+    weight=0.6,
+    nodata=None,
+):
+    """Writes the results of one image.
+
+    Args:
+        save_dir (str): Folder of all results; sub folders are made as needed.
+        name (str): Name from `output_names`.
+        image (np.ndarray): The original picture, [H, W, C], RGB order, values 0..255.
+        labels (np.ndarray): Predicted classes, integers [H, W].
+        palette (np.ndarray): uint8 [num_classes, 3] RGB.
+        probabilities (np.ndarray | None): float [C, H, W]; needed for ``"prob"`` only.
+        outputs (Sequence[str]): Keys of ``OUTPUTS``.
+        weight (float): Share of the image in the overlay, 0 to 1.
+        nodata (np.ndarray | None): bool [H, W], pixels without data: their labels are written as
+            void, 255. Probabilities stay as they are.
+
+    Returns:
+        dict[str, str]: kind -> path written.
+    """
+    written = {}
+    labels = mark_void(labels, nodata)
+    for kind in outputs:
+        folder, extension = OUTPUTS[kind]
+        path = os.path.join(save_dir, folder, name + extension)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if kind == "overlay":
+            visualize.save_image(path, visualize.overlay(image, labels, palette, weight))
+        elif kind == "palette":
+            visualize.palette_png(path, labels, palette)
+        elif kind == "raw":
+            write_ids(path, labels)
+        else:
+            if probabilities is None:
+                raise ValueError("The output 'prob' needs probabilities [C, H, W]; got None.")
+            np.save(path, np.asarray(probabilities, np.float32))
+        written[kind] = path
+    return written
+
+
+def write_ids(path, labels):
+    """Writes integer labels [H, W] as a grey PNG: 8 bit, or 16 where a class is above 255.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    labels = np.asarray(labels)
+    dtype = np.uint8 if labels.size == 0 or labels.max() <= 255 else np.uint16
+    done, data = cv2.imencode(".png", labels.astype(dtype))
+    if not done:
+        raise OSError(f"{path}: OpenCV could not encode labels of shape {labels.shape}.")
+    # cv2.imwrite neither raises nor takes every file name on every system; a plain file does.
+    with open(path, "wb") as f:
+        f.write(data.tobytes())
+
+
+def report_failures(failures, total, save_dir, *, told=0):
+    """Says at the end of a run what was done and which images were not.
+
+    Args:
+        failures (Sequence[tuple[str, str]]): Path and reason of each image left out.
+        total (int): Images asked for.
+        save_dir (str): Where the results lie.
+        told (int): So many failures are left out, since the caller names them.
+
+    Returns:
+        int: Exit status: 0, or 2 where an image is missing from the results.
+    """
+    logger.info("%d of %d images done, results in %s", total - len(failures), total, save_dir)
+    for path, reason in failures[told:]:
+        logger.error("not done: %s", reason if path in reason else f"{path}: {reason}")
+    return 2 if failures else 0

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures on their way through prediction, one of which may fail without costing the others.
+
+``predict.py`` and ``deploy/python/infer.py`` share it: reading, running batches, writing. Whatever
+one picture makes a decoder, a transform, the network, the CRF or a writer raise is noted with its
+path, and the rest is done. What stops all is what would stop every one: a full or lost disk.
+No Paddle here.
+"""
+
+import errno
+import textwrap
+
+from paddleseg_deeplab.prediction import batching, crf, restore
+from paddleseg_deeplab.prediction import outputs as prediction_files
+from paddleseg_deeplab.transforms.reading.values import check_input
+from paddleseg_deeplab.utils import visualize
+from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
+
+_LONGEST = 400  # characters of a reason; those of C++ code run over pages
+# No file can be written any more, whatever its name is.
+_LOST_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+
+def note_failure(failures, path, error):
+    """Adds (path, reason in one line) to `failures`; the traceback goes to the debug log."""
+    reason = " ".join(line.strip() for line in str(error).splitlines())
+    if not isinstance(error, (UserError, OSError)):
+        reason = f"{type(error).__name__}: {textwrap.shorten(reason, _LONGEST, placeholder=' ...')}"
+    logger.debug("%s:", path, exc_info=error)
+    failures.append((str(path), reason or type(error).__name__))
+
+
+def load_picture(path, compose, for_crf=False):
+    """Reads a picture.
+
+    Args:
+        path (str): The file.
+        compose (Compose): The transforms.
+        for_crf (bool): A dense CRF will need the image too.
+
+    Returns:
+        dict: ``img`` float32 [C, h, w], ``trans_info``, ``nodata`` (see `pipeline.prepare`);
+        ``original`` uint8 RGB [H, W, 3], as overlays take it, a quarter of the memory;
+        ``crf_image`` uint8 [H, W, C] or None.
+
+    Raises:
+        Exception: Whatever the file makes a decoder or a transform raise.
+    """
+    sample = restore.prepare(path, compose)
+    check_input(sample["img"], str(path))
+    to_rgb = getattr(compose, "to_rgb", True)
+    image = sample["original"]
+    sample["crf_image"] = crf.crf_image(image, to_rgb) if for_crf else None
+    shown = visualize.to_rgb(image)
+    sample["original"] = shown if to_rgb or image.shape[-1] != 3 else shown[..., ::-1]
+    return sample
+
+
+def read_pictures(items, load, failures, num_workers=0):
+    """Yields the samples of pictures, read ahead by threads.
+
+    Args:
+        items (Iterable): Of (index, path).
+        load (callable): Path to sample (dict).
+        failures (list): Gets (path, reason) of each picture that cannot be read.
+        num_workers (int): Threads.
+
+    Yields:
+        dict: The sample, with ``index`` and ``im_path``.
+    """
+
+    def read(item):
+        index, path = item
+        try:
+            return {**load(path), "index": index, "im_path": path}
+        except Exception as error:  # see `load_picture`
+            note_failure(failures, path, error)
+            return None
+
+    samples = batching.read_ahead(read, items, num_workers)
+    return (sample for sample in samples if sample is not None)
+
+
+def run_batches(run, batches, failures):
+    """Yields what ``run(samples, images)`` gives for each batch.
+
+    Where that raises, the batch's images are run one at a time, and those that fail alone go to
+    `failures`.
+
+    Args:
+        run (callable): Gives an iterable.
+        batches (Iterable): Of (samples, images float32 [N, C, h, w]).
+        failures (list): Of (path, reason).
+    """
+    for samples, images in batches:
+        try:
+            results = list(run(samples, images))
+        except Exception as error:  # a network, a runtime or its device may raise anything
+            if len(samples) == 1:
+                note_failure(failures, samples[0]["im_path"], error)
+                continue
+            singles = (([each], images[i : i + 1]) for i, each in enumerate(samples))
+            results = run_batches(run, singles, failures)
+        yield from results
+
+
+def write_pictures(results, failures, num_workers=0, *, save_dir, names, palette, outputs):
+    """Writes results beside the making of the next ones; see `feed.write_behind`.
+
+    Args:
+        results (Iterable): Of (sample, labels, probabilities or None).
+        failures (list): Gets (path, reason) of each picture that cannot be written.
+        num_workers (int): Threads.
+        save_dir (str), palette (np.ndarray), outputs (Sequence[str]): See `write_outputs`.
+        names (Sequence[str]): Of the results, by the samples' index.
+
+    Yields:
+        tuple: Path and files (dict: kind to file) of each picture that is written.
+
+    Raises:
+        OSError: No file can be written any more.
+    """
+
+    def write(result):
+        sample, labels, probabilities = result
+        path = sample["im_path"]
+        try:
+            return path, prediction_files.write_outputs(
+                save_dir,
+                names[sample["index"]],
+                image=sample["original"],
+                labels=labels,
+                palette=palette,
+                probabilities=probabilities,
+                outputs=outputs,
+                nodata=sample["nodata"],
+            )
+        except Exception as error:
+            # NumPy's own writer does not say why it wrote too few bytes.
+            if isinstance(error, OSError) and error.errno in (None, *_LOST_DISK):
+                raise
+            note_failure(failures, path, error)
+            return None
+
+    written = batching.write_behind(write, results, outputs, num_workers)
+    return (each for each in written if each is not None)

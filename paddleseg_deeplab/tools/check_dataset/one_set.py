@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a data check gathers about one set: counts, sizes, and what is wrong with single files."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+
+from paddleseg_deeplab.datasets.base import VOID, BaseDataset, label_table
+from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, is_mask, values_finding
+from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
+
+# What Pillow calls the channels of a file, where OpenCV would convert them without a word.
+_CHANNELS = {"1": 1, "L": 1, "I;16": 1, "LA": 2, "P": 3, "RGB": 3, "RGBA": 4, "CMYK": 4}
+
+
+def loads_files(dataset):
+    """Whether a dataset's samples are plain files, read as `BaseDataset` reads them."""
+    if not isinstance(dataset, BaseDataset):
+        return True
+    names = ("load_image", "load_label", "_read", "_to_classes")
+    return all(getattr(type(dataset), name) is getattr(BaseDataset, name) for name in names)
+
+
+class SetCheck:
+    """One set while it is checked, and what is known of it then.
+
+    Attributes:
+        name (str): "train" or "val".
+        dataset: The dataset.
+        samples (int): Entries of its list.
+        checked (int): Different pairs that were read.
+        labelled (int): Labels that could be read.
+        counts (numpy.ndarray): int64 [num_classes], pixels; repeated entries count again.
+        images_with (numpy.ndarray): int64 [num_classes], labels in which a class occurs.
+        void, unknown (int): Pixels that are void, and pixels of values that are no class.
+        nodata_pixels (int): Pixels of images without data; those of labelled ones are void too.
+        sizes (Counter): Images of each (width, height).
+        modes (Counter): Images of each kind of channels in the file.
+        findings (dict): Kind: `Finding`.
+    """
+
+    def __init__(self, name, dataset, crop_size=None):
+        self.name, self.dataset = name, dataset
+        self.crop_size = crop_size
+        self.file_based = loads_files(dataset)
+        self.num_classes = int(dataset.num_classes)
+        self.img_channels = int(getattr(dataset, "img_channels", 3))
+        self.ignore_index = int(getattr(dataset, "ignore_index", VOID))
+        # What an embedded set's load_label gives are classes already.
+        self.label_map = getattr(dataset, "label_map", None) if self.file_based else None
+        self.table = label_table(
+            self.label_map, self.num_classes, self.ignore_index if self.file_based else VOID
+        )
+        names = getattr(dataset, "class_names", None)
+        self.class_names = list(names or (f"class_{k}" for k in range(self.num_classes)))
+        self.samples = len(dataset.file_list)
+        # Samples of other sets come as the set itself makes them.
+        self.nodata = getattr(dataset, "nodata", None) if self.file_based else None
+        self.checked = self.labelled = self.void = self.unknown = self.nodata_pixels = 0
+        self.counts = np.zeros(self.num_classes, np.int64)
+        self.images_with = np.zeros(self.num_classes, np.int64)
+        self.sizes, self.modes = Counter(), Counter()
+        self.findings = {}
+        self.examples = Counter()  # values of images that are not finite or too large
+        self.raw = {}  # label value: [pixels, files, first file]
+        self.entries = []  # (image, label, hash of image, hash of label), for duplicates
+
+    def entries_listed(self):
+        """(image, label or None) of each entry of the list; PaddleSeg's may lack the label."""
+        return [(each[0], each[1] if len(each) > 1 else None) for each in self.dataset.file_list]
+
+    def find(self, kind, path, detail=""):
+        self.findings.setdefault(kind, Finding(kind, self.name, advice=KINDS[kind].advice)).add(
+            path, detail
+        )
+
+    def known(self, value):
+        """Whether a label value is a class or void."""
+        return 0 <= value < len(self.table) and self.table[value] >= 0
+
+    def take(self, facts, image, label, times):
+        """Adds what a pair of files holds."""
+        self.checked += 1
+        self.nodata_pixels += times * facts.nodata
+        for kind, path, detail in facts.problems:
+            self.find(kind, path, detail)
+        if facts.example and self.nodata is None and self.file_based:
+            self.examples[facts.example] += 1
+        if facts.size is not None:
+            self._take_image(facts, image)
+        self.entries.append((image, label, facts.image_hash, facts.label_hash))
+        if facts.values is not None:
+            self._take_label(facts, label if label is not None else image, times)
+
+    def _take_image(self, facts, image):
+        self.sizes[facts.size] += 1
+        mode = facts.mode.partition(",")[0]
+        self.modes[mode or "?"] += 1
+        if self.img_channels in (1, 3) and _CHANNELS.get(mode, self.img_channels) != (
+            self.img_channels
+        ):
+            self.find("mixed_channels", image, f"mode {mode}")
+        if self.crop_size and any(s < c for s, c in zip(facts.size, self.crop_size)):
+            self.find("small_images", image, "{}x{}".format(*facts.size))
+
+    def _take_label(self, facts, label, times):
+        self.labelled += 1
+        here = np.zeros(self.num_classes, np.int64)
+        void, bad = 0, {}
+        for value, pixels in facts.values.items():
+            entry = self.raw.setdefault(value, [0, 0, str(label)])
+            entry[0] += pixels
+            entry[1] += 1
+            if not self.known(value):
+                bad[value] = pixels
+            elif self.table[value] == VOID:
+                void += pixels
+            else:
+                hidden = facts.nodata_values.get(value, 0)
+                void += hidden
+                here[self.table[value]] += pixels - hidden
+        if bad or facts.other_values:
+            shown = [f"{value} ({pixels} pixels)" for value, pixels in itertools.islice(
+                bad.items(), 8
+            )]  # fmt: skip
+            rest = len(bad) - len(shown) + bool(facts.other_values)
+            self.find("label_values", label, ", ".join(shown) + (", ..." if rest else ""))
+        elif void and not here.any():
+            self.find("void_labels", label)
+        # A mask may be 255 all over; `finish` looks at the values of the whole set.
+        if 255 in facts.values and is_mask({0, *facts.values}, self.label_map):
+            self.find("mask_0_255", label, f"{facts.values[255]} pixels are 255")
+        if str(label).lower().endswith((".jpg", ".jpeg")) and self.file_based:
+            self.find("jpeg_labels", label)
+        self.counts += times * here
+        self.images_with += here > 0
+        self.void += times * void
+        self.unknown += times * (sum(bad.values()) + facts.other_values)
+
+    def finish(self):
+        """The findings about the set as a whole."""
+        files, masks = (self.findings.pop(k, None) for k in ("label_values", "mask_0_255"))
+        common = files is not None and 2 * files.count > self.labelled
+        about = values_finding(
+            self.name, self.raw, self.dataset, self.label_map, self.known, common=common
+        )
+        if about is not None:
+            if about.kind == "mask_0_255":
+                files = masks
+            about.count, about.files = files.count, files.files
+            self.findings[about.kind] = about
+        self._finish_classes(masks=about is not None and about.kind == "mask_0_255")
+        values = self.findings.get("image_values")
+        if values is not None and self.examples:
+            values.paste = [f"nodata: {self.examples.most_common(1)[0][0]}"]
+        elif values is not None:
+            values.advice = "Repair the files."
+        small = self.findings.get("small_images")
+        if small is not None:
+            width, height = (min(side) for side in zip(*self.sizes))
+            small.advice = (
+                "The crop of training is {}x{} (width x height), and what is beyond an image "
+                "becomes void. A crop of {}x{} would fit into every image at its own size; a "
+                "random scaling below 1 makes them smaller still.".format(
+                    *self.crop_size, width, height
+                )
+            )
+
+    def _finish_classes(self, masks):
+        if not self.labelled or masks:
+            return
+        if not self.counts.any():
+            if not self.unknown:
+                self.find("nothing_labelled", self.name)
+            return
+        for k in np.flatnonzero(self.counts == 0).tolist():
+            self.find("empty_class", f"{k} {self.class_names[k]}")
+
+    def weights(self):
+        """Suggested class weights, as `weight: auto` of a loss makes them; None without pixels."""
+        return class_weights_from_counts(self.counts) if self.counts.any() else None

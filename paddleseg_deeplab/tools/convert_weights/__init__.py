@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tool convert_weights: weights of other projects."""

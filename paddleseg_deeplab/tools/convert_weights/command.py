@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converts weights of torchvision, kazuto1011 or PaddleSeg for a config's network."""
+
+import sys
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.tools.convert_weights.rules import PARTS, SOURCES
+
+_DESCRIPTION = """Converts weights of another project for a config's network.
+
+  paddleseg-deeplab convert_weights --source torchvision \\
+      --config configs/compat/torchvision_deeplabv3_resnet50.yml \\
+      --input deeplabv3_resnet50_coco.pth --output pretrained/deeplabv3_resnet50.pdparams
+
+Every tensor of the network is filled and every tensor of the file used; those that cannot be are
+named with the reason (--debug: every single one). Where anything else is left over, nothing is
+written and the exit status is 2. docs/weights.md tells more.
+"""
+
+
+def add_arguments(parser):
+    parser.add_argument(
+        "--source", required=True, choices=SOURCES, help="whose names the weights have"
+    )
+    parser.add_argument(
+        "--config", required=True, help="YAML file of the network, such as configs/compat/....yml"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="override anything in the config: model.aux=False",
+    )
+    parser.add_argument(
+        "--input", required=True, help="weights: .pth, .pt, .bin, .safetensors, .npz or .pdparams"
+    )
+    parser.add_argument(
+        "--output", required=True, help="the .pdparams or .safetensors file to write"
+    )
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default="model",
+        help="backbone: only that, for a backbone's `pretrained` (default: model)",
+    )
+    parser.set_defaults(data_format=None)  # one checkpoint serves both
+
+
+def run(args):
+    """Converts as the flags say."""
+    common.select_device("cpu")
+
+    from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.tools.convert_weights.convert import check_output, convert_weights
+
+    check_output(args.output, args.input)
+    model = SegBuilder(common.read_config(args, pretrained=False)).model
+    layer = model.backbone if args.part == "backbone" else model
+    convert_weights(layer, args.input, args.output, source=args.source, part=args.part)
+    return 0
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(
+        add_arguments, run, _DESCRIPTION, argv, prog="paddleseg-deeplab convert_weights"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

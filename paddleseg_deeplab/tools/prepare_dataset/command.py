@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes masks and lists from others' annotations; needs no Paddle."""
+
+import argparse
+import sys
+
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.utils.errors import UserError
+
+_DESCRIPTION = """Makes what the datasets here read from what others give.
+
+  paddleseg-deeplab prepare_dataset cityscapes --dataset_root data/cityscapes
+  paddleseg-deeplab prepare_dataset voc_sbd --sbd_root benchmark_RELEASE --voc_root data/VOCdevkit
+  paddleseg-deeplab prepare_dataset labelme --annotations data/drawn --save_dir data/mine
+  paddleseg-deeplab prepare_dataset coco --json instances_train2017.json \\
+      --images train2017 --save_dir data/coco --mode train
+  paddleseg-deeplab prepare_dataset split --images data/mine/images --masks data/mine/masks
+
+Exit status: 0 all done, 1 some files could not be done (they are named, the others are done),
+2 a mistake in the flags or in the annotations as a whole: nothing was done.
+"""
+_DEALT = ("val", "test", "seed", "group_by_folder")
+_SHOWN = 5  # files that a dry run names
+_KINDS = {
+    "cityscapes": "Cityscapes: *_labelIds.png to *_labelTrainIds.png",
+    "voc_sbd": "PASCAL VOC and SBD: SegmentationClassAug and aug.txt, for mode trainaug",
+    "labelme": "labelme's JSON files: masks, class_names.txt and lists",
+    "coco": "COCO's instance JSON: masks, class_names.txt and a list",
+    "split": "a folder of images and one of masks: train, val and test lists",
+}
+
+
+def _lists(parser):
+    parser.add_argument("--val", type=float, default=0.2, help="share of val (default: 0.2)")
+    parser.add_argument("--test", type=float, default=0.0, help="share of test (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default: 0)")
+    parser.add_argument(
+        "--group_by_folder",
+        action="store_true",
+        help="files of one folder, such as frames of one video, stay in one set",
+    )
+
+
+def _separator(parser):
+    parser.add_argument(
+        "--separator",
+        help="between image and mask in the lists (default: a blank, or the first of , ; tab | "
+        "that stands in no path)",
+    )
+
+
+def _classes(parser):
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="classes 1, 2, ... or one text file with a name a line (default: all there are)",
+    )
+    parser.add_argument(
+        "--other_labels",
+        choices=("error", "background", "void"),
+        default="error",
+        help="what becomes of labels that are not in --classes (default: error)",
+    )
+    parser.add_argument("--save_dir", required=True, help="where masks and lists go")
+
+
+def _cityscapes(parser):
+    parser.add_argument("--dataset_root", required=True, help="the folder with gtFine")
+    parser.add_argument(
+        "--annotations", choices=("gtFine", "gtCoarse"), default="gtFine", help="default: gtFine"
+    )
+
+
+def _voc_sbd(parser):
+    parser.add_argument("--sbd_root", required=True, help="benchmark_RELEASE, as SBD unpacks to")
+    parser.add_argument("--voc_root", required=True, help="VOCdevkit, or VOC2012 in it")
+
+
+def _labelme(parser):
+    parser.add_argument("--annotations", required=True, help="folder of labelme's .json files")
+    _classes(parser)
+    parser.add_argument(
+        "--line_width", type=float, default=10.0, help="of lines, in pixels (default: 10)"
+    )
+    parser.add_argument(
+        "--point_radius", type=float, default=5.0, help="of points, in pixels (default: 5)"
+    )
+    _lists(parser)
+    _separator(parser)
+
+
+def _coco(parser):
+    parser.add_argument("--json", required=True, help="the instance file")
+    parser.add_argument("--images", required=True, help="the folder its file names start from")
+    parser.add_argument(
+        "--mode", choices=("train", "val", "test"), default="train", help="default: train"
+    )
+    _classes(parser)
+    parser.add_argument(
+        "--crowd",
+        choices=("void", "class", "skip"),
+        default="void",
+        help="what becomes of annotations with iscrowd (default: void, 255)",
+    )
+    _separator(parser)
+
+
+def _split(parser):
+    parser.add_argument("--images", required=True, help="folder of images")
+    parser.add_argument("--masks", required=True, help="folder of masks")
+    parser.add_argument(
+        "--save_dir",
+        help="where the lists go and their paths start from, the later dataset_root (default: the "
+        "folder that holds both)",
+    )
+    parser.add_argument("--image_suffix", default="", help="end of image names, before the .")
+    parser.add_argument("--mask_suffix", default="", help="end of mask names, such as _mask")
+    _lists(parser)
+    _separator(parser)
+
+
+_ARGUMENTS = {
+    "cityscapes": _cityscapes,
+    "voc_sbd": _voc_sbd,
+    "labelme": _labelme,
+    "coco": _coco,
+    "split": _split,
+}
+
+
+def add_arguments(parser):
+    kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
+    for kind, text in _KINDS.items():
+        one = kinds.add_parser(kind, help=text, description=text)
+        _ARGUMENTS[kind](one)
+        one.add_argument(
+            "--num_workers",
+            type=int,
+            help="processes; 0 works in this one (default: one a processor, at most 8)",
+        )
+        one.add_argument(
+            "--overwrite", action="store_true", help="make again what is there (default: keep it)"
+        )
+        one.add_argument(
+            "--dry_run", action="store_true", help="say what would be done, write nothing"
+        )
+        one.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+        )
+
+
+def _options(args):
+    from tqdm import tqdm
+
+    from paddleseg_deeplab.tools.prepare_dataset.jobs import Options
+
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UserError(f"--num_workers should be at least 0, not {args.num_workers}.")
+    return Options(
+        num_workers=args.num_workers,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+        progress=lambda total, word: tqdm(total=total, desc=word, unit="file", disable=None),
+    )
+
+
+def _prepare(args, options):
+    """Calls what the kind stands for; its `Outcome`."""
+    from paddleseg_deeplab.prediction.outputs import check_save_dir
+
+    if getattr(args, "save_dir", None) is not None:
+        check_save_dir(args.save_dir)
+    if getattr(args, "seed", 0) < 0:
+        raise UserError(f"--seed should be at least 0, not {args.seed}.")
+    names = {
+        "labelme": ("classes", "other_labels", "line_width", "point_radius", *_DEALT, "separator"),
+        "coco": ("mode", "classes", "other_labels", "crowd", "separator"),
+        "split": (*_DEALT, "image_suffix", "mask_suffix", "separator"),
+        "cityscapes": ("annotations",),
+    }
+    given = {name: getattr(args, name) for name in names.get(args.kind, ())}
+    given["options"] = options
+    if args.kind == "cityscapes":
+        from paddleseg_deeplab.tools.prepare_dataset.cityscapes import prepare_cityscapes
+
+        return prepare_cityscapes(args.dataset_root, **given)
+    if args.kind == "voc_sbd":
+        from paddleseg_deeplab.tools.prepare_dataset.voc import prepare_voc_sbd
+
+        return prepare_voc_sbd(args.sbd_root, args.voc_root, **given)
+    if args.kind == "labelme":
+        from paddleseg_deeplab.tools.prepare_dataset.labelme import prepare_labelme
+
+        return prepare_labelme(args.annotations, args.save_dir, **given)
+    if args.kind == "coco":
+        from paddleseg_deeplab.tools.prepare_dataset.coco import prepare_coco
+
+        return prepare_coco(args.json, args.images, args.save_dir, **given)
+    from paddleseg_deeplab.tools.prepare_dataset.split import prepare_split
+
+    return prepare_split(args.images, args.masks, args.save_dir, **given)
+
+
+def run(args):
+    """Prepares as the flags say; 0, or 1 where some files could not be done."""
+    from paddleseg_deeplab.utils.logger import logger
+
+    outcome = _prepare(args, _options(args))
+    if args.dry_run:
+        for path in outcome.done[:_SHOWN]:
+            logger.info("would write %s", path)
+        if len(outcome.done) > _SHOWN:
+            logger.info("would write %d more", len(outcome.done) - _SHOWN)
+    for note in outcome.notes:
+        logger.info("%s", note)
+    for source, reason in outcome.failures:
+        logger.error("not done: %s", reason if source in reason else f"{source}: {reason}")
+    logger.info(
+        "%d files %s, %d there already, %d failures.",
+        len(outcome.done),
+        "would be written" if args.dry_run else "written",
+        len(outcome.kept),
+        len(outcome.failures),
+    )
+    return 1 if outcome.failures else 0
+
+
+def main(argv=None):
+    """The command; returns its exit status."""
+    return common.main_of(
+        add_arguments, run, _DESCRIPTION, argv, prog="paddleseg-deeplab prepare_dataset"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

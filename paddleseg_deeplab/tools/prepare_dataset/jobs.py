@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all kinds of `prepare_dataset` share: many files by several processes, whole or not at all.
+
+Each file is written beside its place and renamed, so that a stopped run leaves no half of one, and
+the next run goes on where it ended. A file that cannot be made is named at the end; the others are
+done all the same.
+"""
+
+import collections
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import errno
+import itertools
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from PIL import UnidentifiedImageError
+
+from paddleseg_deeplab.datasets.base import voc_palette
+from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
+from paddleseg_deeplab.transforms.reading import limit
+from paddleseg_deeplab.utils import visualize
+from paddleseg_deeplab.utils.errors import UserError
+
+_AHEAD = 4  # jobs a process may be ahead: bounds the memory
+_WORTH_A_PROCESS = 32  # jobs; starting a process takes as long as some dozens of small files
+_NO_ROOM = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+_EXIF_ORIENTATION = 0x0112
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to work.
+
+    Attributes:
+        num_workers (int): Processes; 0 and 1 work in the caller's. None: one a processor, at most
+            8, and no more than the files are worth.
+        overwrite (bool): Make what is there already again.
+        dry_run (bool): Write nothing.
+        progress (callable): Given a total and a word, returns an object with ``update(n)`` and
+            ``close()``, such as a `tqdm`.
+    """
+
+    num_workers: int | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    progress: Callable | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One file to be made.
+
+    Attributes:
+        source (str): What it is made from; named where it fails.
+        target (str): The file that `work(target, *data)` writes.
+        work (callable): A function of a module, so that another process finds it.
+        data (tuple): Whatever it needs.
+    """
+
+    source: str
+    target: str
+    work: Callable
+    data: tuple = ()
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of a preparation.
+
+    Attributes:
+        done (list[str]): Files written, or with `dry_run` those that would be.
+        kept (list[str]): Files that were there already.
+        failures (list[tuple]): (source, reason) of what could not be done.
+        notes (list[str]): Sentences for the person: what was found, settings to paste.
+    """
+
+    done: list = dataclasses.field(default_factory=list)
+    kept: list = dataclasses.field(default_factory=list)
+    failures: list = dataclasses.field(default_factory=list)
+    notes: list = dataclasses.field(default_factory=list)
+
+
+def _start_worker():
+    """In a worker: Ctrl-C is the main process's business, and it does not outlive that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def attempt(function, *data):
+    """Calls a function; (result, None), or (None, reason) with whatever went wrong.
+
+    Raises:
+        UserError: The disk is full or may not be written: the next file will not do better.
+    """
+    try:
+        return function(*data), None
+    except UserError as error:
+        return None, str(error)
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise UserError(
+                f"{error.filename or data[0]}: {error.strerror}. What was written so far is "
+                "whole; the same command goes on from there."
+            ) from error
+        return None, str(error)
+    except MemoryError:
+        return None, "not enough memory for it"
+    except Exception as error:  # whatever other people's files hold must not stop the rest
+        # The messages of this package are plain ValueErrors.
+        return None, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+
+
+def in_order(function, calls, options, word):
+    """Yields attempt(function, *call) of each call, in order, made by several processes."""
+    calls = list(calls)
+    workers = options.num_workers
+    if workers is None:
+        workers = min(8, os.cpu_count() or 1, math.ceil(len(calls) / _WORTH_A_PROCESS))
+    bar = options.progress(len(calls), word) if options.progress and calls else None
+    try:
+        # A process for one file would only cost.
+        many = workers > 1 and len(calls) > 1
+        for result in _by_processes(function, calls, workers) if many else _here(function, calls):
+            yield result
+            if bar is not None:
+                bar.update(1)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _here(function, calls):
+    for call in calls:
+        yield attempt(function, *call)
+
+
+def _by_processes(function, calls, workers):
+    waiting, rest = collections.deque(), iter(calls)
+    # Started afresh: a fork of a process with OpenCV's threads in it can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(workers, len(calls)), mp_context=context, initializer=_start_worker
+    )
+    try:
+        for call in itertools.islice(rest, _AHEAD * workers):
+            waiting.append(pool.submit(attempt, function, *call))
+        while waiting:
+            result = waiting.popleft().result()
+            for call in itertools.islice(rest, 1):
+                waiting.append(pool.submit(attempt, function, *call))
+            yield result
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "A worker process was ended from outside, most often for lack of memory. Use fewer "
+            "--num_workers; the same command goes on where this one stopped."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def check_targets(jobs):
+    """No two jobs may write the same file; letter case counts as equal, as on some systems.
+
+    Raises:
+        UserError: Two do; both sources are named.
+    """
+    sources = {}
+    for job in jobs:
+        key = os.path.normpath(job.target).casefold()
+        other = sources.setdefault(key, job.source)
+        if other is not job.source:
+            raise UserError(
+                f"{other} and {job.source} would both be written to {job.target}. Rename one."
+            )
+
+
+def run_jobs(jobs, options, outcome, word="files"):
+    """Makes the files of all jobs; those that exist are kept unless `options.overwrite`.
+
+    Args:
+        jobs (list[Job]): What to make.
+        options (Options): How.
+        outcome (Outcome): Gets what was done.
+        word (str): For the progress bar.
+
+    Returns:
+        list[bool]: For each job, whether its file is there, or with `dry_run` would be.
+
+    Raises:
+        UserError: Two jobs write the same file, or nothing more can be written.
+    """
+    check_targets(jobs)
+    there = [os.path.lexists(job.target) and not options.overwrite for job in jobs]
+    outcome.kept += [job.target for job, is_there in zip(jobs, there) if is_there]
+    missing = [job for job, is_there in zip(jobs, there) if not is_there]
+    if options.dry_run:
+        outcome.done += [job.target for job in missing]
+        return [True] * len(jobs)
+    calls = [(job,) for job in missing]
+    failed = set()
+    results = in_order(_run, calls, options, word)
+    for (_, reason), job in zip(results, missing):
+        if reason is None:
+            outcome.done.append(job.target)
+        else:
+            outcome.failures.append((job.source, reason))
+            failed.add(id(job))
+    return [id(job) not in failed for job in jobs]
+
+
+def _run(job):
+    os.makedirs(os.path.dirname(job.target) or ".", exist_ok=True)
+    with atomic(job.target) as place:
+        job.work(place, *job.data)
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yields a place beside `path` to write to; renamed to `path` after, or removed on an error."""
+    folder, name = os.path.split(path)
+    place = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    try:
+        yield place
+        os.replace(place, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(place)
+        raise
+
+
+def write_bytes(path, data):
+    """Writes a file whole or not at all; its folder is made."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with atomic(path) as place, open(place, "wb") as file:
+        file.write(data)
+
+
+def write_mask(path, labels, num_classes):
+    """Writes uint8 [H, W] as a PNG whose pixels are class numbers, with VOC's colours to look at.
+
+    Args:
+        path (str): Where to.
+        labels (numpy.ndarray): Classes, 255 void.
+        num_classes (int): Colours that the file gets; void gets its own.
+    """
+    visualize.palette_png(path, labels, voc_palette(num_classes))
+
+
+def read_header(content):
+    """(height, width) of an image file's content, turned by its EXIF orientation; and its format.
+
+    Raises:
+        ValueError: No image, or one above the limit of pixels; the rest of a sentence.
+    """
+    try:
+        with limit.open_image(content) as file:
+            width, height = file.size
+            turned = int(file.getexif().get(_EXIF_ORIENTATION, 1) or 1) >= 5
+            return ((width, height) if turned else (height, width)), file.format
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError("is no image, or of an unknown format") from error
+    except Exception as error:  # decoders raise anything over damaged files
+        raise ValueError(f"cannot be read: {error}") from error
+
+
+def image_size(path):
+    """(height, width) of an image as training sees it: turned by its EXIF orientation.
+
+    Raises:
+        ValueError: Missing, or no image. Its head is looked at; `check_dataset` looks at all.
+    """
+    try:
+        with open(path, "rb") as file:
+            return read_header(file.read())[0]
+    except FileNotFoundError as error:
+        raise ValueError(f"the image {path} does not exist") from error
+    except ValueError as error:
+        raise ValueError(f"the image {path} {error}") from error
+
+
+def find_files(folder, flag, suffixes=IMAGE_EXTENSIONS, but=None):
+    """Relative paths, with forward slashes and sorted, of the files below a folder.
+
+    Args:
+        folder (str): Searched with its sub folders; what begins with a point is left out.
+        flag (str): What gave it, for the message.
+        suffixes (tuple): Endings wanted, lower case; letter case does not matter.
+        but (str): A folder that is left out.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{flag} {folder}: there is no such folder.")
+    seen = {os.path.realpath(folder), os.path.realpath(but) if but else None}
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        kept = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(parent, name))
+            if real not in seen and not name.startswith("."):
+                kept.append(name)
+                seen.add(real)  # a link may lead to a folder above it
+        folders[:] = kept
+        inside = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if inside == "." else inside + "/"
+        found += [
+            prefix + name
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith(".")
+        ]
+    return sorted(found)

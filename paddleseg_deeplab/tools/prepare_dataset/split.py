@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists of train, val and test from a folder of images and one of masks."""
+
+import collections
+import os
+
+from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
+from paddleseg_deeplab.tools.prepare_dataset import lists
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Outcome, find_files
+from paddleseg_deeplab.utils.errors import UserError
+
+_SUFFIXES = (*IMAGE_EXTENSIONS, ".npy")
+
+
+def _by_stem(files, suffix, flag):
+    """{path without suffix and ending: path} of those that have the suffix.
+
+    Raises:
+        UserError: Two files that differ in their ending only.
+    """
+    found = {}
+    for path in files:
+        stem = os.path.splitext(path)[0]
+        if stem.endswith(suffix):
+            other = found.setdefault(stem[: len(stem) - len(suffix)], path)
+            if other is not path:
+                raise UserError(f"{flag}: {other} and {path} differ in their ending only.")
+    return found
+
+
+def _hint(images, masks):
+    """A suffix that would make pairs, for the message."""
+    stems = {os.path.splitext(path)[0] for path in masks}
+    for image in sorted(images)[:20]:
+        longer = [stem[len(image) :] for stem in stems if stem.startswith(image) and stem != image]
+        if longer:
+            return f" Is it --mask_suffix {min(longer, key=len)}?"
+    return " A pair has the same path in both folders, up to the ending and the suffixes."
+
+
+def find_pairs(images, masks, image_suffix, mask_suffix, outcome):
+    """(image, mask) of each pair, relative to their folders; the others become failures.
+
+    Raises:
+        UserError: No files, no pairs, or two that one name stands for.
+    """
+    image_files = find_files(images, "--images", _SUFFIXES)
+    mask_files = find_files(masks, "--masks", _SUFFIXES)
+    if os.path.realpath(images) == os.path.realpath(masks):
+        if not mask_suffix:
+            raise UserError(
+                f"--images and --masks are both {images}: give --mask_suffix to tell them apart."
+            )
+        chosen = set(_by_stem(mask_files, mask_suffix, "--masks").values())
+        image_files = [path for path in image_files if path not in chosen]
+    for flag, folder, files in (("--images", images, image_files), ("--masks", masks, mask_files)):
+        if not files:
+            raise UserError(f"{flag} {folder}: no image files in it.")
+    by_image = _by_stem(image_files, image_suffix, "--images")
+    by_mask = _by_stem(mask_files, mask_suffix, "--masks")
+    if not by_image.keys() & by_mask.keys():
+        raise UserError(
+            f"None of {len(by_image)} images in {images} has one of {len(by_mask)} masks in "
+            f"{masks}." + _hint(by_image, mask_files)
+        )
+    for here, there, folder, lacks in (
+        (by_image, by_mask, images, "no mask"),
+        (by_mask, by_image, masks, "no image"),
+    ):
+        for name in sorted(here.keys() - there.keys()):
+            outcome.failures.append((os.path.join(folder, here[name]), f"has {lacks}"))
+    return [(by_image[name], by_mask[name]) for name in sorted(by_image) if name in by_mask]
+
+
+def grouped(keys, by_folder):
+    """{group: its keys}; each key by itself, or those of one folder together."""
+    groups = collections.defaultdict(list)
+    for key in keys:
+        groups[os.path.dirname(key) if by_folder else key].append(key)
+    return groups
+
+
+def prepare_split(
+    images,
+    masks,
+    save_dir=None,
+    *,
+    val=0.2,
+    test=0.0,
+    seed=0,
+    image_suffix="",
+    mask_suffix="",
+    group_by_folder=False,
+    separator=None,
+    options,
+):
+    """Writes train.txt and, for shares above 0, val.txt and test.txt.
+
+    Args:
+        images, masks (str): Folders; pairs have the same path inside them.
+        save_dir (str): Where the lists go and what their paths start from; None takes the folder
+            that holds both.
+        val, test (float): Shares, 0 to 1.
+        seed (int): Of the shuffle.
+        image_suffix, mask_suffix (str): What names end with before the ending, such as "_mask".
+        group_by_folder (bool): Images of one folder, such as the frames of a video, stay together.
+        separator (str): Between image and mask; None chooses one that works.
+        options (Options): How.
+
+    Returns:
+        Outcome: Files without a partner are its failures.
+
+    Raises:
+        UserError: No pairs, shares out of range, or a list that exists.
+    """
+    shares = {"val": val, "test": test}
+    lists.check_shares(shares)
+    outcome = Outcome()
+    pairs = find_pairs(images, masks, image_suffix, mask_suffix, outcome)
+    root = save_dir or os.path.commonpath([os.path.abspath(images), os.path.abspath(masks)])
+    masks_of = dict(pairs)
+    sets = lists.split(grouped(masks_of, group_by_folder), shares, seed)
+    rows = {
+        f"{name}.txt": [
+            (
+                lists.relative(os.path.join(images, image), root),
+                lists.relative(os.path.join(masks, masks_of[image]), root),
+            )
+            for image in members
+        ]
+        for name, members in sets.items()
+    }
+    texts, separator = lists.list_text(rows, separator)
+    lists.check_lists(texts, root, options.overwrite, whole=True)
+    lists.write_lists(texts, root, options, outcome)
+    counts = ", ".join(f"{len(members)} {name}" for name, members in sets.items())
+    outcome.notes.append(f"{len(pairs)} pairs: {counts}")
+    outcome.notes.append(lists.advice(root, texts, separator))
+    return outcome

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image and label files as arrays. No Paddle."""
+
+import math
+import os
+
+import cv2
+import numpy as np
+
+from paddleseg_deeplab.kernels import png
+from paddleseg_deeplab.transforms.reading import limit
+from paddleseg_deeplab.transforms.reading.source import load_npy, open_image, read_content
+from paddleseg_deeplab.utils.errors import UserError
+
+
+def read_image(path, img_channels=3, to_rgb=True, nodata=None):
+    """Reads an image file.
+
+    One or three channels: any format OpenCV reads, converted between grey and colour where needed;
+    16-bit files are brought to 8 bits, transparency is dropped, and an EXIF rotation is obeyed (as
+    PaddleSeg, image viewers and annotation tools do; masks carry none). Other numbers of channels:
+    the file has to hold that many, is read as it is, and 16-bit values are divided by 257.
+    ``.npy`` files hold [H, W] or [H, W, C] and are taken as they are, channel order and value range
+    included. So are TIFF files of floats or of 32-bit numbers, but for their order of channels.
+
+    Args:
+        path (str | os.PathLike): The file; any characters.
+        img_channels (int): Channels wanted.
+        to_rgb (bool): Three channels in the order RGB (four: RGBA), else BGR (BGRA).
+        nodata (float, optional): Pixels of which a channel has this value in the file become 0.
+
+    Returns:
+        np.ndarray: float32 [H, W, img_channels], 0..255.
+
+    Raises:
+        UserError: The file is missing, not an image, has another number of channels, or values
+            that are NaN, infinite or beyond 1e6 in magnitude.
+    """
+    return open_image(path, img_channels, to_rgb, whole=True, nodata=nodata).whole()
+
+
+def nodata_of(path, img_channels, nodata):
+    """Where an image file has no data: bool [H, W], or None where it has data everywhere."""
+    return open_image(path, img_channels, whole=True, nodata=nodata).void
+
+
+def read_label(path):
+    """Reads a label file: palette indices (not their colours), grey values, or an array.
+
+    Args:
+        path (str | os.PathLike): An image file of one channel with 1, 8 or 16 bits, an image file
+            whose colour channels are all equal, or a ``.npy`` file of whole numbers.
+
+    Returns:
+        np.ndarray: [H, W], uint8, or wider where the file is.
+
+    Raises:
+        UserError: The file is missing, broken, or holds colours.
+    """
+    path = os.fspath(path)
+    if path.lower().endswith(".npy"):
+        label = load_npy(path, "label")
+        if label.ndim != 2 or label.dtype.kind not in "bui":
+            raise UserError(
+                f"Label {path} holds {label.dtype} of the shape {label.shape}, expected whole "
+                "numbers [height, width]."
+            )
+    else:
+        label = _decode_label(path)
+    dtype = np.uint8 if label.dtype == np.bool_ else label.dtype.newbyteorder("=")
+    return label.astype(dtype, copy=False)
+
+
+def _decode_label(path):
+    content = read_content(path, "Label")
+    file = png.parse(content)
+    if file is not None and file.is_plain_grey and math.prod(file.size) <= limit.max_pixels():
+        label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if label is not None and label.shape == file.size and label.dtype == np.uint8:
+            return label  # Pillow gives the same and takes a fifth longer
+    try:
+        # Pillow, since OpenCV turns palette indices into colours.
+        with limit.open_image(content) as file:
+            mode = file.mode
+            label = np.array(file)
+    except UserError as e:
+        raise UserError(f"Label {path} {e}.") from e
+    except Exception as e:  # decoders raise anything over damaged files
+        raise UserError(f"Label {path} cannot be read: {e}") from e
+    if label.ndim == 3:
+        colors = label[:, :, : {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])]
+        if (colors != colors[:, :, :1]).any():
+            raise UserError(
+                f"Label {path} holds colours (mode {mode}); a label has one channel of class "
+                "numbers. Convert it to a palette or grey PNG."
+            )
+        label = np.ascontiguousarray(colors[:, :, 0])
+    if label.dtype.kind not in "bui":
+        raise UserError(f"Label {path} holds {label.dtype}, expected whole numbers.")
+    return label

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A random resize followed by a random crop, made on the crop's part of the image alone.
+
+`Compose` takes this way when its list begins with RandomPaddingCrop, or with one of the random
+resizes and RandomPaddingCrop. The same random numbers are drawn in the same order as by the two
+transforms one after the other. Labels are equal to theirs. Images are equal but for rounding:
+OpenCV computes in float32 where a pixel lies, a little differently in a part than in the whole.
+Half a unit in the last place of 4096 is 1/8192 of a pixel; two axes, whole and part: up to 1/2048
+of the step between neighbouring pixels, so 1/8 of a grey level where black borders on white.
+"""
+
+from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.transforms.checks import rng_of
+from paddleseg_deeplab.transforms.crop_pad import RandomPaddingCrop
+from paddleseg_deeplab.transforms.resize import ResizeRangeScaling, ResizeStepScaling
+
+_RESIZES = (ResizeRangeScaling, ResizeStepScaling)
+
+
+def match(transforms):
+    """(resize or None, crop) at the start of a list of transforms; None where there are none.
+
+    A class that has its own `__call__` is never matched: what it does is not known here.
+    """
+    first, second = [*transforms[:2], None, None][:2]
+    if type(first).__call__ is RandomPaddingCrop.__call__:
+        return None, first
+    resizes = any(type(first).__call__ is each.__call__ for each in _RESIZES)
+    if resizes and type(second).__call__ is RandomPaddingCrop.__call__:
+        return first, second
+    return None
+
+
+def run(data, scaled, crop):
+    """Both transforms on a sample whose ``img`` is a source (see `transforms.reading.source`).
+
+    Args:
+        data (dict): The sample.
+        scaled (tuple[int, int]): (height, width) to resize to, which the resize has drawn.
+        crop (RandomPaddingCrop): The crop.
+
+    Returns:
+        dict: A copy of the sample; img float32 [h, w, C] of the crop's size, gt_fields likewise.
+    """
+    part = tuple(min(s, c) for s, c in zip(scaled, crop.crop_size))  # of the crop, not padding
+
+    def label_at(top, left, key="label"):
+        label = functional.nearest_window(data[key], scaled, top, left, part)
+        return functional.pad(label, crop.crop_size, crop.label_padding_value)
+
+    top, left = crop.draw(scaled, rng_of(data), label_at if crop.looks(data) else None)
+    img = _resized_part(data["img"], scaled, (top, left), part)
+    out = {**data, "img": functional.pad(img, crop.crop_size, crop.im_padding_value)}
+    for key in data.get("gt_fields", ()):
+        out[key] = label_at(top, left, key)
+    return out
+
+
+def _resized_part(source, scaled, corner, part):
+    """float32 [h, w, C]: `part` (h, w) at `corner` of the source resized to `scaled`."""
+    old = source.shape[:2]
+    axes = [functional.resize_window(*each) for each in zip(old, scaled, corner, part)]
+    starts, lengths, outputs, places = zip(*axes)
+    img = functional.resize(source.window(*starts, lengths), outputs)
+    return functional.crop(img, *places, part)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house's rules: imports go down only, and Paddle comes when it is needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "paddleseg_deeplab"
+NAME = "paddleseg_deeplab"
+
+# Rooms, the upper floors first. A room imports what lies on lower floors, and itself; of its own
+# floor nothing else.
+FLOORS = [
+    ("cli",),
+    ("tools",),
+    ("core",),
+    ("deploy", "cvlibs"),
+    ("datasets", "prediction", "models"),
+    ("transforms", "optimizers", "postprocess"),
+    ("kernels",),
+    ("utils", "registry"),
+]
+# Parts of a room that may import less; the first row that matches decides.
+NARROWER = [
+    ("registry.py", ()),
+    ("cvlibs/manager.py", ("registry",)),
+    ("transforms/functional.py", ()),
+    # A model file never imports a backbone.
+    ("models/deeplab", ("models.layers", "models.segmenter", "registry", "utils")),
+    ("__init__.py", ("utils.cpu", "utils.installed", "__version__")),
+    ("__main__.py", ("cli.main",)),
+]
+# Upward still, to be mended.
+UPWARD = {
+    ("tools/", "cli."),
+}
+# What works without Paddle does not import it at the top of a file.
+PADDLE_FREE = (
+    *("__init__.py", "registry.py", "cvlibs/__init__.py", "cvlibs/config.py", "core/__init__.py"),
+    *("cli/", "transforms/", "datasets/", "prediction/", "postprocess/"),
+    *("tools/check_dataset/", "tools/prepare_dataset/", "tools/search_crf/search.py"),
+    *("deploy/deploy_yaml.py", "deploy/other_runtimes.py", "deploy/settings.py"),
+    *(f"utils/{name}.py" for name in ("__init__", "archive", "class_weights", "cpu", "download")),
+    *(f"utils/{name}.py" for name in ("errors", "finite", "installed", "logger", "metrics")),
+    *("utils/safe_yaml.py", "utils/visualize.py", "utils/safe_pickle/machine.py"),
+    *("utils/safe_pickle/words.py",),
+)
+
+
+def _modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def _place(path):
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def _imports(path, top_level_only=False):
+    """What a file imports: ``a.b`` for ``import a.b``, ``a.b.c`` for ``from a.b import c``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _ours(path):
+    """What a file imports of the package, without the package's name."""
+    for name in _imports(path):
+        if name == NAME or name.startswith(NAME + "."):
+            yield name[len(NAME) + 1 :]
+
+
+def _allowed(place):
+    for prefix, targets in NARROWER:
+        if place.startswith(prefix):
+            return targets
+    room = place.split("/")[0]
+    floor = next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+    return (room, *(name for rooms in FLOORS[floor + 1 :] for name in rooms), "__version__")
+
+
+@pytest.mark.parametrize("path", _modules(), ids=_place)
+def test_imports_go_down(path):
+    place, allowed = _place(path), _allowed(_place(path))
+    for target in _ours(path):
+        if any(place.startswith(a) and target.startswith(b) for a, b in UPWARD):
+            continue
+        assert any(target == room or target.startswith(room + ".") for room in allowed), (
+            f"{place} imports {target}; it may import {allowed}"
+        )
+
+
+@pytest.mark.parametrize("path", _modules(), ids=_place)
+def test_paddle_is_imported_when_it_is_needed(path):
+    place = _place(path)
+    if not place.startswith(PADDLE_FREE):
+        return
+    top_level_only = place.startswith(("cli/", "tools/"))
+    names = list(_imports(path, top_level_only))
+    assert not [n for n in names if n.split(".")[0] == "paddle"], place
+    if place.startswith("cli/"):
+        heavy = ("core", "models", "cvlibs.builder", "optimizers", "datasets", "transforms")
+        for prefix in heavy:
+            assert not [n for n in names if n.startswith(f"{NAME}.{prefix}")], place
+
+
+def test_deployment_and_help_need_no_paddle():
+    """Imports what the deployment and the commands import, with Paddle made unimportable."""
+    code = (
+        "import sys; sys.modules['paddle'] = None\n"
+        "import paddleseg_deeplab.transforms, paddleseg_deeplab.datasets\n"
+        "import paddleseg_deeplab.prediction.restore, paddleseg_deeplab.prediction.outputs\n"
+        "from paddleseg_deeplab.cli import main, train, val, predict, export\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def test_functions_are_short():
+    """No function past 60 lines without its docstring."""
+    for path in [*_modules(), *(ROOT / "deploy").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                doc = ast.get_docstring(node, clean=False)
+                lines = node.end_lineno - node.lineno + 1
+                # The signature and docstring of a public function are documentation.
+                body = lines - (len(doc.splitlines()) if doc else 0)
+                body -= node.body[0].lineno - node.lineno
+                assert body <= 60, f"{path}: {node.name} has {body} lines"
