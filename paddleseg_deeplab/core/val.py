@@ -21,7 +21,8 @@ from paddleseg_deeplab.deploy.engine import (
     pixels_to_run,
     run_network,
 )
-from paddleseg_deeplab.models.forward import compute_losses, evaluation_mode, precision_context
+from paddleseg_deeplab.models.forward import evaluation_mode, precision_context
+from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.prediction import crf as refine
 from paddleseg_deeplab.prediction import restore

@@ -189,7 +189,7 @@ class SegBuilder:
     def _share_layout(self, losses, place):
         """Gives losses of one output the model's data_format, unless one of them takes none.
 
-        They then get NCHW logits, see `models.forward.compute_losses`.
+        They then get NCHW logits, see `models.losses.total.compute_losses`.
         """
         layout = self.config.model_cfg.get("data_format", "NCHW")
         if layout == "NCHW":  # their default

@@ -13,7 +13,8 @@ from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
-from paddleseg_deeplab.models.forward import compute_losses, infer_logits, run_model
+from paddleseg_deeplab.models.forward import infer_logits, run_model
+from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.utils.weights.load import load_entire_model
 
 DATA = {"type": "Shapes", "num_classes": 3, "num_samples": 4}

@@ -12,8 +12,8 @@ from stub_backbone import StubBackbone
 from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import CrossEntropyLoss, DeepLabV1, DeepLabV2
 from paddleseg_deeplab.models.deeplab_v2 import DeepLabV2Head
-from paddleseg_deeplab.models.forward import compute_losses
 from paddleseg_deeplab.models.layers import batch_norms
+from paddleseg_deeplab.models.losses.total import compute_losses
 
 CLASSES = 5
 # Of the largest value: float32 sums in another order, over few layers.

@@ -15,8 +15,8 @@ from stub_backbone import StubBackbone
 
 from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import CrossEntropyLoss, DeepLabV3, ResNet50
-from paddleseg_deeplab.models.forward import compute_losses
 from paddleseg_deeplab.models.layers import HEAD_BIASES, batch_norms
+from paddleseg_deeplab.models.losses.total import compute_losses
 
 CLASSES, WIDTH = 5, 6
 HEADS = ("plain", "conv3x3", "cascade")

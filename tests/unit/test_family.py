@@ -19,7 +19,8 @@ from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.deploy import compare
 from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import backbones
-from paddleseg_deeplab.models.forward import compute_losses, infer_logits, run_model
+from paddleseg_deeplab.models.forward import infer_logits, run_model
+from paddleseg_deeplab.models.losses.total import compute_losses
 
 CLASSES, HEIGHT, WIDTH = 3, 33, 49
 

@@ -13,7 +13,7 @@ from paddleseg_deeplab.core.training.gradients import square_sum
 from paddleseg_deeplab.core.training.late_losses import Figures, Journal, read_all
 from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, LovaszSoftmaxLoss, MixedLoss
-from paddleseg_deeplab.models.forward import compute_losses
+from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.optimizers.optimizer import SGD, Adam, AdamW
 

@@ -267,7 +267,7 @@ def test_keyword_arguments_get_what_they_cannot_guess(recipe):
     ],
 )
 def test_losses_follow_the_model_s_layout_where_they_can(recipe, first, layouts):
-    from paddleseg_deeplab.models.forward import compute_losses
+    from paddleseg_deeplab.models.losses.total import compute_losses
 
     config = Config(str(recipe), opts=[f"loss.types.0.losses.0.type={first}"])
     config.set_data_format("NHWC")

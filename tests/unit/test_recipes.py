@@ -9,7 +9,8 @@ import paddle
 import pytest
 
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.models.forward import compute_losses, run_model
+from paddleseg_deeplab.models.forward import run_model
+from paddleseg_deeplab.models.losses.total import compute_losses
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

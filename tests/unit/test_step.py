@@ -8,7 +8,7 @@ from paddle import nn
 
 from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, MixedLoss
-from paddleseg_deeplab.models.forward import compute_losses
+from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.utils.errors import UserError
 
 RATE = 0.5

@@ -19,11 +19,11 @@ from paddleseg_deeplab import registry as manager
 from paddleseg_deeplab.cvlibs.config import parse_opts, read_yaml
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.tools.check_dataset.files import Unreadable, decode_image, decode_label
+from paddleseg_deeplab.tools.convert_weights.read import read_tensors
 from paddleseg_deeplab.transforms.reading import limit as image_limit
 from paddleseg_deeplab.transforms.reading.files import read_image, read_label
 from paddleseg_deeplab.utils import archive
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.weights.safetensors import read_tensors
 
 
 @pytest.fixture(autouse=True)
@@ -227,10 +227,10 @@ def test_damaged_archives_raise_nothing_else(folder):
 
 
 def test_npz_bombs(folder, monkeypatch):
-    from paddleseg_deeplab.utils.weights import safetensors
+    from paddleseg_deeplab.tools.convert_weights import read
 
     np.savez_compressed("w.npz", w=np.zeros(100_000))
-    monkeypatch.setattr(safetensors, "_MAX_NPZ", 100_000)
+    monkeypatch.setattr(read, "_MAX_NPZ", 100_000)
     with pytest.raises(UserError, match=r"w\.npz .*unpacks to"):
         read_tensors("w.npz")
 

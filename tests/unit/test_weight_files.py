@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 import pytest
 
+from paddleseg_deeplab.tools.convert_weights.read import read_tensors
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.weights.safetensors import read_tensors
 
 
 class _Tensor:

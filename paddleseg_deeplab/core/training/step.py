@@ -13,13 +13,12 @@ from paddleseg_deeplab.core.training.compiled import compiled
 from paddleseg_deeplab.core.training.data.batches import reader_failure
 from paddleseg_deeplab.core.training.gradients import GradientSum, square_sum
 from paddleseg_deeplab.core.training.late_losses import Figures, as_vector, check_loss
-from paddleseg_deeplab.models.forward import (
+from paddleseg_deeplab.models.forward import precision_context, run_model
+from paddleseg_deeplab.models.losses.total import (
     batch_weights,
     compute_losses,
     output_sizes,
     part_count,
-    precision_context,
-    run_model,
 )
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 

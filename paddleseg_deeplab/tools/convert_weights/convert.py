@@ -12,6 +12,7 @@ import numpy as np
 from paddle import nn
 
 from paddleseg_deeplab.prediction.outputs import check_save_dir
+from paddleseg_deeplab.tools.convert_weights.read import read_tensors
 from paddleseg_deeplab.tools.convert_weights.rules import (
     ABSENT,
     CLASSIFIER,
@@ -25,7 +26,6 @@ from paddleseg_deeplab.tools.convert_weights.rules import (
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights import load
-from paddleseg_deeplab.utils.weights.safetensors import read_tensors
 
 _SUFFIXES = (".pdparams", ".safetensors")
 _SHOWN = 5  # names in a message

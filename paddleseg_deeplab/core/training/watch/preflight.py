@@ -10,7 +10,8 @@ from paddle import nn
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.training.data.batches import training_batches
 from paddleseg_deeplab.core.training.data.shared_memory import check_shared_memory
-from paddleseg_deeplab.models.forward import compute_losses, run_model
+from paddleseg_deeplab.models.forward import run_model
+from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.utils.logger import logger
 
 _IMAGES = 8  # of the first batch that are read
