@@ -9,8 +9,9 @@ import sys
 import traceback
 import warnings
 
+from paddleseg_deeplab.utils.device import select_device  # noqa: F401
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
-from paddleseg_deeplab.utils.installed import explain, require_paddle
+from paddleseg_deeplab.utils.installed import explain
 from paddleseg_deeplab.utils.logger import logger, setup_console
 
 # What Paddle says on every run and nobody can act upon.
@@ -64,6 +65,38 @@ def add_device_argument(parser):
     )
 
 
+def parse_bool(text):
+    """True or False from a flag's value; `argparse`'s own bool takes "False" for true."""
+    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
+    return value
+
+
+def add_crf_arguments(parser, source):
+    """Adds ``--crf`` and ``--crf_params``.
+
+    Args:
+        parser (argparse.ArgumentParser): Takes them.
+        source (str): What the settings come from where the flags are not given.
+    """
+    group = parser.add_argument_group("dense CRF")
+    group.add_argument(
+        "--crf",
+        type=parse_bool,
+        nargs="?",
+        const=True,
+        metavar="True|False",
+        help=f"refine the result along the image's edges (default: as {source} says)",
+    )
+    group.add_argument(
+        "--crf_params",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help=f"such as bilateral_xy=50 iterations=5, over those of {source}",
+    )
+
+
 def read_config(args, *, pretrained=True, **overrides):
     """The `Config` that the shared flags describe.
 
@@ -74,44 +107,8 @@ def read_config(args, *, pretrained=True, **overrides):
     """
     from paddleseg_deeplab.cvlibs import Config
 
-    config = Config(args.config, opts=args.opts, **overrides)
-    if args.data_format:
-        config.set_data_format(args.data_format)
-    if not pretrained:
-        config.drop_pretrained()
-    return config
-
-
-def select_device(name=None):
-    """Makes ``name`` Paddle's device and returns the name in use.
-
-    Args:
-        name (str, optional): "cpu", "gpu", "gpu:N" or another device of the installed Paddle; the
-            best present by default.
-
-    Raises:
-        UserError: The device is not there. It is never changed silently.
-    """
-    require_paddle()
-    import paddle
-
-    gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
-    if name is None:
-        name = "gpu" if gpus else "cpu"
-    if name.split(":")[0] == "gpu":
-        if not paddle.device.is_compiled_with_cuda():
-            raise UserError(
-                "--device gpu: the installed Paddle is a CPU build. Install paddlepaddle-gpu, or "
-                "use --device cpu."
-            )
-        number = name.partition(":")[2] or "0"
-        if not number.isdigit() or int(number) >= gpus:
-            raise UserError(f"--device {name}: Paddle sees {gpus} GPU(s). Use one of them or cpu.")
-    try:
-        paddle.device.set_device(name)
-        return str(paddle.get_device())
-    except (ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"--device {name} is not available in the installed Paddle.") from error
+    given = {"data_format": args.data_format, "pretrained": pretrained, **overrides}
+    return Config(args.config, opts=args.opts, **given)
 
 
 def join_ranks(device=None):
@@ -134,17 +131,13 @@ def join_ranks(device=None):
 
 
 @contextlib.contextmanager
-def imports_of(name="__main__"):
-    """For a command's own imports: what is wrong with a package is one line and status 2.
-
-    Args:
-        name (str): The script's ``__name__``; where it is imported itself, errors are raised.
-    """
+def _imports():
+    """For a command's own imports: what is wrong with a package is one line and status 2."""
     try:
         yield
     except ImportError as error:
         told = explain(error)
-        if name != "__main__" or told is None:
+        if told is None:
             raise
         _tell(told)
         raise SystemExit(2) from error
@@ -172,14 +165,15 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     parser = Parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    with imports_of():
+    with _imports():
         add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug lines")
     args = parser.parse_args(argv)
     setup_console(logging.DEBUG if args.debug else logging.INFO)
-    for message in _PADDLE_NOISE:
-        warnings.filterwarnings("ignore", message=message, category=UserWarning)
-    os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle's C++ side: errors only
+    if not getattr(args, "print_detail", False):
+        for message in _PADDLE_NOISE:
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle's C++ side: errors only
     return status_of(run, args)
 
 

@@ -25,7 +25,7 @@ _RESIZING = ("Resize", "ResizeByLong", "ResizeByShort", "LimitLong", "ScalePaddi
 
 
 def add_arguments(parser):
-    from paddleseg_deeplab.deploy.deploy_yaml import FORMATS, OUTPUT_OPS
+    from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
 
     common.add_config_arguments(parser)
     parser.add_argument(

@@ -4,37 +4,58 @@
 import importlib
 import sys
 
+from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.utils.errors import nearest
 
-# A verb is a module with `main(argv)` and a docstring whose first line says why.
-_COMMANDS = {
-    "train": "cli.train",
-    "val": "cli.val",
-    "predict": "cli.predict",
-    "export": "cli.export",
-    "inspect_model": "tools.inspect_model.command",
-    "convert_weights": "tools.convert_weights.command",
-    "search_crf": "tools.search_crf.command",
-    "check_dataset": "tools.check_dataset.command",
-    "prepare_dataset": "tools.prepare_dataset.command",
-    "quickstart": "cli.quickstart",
+# Modules of this package, each with `main(argv)`.
+_OWN = ("train", "val", "predict", "export", "infer", "quickstart")
+# Folders of `tools`, whose command.py has DESCRIPTION, `add_arguments` and `run`; and which of the
+# common flags they take besides.
+_TOOLS = {
+    "inspect_model": (),
+    "convert_weights": (),
+    "search_crf": ("config", "inference"),
+    "check_dataset": (),
+    "prepare_dataset": (),
 }
-VERBS = tuple(_COMMANDS)
+VERBS = (*_OWN[:5], *_TOOLS, "quickstart")
 
 
 def _module_of(verb):
-    return importlib.import_module(f"paddleseg_deeplab.{_COMMANDS[verb]}")
+    place = f"tools.{verb}.command" if verb in _TOOLS else f"cli.{verb}"
+    return importlib.import_module(f"paddleseg_deeplab.{place}")
+
+
+def add_arguments(verb, parser):
+    """Adds all flags of a verb to a parser."""
+    common_flags = _TOOLS.get(verb, ())
+    if "config" in common_flags:
+        common.add_config_arguments(parser)
+    _module_of(verb).add_arguments(parser)
+    if "inference" in common_flags:
+        add_inference_arguments(parser, "aug_eval", crf=False)
+
+
+def run_verb(verb, argv=None):
+    """Runs a verb with its flags (``sys.argv[1:]`` by default) and returns its exit status."""
+    module = _module_of(verb)
+    if verb in _OWN:
+        return module.main(argv)
+    return common.main_of(
+        *(lambda parser: add_arguments(verb, parser), module.run, module.DESCRIPTION, argv),
+        prog=f"paddleseg-deeplab {verb}",
+    )
 
 
 def main(argv=None):
     """Runs one verb and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in VERBS:
-        return _module_of(argv[0]).main(argv[1:])
+        return run_verb(argv[0], argv[1:])
     lines = ["usage: paddleseg-deeplab <verb> [flags]", ""]
     for verb in VERBS:
-        module = _module_of(verb)
-        lines.append(f"  {verb:<16}{module.__doc__.splitlines()[0]}")
+        lines.append(f"  {verb:<16}{_module_of(verb).__doc__.splitlines()[0]}")
     lines += ["", "paddleseg-deeplab <verb> --help lists a verb's flags."]
     if argv and argv[0] in ("-h", "--help"):
         print("\n".join(lines))

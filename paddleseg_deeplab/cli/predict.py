@@ -7,7 +7,6 @@ from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import (
     add_inference_arguments,
     dataset_facts,
-    inference_settings,
 )
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -85,12 +84,12 @@ def run(args):
     device = common.select_device(args.device)
     ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=False)
-    settings = inference_settings(config, args, "aug_pred")
-
     from paddleseg_deeplab.core.predict import predict, report
     from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.cvlibs.inference import inference_settings
     from paddleseg_deeplab.utils.logger import logger
 
+    settings = inference_settings(config, args, "aug_pred")
     with ranks.guard():
         builder = SegBuilder(config)
         dataset, class_names, palette = dataset_facts(builder)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.installed import require_paddle
 
 _DESCRIPTION = """The whole job in a few minutes, with no data and no download.
 
@@ -75,7 +76,7 @@ def _magnified(array, least=256):
 
 def run(args):
     """0 when every step worked and the mIoU is reached."""
-    common.require_paddle()
+    require_paddle()
     from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)

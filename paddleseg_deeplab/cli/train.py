@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.installed import require_paddle
 
 _DESCRIPTION = """Trains a model.
 
@@ -258,7 +259,7 @@ def _train(args, config, builder, ranks):
 def run(args):
     """Trains as the flags say; returns the exit status."""
     _check(args)
-    common.require_paddle()
+    require_paddle()
     config = common.read_config(
         args,
         learning_rate=args.learning_rate,

@@ -4,7 +4,7 @@
 import sys
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Evaluates a trained model on the config's validation set.
@@ -38,14 +38,14 @@ def run(args):
     device = common.select_device(args.device)
     ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=args.model_path is None)
-    settings = inference_settings(config, args, "aug_eval")
-
     from paddleseg_deeplab.core.report import write_report
     from paddleseg_deeplab.core.val import evaluate
     from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.cvlibs.inference import inference_settings
     from paddleseg_deeplab.utils.logger import logger
     from paddleseg_deeplab.utils.weights.load import load_entire_model
 
+    settings = inference_settings(config, args, "aug_eval")
     with ranks.guard():
         builder = SegBuilder(config)
         dataset, model = builder.val_dataset, builder.model

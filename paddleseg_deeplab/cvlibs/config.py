@@ -211,6 +211,8 @@ class Config:
         opts (list[str], optional): ``key=value`` pairs that override anything, with dots for depth
             and numbers for places in a list: ``loss.types.0.type=DiceLoss``. Of two for the same
             place the last wins.
+        data_format (str, optional): As for `set_data_format`.
+        pretrained (bool): False as `drop_pretrained`, for when a whole trained model is loaded.
 
     Attributes:
         path (str): The file it came from.
@@ -220,7 +222,17 @@ class Config:
         UserError: The file, a key or a value is wrong; the message names the place.
     """
 
-    def __init__(self, path, learning_rate=None, batch_size=None, iters=None, opts=None):
+    def __init__(
+        self,
+        path,
+        learning_rate=None,
+        batch_size=None,
+        iters=None,
+        opts=None,
+        *,
+        data_format=None,
+        pretrained=True,
+    ):
         self.path = str(path)
         dic = copy.deepcopy(load_with_bases(path))
         for name, value in (("batch_size", batch_size), ("iters", iters)):
@@ -239,6 +251,10 @@ class Config:
         self.dic = dic
         self._check()
         self._share_root(pairs)
+        if data_format:
+            self.set_data_format(data_format)
+        if not pretrained:
+            self.drop_pretrained()
 
     def _share_root(self, pairs):
         """Moves the general ``dataset_root`` into the sections that it is meant for."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import yaml
 
+from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
 from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError
 
 FILE_NAME = "deploy.yaml"
-OUTPUT_OPS = ("argmax", "softmax", "none")
-FORMATS = ("pir", "legacy", "onnx")
 # Files of each format; the first is the network, the second (if any) its parameters.
 MODEL_FILES = {
     "pir": ("model.json", "model.pdiparams"),

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from paddleseg_deeplab.utils.errors import UserError
 
+OUTPUT_OPS = ("argmax", "softmax", "none")
+FORMATS = ("pir", "legacy", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 RUNTIMES = ("auto", "paddle", "onnxruntime", "openvino")
 # Format: the runtimes that read it, the one that "auto" takes first.

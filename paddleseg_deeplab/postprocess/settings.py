@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dense CRF as a setting: of a config, of flags, of deploy.yaml. No Paddle here."""
 
-import argparse
 import inspect
 from ast import literal_eval
 
@@ -64,41 +63,6 @@ def complete_settings(settings):
     out = {name: parameters[name].default for name in DenseCRF.PARAMETERS}
     out.update({} if settings is True else settings)
     return {name: value for name, value in out.items() if value is not None}
-
-
-# ------------------------------------------------------------------------------------------- flags
-
-
-def parse_bool(text):
-    """True or False from a flag's value; `argparse`'s own bool takes "False" for true."""
-    value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
-    if value is None:
-        raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
-    return value
-
-
-def add_crf_arguments(parser, source):
-    """Adds ``--crf`` and ``--crf_params``.
-
-    Args:
-        parser (argparse.ArgumentParser): Takes them.
-        source (str): What the settings come from where the flags are not given.
-    """
-    group = parser.add_argument_group("dense CRF")
-    group.add_argument(
-        "--crf",
-        type=parse_bool,
-        nargs="?",
-        const=True,
-        metavar="True|False",
-        help=f"refine the result along the image's edges (default: as {source} says)",
-    )
-    group.add_argument(
-        "--crf_params",
-        nargs="+",
-        metavar="KEY=VALUE",
-        help=f"such as bilateral_xy=50 iterations=5, over those of {source}",
-    )
 
 
 def parse_crf_params(items):

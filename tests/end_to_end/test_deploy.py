@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """export.py, predict.py and deploy/python/infer.py together: the same images, the same masks."""
 
-import importlib.util
 import itertools
 import subprocess
 import sys
@@ -14,7 +13,9 @@ import pytest
 import yaml
 
 from paddleseg_deeplab.cli import export, predict
+from paddleseg_deeplab.cli import infer as cli_infer
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy import inferer as deploy_inferer
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils import visualize
 
@@ -27,10 +28,7 @@ PADDING = {"type": "Padding", "target_size": [128, 96]}
 
 @pytest.fixture(scope="module")
 def infer():
-    spec = importlib.util.spec_from_file_location("deploy_infer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return cli_infer.main
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +234,7 @@ def test_probabilities_and_a_fixed_batch(trained, images, infer, tmp_path):
 
 def test_benchmark_prints_its_figures(exported, images, infer, tmp_path, capsys, monkeypatch):
     runs = []
-    inferer = infer.__globals__["Inferer"]
+    inferer = deploy_inferer.Inferer
     monkeypatch.setattr(
         inferer, "infer", lambda self, x, call=inferer.infer: runs.append(x.shape) or call(self, x)
     )
@@ -246,7 +244,7 @@ def test_benchmark_prints_its_figures(exported, images, infer, tmp_path, capsys,
     arguments = ["--model_dir", str(exported), "--save_dir", str(tmp_path), "--device", "cpu"]
     assert infer([*arguments, "--image_path", str(tmp_path / "in"), "--benchmark"]) == 2
     # Warm-up runs on the first image that can be read, and the one that counts.
-    assert runs == [(1, 3, 64, 96)] * (infer.__globals__["_WARM_UP_RUNS"] + 1)
+    assert runs == [(1, 3, 64, 96)] * (deploy_inferer._WARM_UP_RUNS + 1)
     out = capsys.readouterr().out
     for word in ("preprocess", "inference", "postprocess", "images/s"):
         assert word in out

@@ -13,6 +13,7 @@ from paddleseg_deeplab.deploy import compare, deploy_yaml, export_probe, runtime
 from paddleseg_deeplab.deploy.compare import compare_outputs, sample_batches
 from paddleseg_deeplab.deploy.export import ExportMismatch, export, resolve_format
 from paddleseg_deeplab.deploy.runtimes import InferenceSettings, PaddlePredictor, open_predictor
+from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.errors import UserError
@@ -76,8 +77,8 @@ def needs(form):
         pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
-@pytest.mark.parametrize("output_op", deploy_yaml.OUTPUT_OPS)
-@pytest.mark.parametrize("form", deploy_yaml.FORMATS)
+@pytest.mark.parametrize("output_op", OUTPUT_OPS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_free_size(form, output_op, model, tmp_path):
     needs(form)
     export(model, str(tmp_path / "out"), sample=SAMPLE, format=form, output_op=output_op)

@@ -6,9 +6,6 @@ image alone.
 Without that the best class of NaN is class 0, and figures and masks look right.
 """
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import paddle
 import pytest
@@ -19,13 +16,12 @@ from paddleseg_deeplab.core.predict import predict, report
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.deploy import inferer
 from paddleseg_deeplab.models import CrossEntropyLoss
 from paddleseg_deeplab.prediction import scores as averaging
 from paddleseg_deeplab.transforms import Compose, Normalize
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
-
-SCRIPT = Path(__file__).parents[2] / "deploy" / "python" / "infer.py"
 
 
 class Diverged(nn.Layer):
@@ -131,9 +127,6 @@ def test_scores(value):
 
 @pytest.mark.parametrize("value", VALUES)
 def test_deployment(value):
-    spec = importlib.util.spec_from_file_location("deploy_infer", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     output = np.zeros((3, 4, 4), np.float32)
     output[2, 1, 1] = value
 
@@ -150,7 +143,7 @@ def test_deployment(value):
             return None, None
 
     failures = []
-    done = list(module.results(Inferer(), ["a.png", "b.png", "c.png"], failures, False))
+    done = list(inferer.results(Inferer(), ["a.png", "b.png", "c.png"], failures, False))
     assert [sample["im_path"] for sample, *_ in done] == ["a.png", "c.png"]
     [(path, reason)] = failures
     assert path == "b.png"

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.datasets import Dataset
-from paddleseg_deeplab.tools.check_dataset import command
 
 W, H, CLASSES = 24, 16, 3
 COUNTS = {"train": 6, "val": 3}
@@ -89,7 +89,9 @@ def run(folder, *flags):
     """(exit status, report.json, report.md) of the command."""
     out = folder.root.parent / "report"
     shutil.rmtree(out, ignore_errors=True)
-    status = command.main(["--config", folder.config(), "--save_dir", str(out), *flags])
+    status = run_verb(
+        "check_dataset", ["--config", folder.config(), "--save_dir", str(out), *flags]
+    )
     text = (out / "report.json").read_text(encoding="utf-8")
     return status, json.loads(text), (out / "report.md").read_text(encoding="utf-8")
 

@@ -3,16 +3,17 @@
 
 import pickle
 import zipfile
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 from bad_input import good_config, refuses
-from test_bad_flags import infer
 
-from paddleseg_deeplab.cli import export, predict, train, val
+from paddleseg_deeplab.cli import export, infer, predict, train, val
+from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.tools.convert_weights import command
 from paddleseg_deeplab.utils.visualize import save_image
 from paddleseg_deeplab.utils.weights.load import save_weights
 
@@ -144,7 +145,8 @@ def test_weights_to_convert(files, tmp_path, monkeypatch, capsys, name):
         file.writestr("a.npy", b"not an array")
     np.savez(files / "objects.npz", a=np.array([{}], dtype=object))
     flags = ["--source", "paddleseg", "--input", files / name, "--output", "out.pdparams"]
-    run(command, files, tmp_path, monkeypatch, capsys, *flags, words=[name])
+    verb = SimpleNamespace(main=partial(run_verb, "convert_weights"))
+    run(verb, files, tmp_path, monkeypatch, capsys, *flags, words=[name])
 
 
 # -------------------------------------------------------------------------------- exported folders

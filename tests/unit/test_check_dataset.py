@@ -27,8 +27,9 @@ from faulty_sets import (
 )
 from PIL import Image
 
+from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.datasets import CamVid, Cityscapes, Shapes
-from paddleseg_deeplab.tools.check_dataset import command, findings
+from paddleseg_deeplab.tools.check_dataset import findings
 from paddleseg_deeplab.tools.check_dataset.charts import draw_aspects, draw_classes, draw_sizes
 from paddleseg_deeplab.tools.check_dataset.check import check_datasets
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
@@ -166,7 +167,7 @@ def test_files_without_a_partner(tmp_path):
     (tmp_path / "c.yml").write_text(yaml.safe_dump(cfg))
     out = tmp_path / "out"
     flags = ["--config", str(tmp_path / "c.yml"), "--save_dir", str(out)]
-    assert command.main(flags) == 1
+    assert run_verb("check_dataset", flags) == 1
     [found] = json.loads((out / "report.json").read_text())["findings"]
     assert (found["kind"], found["count"]) == ("unpaired", 1)
     assert found["files"][0]["path"].endswith("c_1_leftImg8bit.png")
@@ -214,7 +215,10 @@ def test_embedded_shapes(tmp_path):
     cfg = {f"{m}_dataset": {"type": "Shapes", "mode": m, **size} for m in ("train", "val")}
     (tmp_path / "c.yml").write_text(yaml.safe_dump(cfg))
     out = tmp_path / "out"
-    assert command.main(["--config", str(tmp_path / "c.yml"), "--save_dir", str(out)]) == 0
+    assert (
+        run_verb("check_dataset", ["--config", str(tmp_path / "c.yml"), "--save_dir", str(out)])
+        == 0
+    )
     report = json.loads((out / "report.json").read_text())
     assert report["findings"] == []
     scenes = Shapes([], "train", **size)
@@ -230,7 +234,7 @@ def test_images_without_labels(folder):
     path = folder.root / "c.yml"
     path.write_text(yaml.safe_dump(dic))
     out = folder.root / "out"
-    assert command.main(["--config", str(path), "--save_dir", str(out)]) == 0
+    assert run_verb("check_dataset", ["--config", str(path), "--save_dir", str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["findings"] == []
     assert report["sets"]["val"]["labelled"] == 0
@@ -256,7 +260,7 @@ def test_mistakes_of_the_user(folder, capsys, change, flags, words):
     path = folder.root / "c.yml"
     path.write_text(yaml.safe_dump(dic))
     out = folder.root / "out"
-    assert command.main(["--config", str(path), "--save_dir", str(out), *flags]) == 2
+    assert run_verb("check_dataset", ["--config", str(path), "--save_dir", str(out), *flags]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert said[0].startswith("error: ")
@@ -266,15 +270,20 @@ def test_mistakes_of_the_user(folder, capsys, change, flags, words):
 
 def test_more_mistakes_of_the_user(folder, tmp_path, capsys):
     config = folder.config()
-    assert command.main(["--config", config, "--save_dir", str(tmp_path / "data/train0.png")]) == 2
+    assert (
+        run_verb(
+            "check_dataset", ["--config", config, "--save_dir", str(tmp_path / "data/train0.png")]
+        )
+        == 2
+    )
     assert "is a file" in capsys.readouterr().err
     (tmp_path / "c.yml").write_text("iters: 3\n")
-    assert command.main(["--config", str(tmp_path / "c.yml")]) == 2
+    assert run_verb("check_dataset", ["--config", str(tmp_path / "c.yml")]) == 2
     assert "nothing to check" in capsys.readouterr().err
     dic = yaml.safe_load(Path(config).read_text())
     del dic["train_dataset"]["num_classes"]
     (tmp_path / "c.yml").write_text(yaml.safe_dump(dic))
-    assert command.main(["--config", str(tmp_path / "c.yml")]) == 2
+    assert run_verb("check_dataset", ["--config", str(tmp_path / "c.yml")]) == 2
     assert "Dataset needs num_classes" in capsys.readouterr().err
 
 
@@ -284,7 +293,7 @@ def test_one_set_alone(folder):
     (folder.root / "c.yml").write_text(yaml.safe_dump(dic))
     out = folder.root / "out"
     flags = ["--config", str(folder.root / "c.yml"), "--save_dir", str(out)]
-    assert command.main(flags) == 0
+    assert run_verb("check_dataset", flags) == 0
     assert list(json.loads((out / "report.json").read_text())["sets"]) == ["val"]
 
 

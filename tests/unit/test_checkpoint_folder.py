@@ -183,7 +183,7 @@ def test_a_real_limit_of_the_system_is_one_line_and_keeps_the_last_good_one(tmp_
     """No file of the process may grow past 4 KiB: the kernel itself refuses the write."""
     code = (
         "import resource, sys\n"
-        "from paddleseg_deeplab.core import checkpoint_folder as folders\n"
+        "from paddleseg_deeplab.core.training.state import folder as folders\n"
         "def put(size):\n"
         "    with folders.writing(sys.argv[1] + '/iter_1') as t:\n"
         "        (t / 'a').write_bytes(b'x' * size)\n"

@@ -180,7 +180,7 @@ def test_to_static_without_full_graph():
 
 def test_the_switch():
     """PADDLESEG_DEEPLAB_ONEDNN=0 leaves convolutions to Paddle."""
-    code = "from paddleseg_deeplab.utils import onednn; print(onednn.find())"
+    code = "from paddleseg_deeplab.kernels import onednn; print(onednn.find())"
     environment = {**os.environ, onednn.SWITCH: "0"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

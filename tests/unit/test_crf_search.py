@@ -13,11 +13,12 @@ import yaml
 from paddle import nn
 
 from paddleseg_deeplab import registry
+from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.prediction.crf import refine
-from paddleseg_deeplab.tools.search_crf import command, search
+from paddleseg_deeplab.tools.search_crf import search
 from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
@@ -259,7 +260,7 @@ def config(registered, tmp_path):
 
 def test_the_command(config, tmp_path, capsys):
     flags = "--images 2 --processes 0 --iterations 2 --bilateral_weight 3 --bilateral_xy 10 20"
-    assert command.main([*config, *flags.split(), "--bilateral_rgb", "5"]) == 0
+    assert run_verb("search_crf", [*config, *flags.split(), "--bilateral_rgb", "5"]) == 0
     log = capsys.readouterr().err
     assert "coarse: 4 of 4 CRFs" in log  # no terminal: lines, not a bar
     assert "mIoU" in log.splitlines()[-2]
@@ -284,6 +285,6 @@ def test_the_command(config, tmp_path, capsys):
     ],
 )
 def test_mistakes(config, flags, text, capsys, tmp_path):
-    assert command.main([*config, *flags.split()]) == 2
+    assert run_verb("search_crf", [*config, *flags.split()]) == 2
     assert text in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -11,10 +11,11 @@ import pytest
 from paddle import nn
 from PIL import Image
 
-from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
 from paddleseg_deeplab.postprocess.settings import complete_settings, make_crf

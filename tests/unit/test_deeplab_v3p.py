@@ -6,8 +6,8 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.deploy.export import export
+from paddleseg_deeplab.deploy.settings import FORMATS
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.models.layers import BilinearDeconv, batch_norms, resize
 from paddleseg_deeplab.models.layers.upsample import bilinear_kernel
@@ -262,7 +262,7 @@ def test_logits_size_stride():
     assert _logits(model, _image(2, 3, 33, 47)).shape == (2, CLASSES, 33, 47)
 
 
-@pytest.mark.parametrize("form", deploy_yaml.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("data_format", ["NCHW", "NHWC"])
 def test_export_of_the_deconv_network(form, data_format, tmp_path):
     """`export` runs what it wrote on two sizes, one of them odd, and compares."""

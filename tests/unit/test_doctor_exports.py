@@ -9,8 +9,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.deploy.deploy_yaml import FORMATS, DeployInfo
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.runtimes import InferenceSettings
+from paddleseg_deeplab.deploy.settings import FORMATS
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.tools.doctor import exports
 from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped

@@ -18,6 +18,7 @@ from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.cvlibs.config import parse_opts
 from paddleseg_deeplab.datasets.dataset import read_list_file
 from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.deploy.settings import FORMATS
 from paddleseg_deeplab.prediction.outputs import collect_images
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils.errors import UserError
@@ -231,7 +232,7 @@ def test_deploy_yaml(folder, deploy, ours):
     path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     try:
         info = deploy_yaml.read(path)
-        assert info.format in deploy_yaml.FORMATS
+        assert info.format in FORMATS
         assert len(info.input_shape) == 4
     except UserError as error:
         is_clear(error, "deploy.yaml")

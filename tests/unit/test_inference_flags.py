@@ -8,8 +8,8 @@ import pytest
 from paddleseg_deeplab.cli.inference_flags import (
     ENGINES,
     add_inference_arguments,
-    inference_settings,
 )
+from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.utils.errors import UserError
 

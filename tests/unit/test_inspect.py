@@ -11,9 +11,10 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.cli import main
+from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models import DeepLabV3P, ResNet50, ResNet50_vd
-from paddleseg_deeplab.tools.inspect_model import command, draw, report
+from paddleseg_deeplab.tools.inspect_model import draw, report
 from paddleseg_deeplab.tools.inspect_model.network import AtrousLayer, inspect_network
 from paddleseg_deeplab.tools.inspect_model.stages import stage_names
 from paddleseg_deeplab.tools.inspect_model.valid_taps import (
@@ -369,7 +370,7 @@ def test_pictures_and_tables_of_odd_layers():
     ],
 )
 def test_errors(flags, told, capsys, tmp_path):
-    assert command.main([*flags, "--save_dir", str(tmp_path)]) == 2
+    assert run_verb("inspect_model", [*flags, "--save_dir", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error
@@ -377,5 +378,5 @@ def test_errors(flags, told, capsys, tmp_path):
 
 def test_save_dir_may_not_be_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert command.main(["--config", QUICK, "--save_dir", str(tmp_path / "file")]) == 2
+    assert run_verb("inspect_model", ["--config", QUICK, "--save_dir", str(tmp_path / "file")]) == 2
     assert "is a file" in capsys.readouterr().err

@@ -9,11 +9,12 @@ import pytest
 from paddle import nn
 from paddle.base import core as paddle_core
 
+from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models import losses as all_losses
 from paddleseg_deeplab.models.layers import ConvBNReLU
 from paddleseg_deeplab.models.losses import base as losses_base
-from paddleseg_deeplab.tools.inspect_model import command, memory
+from paddleseg_deeplab.tools.inspect_model import memory
 from paddleseg_deeplab.tools.inspect_model.saved import _record, saved_maps
 from paddleseg_deeplab.tools.inspect_model.stages import units_of
 
@@ -182,7 +183,7 @@ def test_the_largest_batch_is_the_last_that_fits():
 
 def test_the_commands_text_and_file(tmp_path, capsys):
     flags = ["--config", QUICK, "--output_strides", "16", "--save_dir", str(tmp_path)]
-    assert command.main([*flags, "--memory", "2", "--batch_size", "3"]) == 0
+    assert run_verb("inspect_model", [*flags, "--memory", "2", "--batch_size", "3"]) == 0
     text = capsys.readouterr().out
     assert "Memory of a training step in GiB, estimated (batch 3 of 64x64, NCHW)" in text
     content = json.loads((tmp_path / "inspect.json").read_text(encoding="utf-8"))
@@ -198,7 +199,7 @@ def test_the_commands_text_and_file(tmp_path, capsys):
 
 def test_without_the_flag_nothing_changes(tmp_path):
     flags = ["--config", QUICK, "--output_strides", "16", "--save_dir", str(tmp_path)]
-    assert command.main(flags) == 0
+    assert run_verb("inspect_model", flags) == 0
     content = json.loads((tmp_path / "inspect.json").read_text(encoding="utf-8"))
     assert "memory" not in content
     assert content["input_size"] == [513, 513]
@@ -218,7 +219,7 @@ def test_without_the_flag_nothing_changes(tmp_path):
     ],
 )
 def test_errors(flags, told, capsys, tmp_path):
-    assert command.main(["--config", QUICK, "--save_dir", str(tmp_path), *flags]) == 2
+    assert run_verb("inspect_model", ["--config", QUICK, "--save_dir", str(tmp_path), *flags]) == 2
     error = capsys.readouterr().err
     assert told in error
     assert "Traceback" not in error

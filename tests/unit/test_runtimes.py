@@ -4,7 +4,6 @@
 A real OpenVINO is beside this package in benchmarks/run.py, which compares its masks with ours.
 """
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from test_infer_config import FakeInference, calls_of
 
+from paddleseg_deeplab.cli import infer as cli_infer
 from paddleseg_deeplab.deploy import deploy_yaml, runtimes
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.other_runtimes import SmallInputError
@@ -30,7 +30,6 @@ from paddleseg_deeplab.utils.errors import UserError
 
 FREE = [None, 3, None, None]
 BATCH = np.random.default_rng(0).standard_normal((2, 3, 32, 40)).astype(np.float32)
-SCRIPT = Path(__file__).parents[2] / "deploy" / "python" / "infer.py"
 
 
 def fake_openvino(calls, capabilities=("FP32", "BF16"), broken=None):
@@ -250,11 +249,8 @@ def folder(tmp_path):
 
 
 def infer(folder, *flags):
-    spec = importlib.util.spec_from_file_location("deploy_infer_runtimes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     given = ["--model_dir", str(folder), "--image_path", str(folder / "image.png")]
-    return module.main([*given, "--save_dir", str(folder / "out"), "--outputs", "raw", *flags])
+    return cli_infer.main([*given, "--save_dir", str(folder / "out"), "--outputs", "raw", *flags])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from paddle import nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.train import train
@@ -19,6 +19,7 @@ from paddleseg_deeplab.core.training.watch.preflight import check_start
 from paddleseg_deeplab.core.training.watch.preview import prediction_picture
 from paddleseg_deeplab.core.val import evaluate, predictions
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.models import CrossEntropyLoss
 from paddleseg_deeplab.prediction.batching import equal_size_batches
 from paddleseg_deeplab.transforms import Compose

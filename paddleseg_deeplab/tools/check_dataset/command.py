@@ -2,12 +2,10 @@
 """Checks the files of a config's datasets, and writes a report; needs no Paddle."""
 
 import inspect
-import sys
 
-from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError, nearest
 
-_DESCRIPTION = """Checks all images and labels that a config's train_dataset and val_dataset name.
+DESCRIPTION = """Checks all images and labels that a config's train_dataset and val_dataset name.
 
   paddleseg-deeplab check_dataset --config configs/camvid/deeplabv3p_resnet18_os16_256x256.yml
 
@@ -135,14 +133,3 @@ def run(args):
     logger.info("%s in %d pairs, %.1f s.", summary(check).capitalize(), pairs, check.seconds)
     logger.info("The report: %s", ", ".join(files))
     return 1 if check.errors else 0
-
-
-def main(argv=None):
-    """The command; returns its exit status."""
-    return common.main_of(
-        add_arguments, run, _DESCRIPTION, argv, prog="paddleseg-deeplab check_dataset"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts weights of torchvision, kazuto1011 or PaddleSeg for a config's network."""
 
-import sys
-
-from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.tools.convert_weights.rules import PARTS, SOURCES
 
-_DESCRIPTION = """Converts weights of another project for a config's network.
+DESCRIPTION = """Converts weights of another project for a config's network.
 
   paddleseg-deeplab convert_weights --source torchvision \\
       --config configs/compat/torchvision_deeplabv3_resnet50.yml \\
@@ -48,24 +45,17 @@ def add_arguments(parser):
 
 def run(args):
     """Converts as the flags say."""
-    common.select_device("cpu")
+    from paddleseg_deeplab.utils.device import select_device
 
-    from paddleseg_deeplab.cvlibs import SegBuilder
+    select_device("cpu")
+
+    from paddleseg_deeplab.cvlibs import Config, SegBuilder
     from paddleseg_deeplab.tools.convert_weights.convert import check_output, convert_weights
 
     check_output(args.output, args.input)
-    model = SegBuilder(common.read_config(args, pretrained=False)).model
+    model = SegBuilder(
+        Config(args.config, opts=args.opts, data_format=args.data_format, pretrained=False)
+    ).model
     layer = model.backbone if args.part == "backbone" else model
     convert_weights(layer, args.input, args.output, source=args.source, part=args.part)
     return 0
-
-
-def main(argv=None):
-    """The command; returns its exit status."""
-    return common.main_of(
-        add_arguments, run, _DESCRIPTION, argv, prog="paddleseg-deeplab convert_weights"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

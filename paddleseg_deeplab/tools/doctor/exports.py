@@ -12,9 +12,9 @@ from paddle import nn
 
 from paddleseg_deeplab.deploy import tensorrt
 from paddleseg_deeplab.deploy.compare import compare_outputs
-from paddleseg_deeplab.deploy.deploy_yaml import FORMATS
 from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.settings import FORMATS
 from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.models.layers import ConvBNReLU

@@ -3,13 +3,11 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
-from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError
 
-_DESCRIPTION = """Shows what a config's network costs and sees, without weights or data.
+DESCRIPTION = """Shows what a config's network costs and sees, without weights or data.
 
   paddleseg-deeplab inspect_model --config configs/deeplabv3p_resnet50_os8.yml --input_size 1024 512
 
@@ -172,16 +170,19 @@ def _check(args):
         raise UserError(f"--memory takes the GiB of a device, such as 24, not {args.memory}.")
     if min(args.output_strides) < 1:
         raise UserError(f"--output_strides takes positive integers, not {args.output_strides}.")
-    common.require_paddle()
     from paddleseg_deeplab.prediction.outputs import check_save_dir
+    from paddleseg_deeplab.utils.installed import require_paddle
 
+    require_paddle()
     check_save_dir(args.save_dir)
 
 
 def run(args):
     """Prints, draws and writes; 0 when done."""
     _check(args)
-    common.select_device("cpu")
+    from paddleseg_deeplab.utils.device import select_device
+
+    select_device("cpu")
     args.input_size = args.input_size or _default_size(args)
     from paddleseg_deeplab.tools.inspect_model import report
     from paddleseg_deeplab.tools.inspect_model.draw import draw_all
@@ -219,12 +220,3 @@ def run(args):
         files.append(name)
     print(f"Written to {out}: {', '.join(files)}")
     return 0
-
-
-def main(argv=None):
-    """The command; returns its exit status."""
-    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="inspect_model")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

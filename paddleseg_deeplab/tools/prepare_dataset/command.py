@@ -2,12 +2,10 @@
 """Makes masks and lists from others' annotations; needs no Paddle."""
 
 import argparse
-import sys
 
-from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError
 
-_DESCRIPTION = """Makes what the datasets here read from what others give.
+DESCRIPTION = """Makes what the datasets here read from what others give.
 
   paddleseg-deeplab prepare_dataset cityscapes --dataset_root data/cityscapes
   paddleseg-deeplab prepare_dataset voc_sbd --sbd_root benchmark_RELEASE --voc_root data/VOCdevkit
@@ -224,14 +222,3 @@ def run(args):
         len(outcome.failures),
     )
     return 1 if outcome.failures else 0
-
-
-def main(argv=None):
-    """The command; returns its exit status."""
-    return common.main_of(
-        add_arguments, run, _DESCRIPTION, argv, prog="paddleseg-deeplab prepare_dataset"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Searches the dense CRF's parameters on validation images; the best go to --save_dir."""
 
-import sys
 import tempfile
 
-from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, inference_settings
 from paddleseg_deeplab.utils.errors import UserError
 
-_DESCRIPTION = """Searches the dense CRF's parameters on the first images of the validation set.
+DESCRIPTION = """Searches the dense CRF's parameters on the first images of the validation set.
 
   paddleseg-deeplab search_crf --config mine.yml --model_path output/best_model
 
@@ -24,7 +21,6 @@ _SEARCHED = {
 
 
 def add_arguments(parser):
-    common.add_config_arguments(parser)
     parser.add_argument(
         "--model_path", required=True, help="trained weights: model.pdparams or its folder"
     )
@@ -49,7 +45,6 @@ def add_arguments(parser):
     search.add_argument(
         "--processes", type=int, help="that run CRFs; 0: none beside this one (default: the cores)"
     )
-    add_inference_arguments(parser, "aug_eval", crf=False)
 
 
 def _check(args):
@@ -90,11 +85,14 @@ def _progress(total, stage):
 def run(args):
     """Searches as the flags say; 0 when done."""
     grid, fixed, points = _check(args)
-    device = common.select_device(args.device)
-    config = common.read_config(args, pretrained=False)
+    from paddleseg_deeplab.cvlibs import Config, SegBuilder
+    from paddleseg_deeplab.cvlibs.inference import inference_settings
+    from paddleseg_deeplab.utils.device import select_device
+
+    device = select_device(args.device)
+    config = Config(args.config, opts=args.opts, data_format=args.data_format, pretrained=False)
     settings = inference_settings(config, args, "aug_eval")
 
-    from paddleseg_deeplab.cvlibs import SegBuilder
     from paddleseg_deeplab.tools.search_crf import search as crf_search
     from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
     from paddleseg_deeplab.utils.cpu import thread_count
@@ -124,12 +122,3 @@ def run(args):
     files = crf_search.write_results(trials, args.save_dir)
     logger.info("The results: %s", ", ".join(files))
     return 0
-
-
-def main(argv=None):
-    """The command; returns its exit status."""
-    return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="search_crf")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

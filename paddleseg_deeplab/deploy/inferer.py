@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exported network at work on image files: preprocessing, batches, masks at original sizes."""
+
+import time
+from functools import partial
+
+import numpy as np
+
+from paddleseg_deeplab import registry, transforms
+from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
+from paddleseg_deeplab.deploy.runtimes import open_predictor
+from paddleseg_deeplab.prediction import batching, pictures, restore
+from paddleseg_deeplab.prediction.scores import check_finite
+from paddleseg_deeplab.utils.errors import UserError
+
+_WARM_UP_RUNS = 3
+_TUNING_IMAGES = 10
+
+
+def build_compose(info):
+    """The preprocessing that deploy.yaml describes."""
+    steps = []
+    for item in info.transforms:
+        item = dict(item)
+        try:
+            steps.append(registry.TRANSFORMS[item.pop("type", None)](**item))
+        except (KeyError, TypeError, ValueError) as e:
+            text = e.args[0] if e.args else e
+            raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
+    keys = {"to_rgb": info.to_rgb, "img_channels": info.img_channels, "nodata": info.nodata}
+    return transforms.Compose(steps, **keys)
+
+
+def postprocess(output, trans_info, output_op, want_probabilities=False):
+    """One image's result at its original size, as predict.py makes it.
+
+    Args:
+        output (np.ndarray): What the network gives for one image: labels [h, w] for "argmax",
+            else scores [num_classes, h, w].
+        trans_info (list): Of the preprocessing.
+        output_op (str): "argmax", "softmax" or "none".
+        want_probabilities (bool): Not with "argmax".
+
+    Returns:
+        tuple: labels, integers [H, W]; probabilities, float32 [num_classes, H, W], or None.
+    """
+    if output_op == "argmax":
+        return restore.labels_to_original(output, trans_info), None
+    if not want_probabilities:
+        return restore.scores_to_labels(output, trans_info), None
+    scores = restore.restore(output, trans_info)
+    labels = restore.scores_to_labels(scores, [])
+    return labels, restore.softmax(scores) if output_op == "none" else scores
+
+
+class Inferer:
+    """An exported folder with its preprocessing; counts the seconds of each part.
+
+    Args:
+        info (DeployInfo): The folder.
+        settings (InferenceSettings): How to run it.
+        for_crf (bool): A dense CRF will need the images.
+    """
+
+    def __init__(self, info, settings, for_crf=False):
+        self.info = info
+        self.load = partial(pictures.load_picture, compose=build_compose(info), for_crf=for_crf)
+        self.predictor = open_predictor(info, settings)
+        fixed = info.input_shape[0]
+        self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
+        self.seconds = {"preprocess": [], "inference": [], "postprocess": [], "CRF": []}
+
+    def _timed(self, part, count, function, *args):
+        start = time.perf_counter()
+        result = function(*args)
+        self.seconds[part].append((time.perf_counter() - start) / count)
+        return result
+
+    def prepare(self, path):
+        """Reads an image into a sample, see `pictures.load_picture`.
+
+        Raises:
+            UserError: it cannot be read, or its size is not the one that the network takes.
+        """
+        sample = self._timed("preprocess", 1, self.load, path)
+        chw = sample["img"]
+        least = self.predictor.smallest_side
+        if min(chw.shape[1:]) < least:
+            why = f"gives an input {list(chw.shape)}, {self.predictor.runtime} takes sides from"
+            raise UserError(f"{path}: {why} {least} pixels on. Use another --runtime.")
+        for want, have in zip(self.info.input_shape[1:], chw.shape):
+            if want and want != have:
+                raise UserError(
+                    f"{path}: gives an input {list(chw.shape)}, the exported network takes "
+                    f"{self.info.input_shape[1:]} only. Export again with a free --input_shape, or "
+                    "with a Resize or Padding in export.transforms."
+                )
+        return sample
+
+    def infer(self, batch):
+        """Outputs for inputs [N, C, h, w]."""
+        count = len(batch)
+        missing = (self.info.input_shape[0] or count) - count
+        if missing > 0:  # a fixed batch is filled up with its last image
+            batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        return self._timed("inference", count, self.predictor.run, batch)[:count]
+
+    def finish(self, output, trans_info, want_probabilities):
+        """See `postprocess`."""
+        settings = (trans_info, self.info.output_op, want_probabilities)
+        return self._timed("postprocess", 1, postprocess, output, *settings)
+
+
+def batches(inferer, paths, failures, num_workers=0):
+    """Yields (samples, float32 [N, C, h, w]) of one size each."""
+    items = enumerate(paths)
+    samples = pictures.read_pictures(items, inferer.prepare, failures, num_workers)
+    return batching.equal_size_batches(samples, inferer.batch_size)
+
+
+def results(inferer, paths, failures, want_probabilities, num_workers=0):
+    """Yields (sample, labels, probabilities or None) of each image that can be used."""
+
+    def run(samples, batch):
+        outputs = inferer.infer(batch)
+        check_finite(outputs, [sample["im_path"] for sample in samples])
+        return zip(samples, outputs)
+
+    def finish(samples, outputs):
+        yield samples[0], *inferer.finish(outputs[0], samples[0]["trans_info"], want_probabilities)
+
+    found = pictures.run_batches(run, batches(inferer, paths, failures, num_workers), failures)
+    singles = (([sample], [output]) for sample, output in found)
+    return pictures.run_batches(finish, singles, failures)
+
+
+def _runs(inferer, paths, times=1):
+    """Yields outputs of the batches that can be run, each `times` over."""
+
+    def run(_, batch):
+        return [inferer.infer(batch) for _ in range(times)]
+
+    return pictures.run_batches(run, batches(inferer, paths, []), [])
+
+
+def tune_shapes(info, settings, paths):
+    """Runs some images without TensorRT, to learn the shapes inside the network."""
+    with tensorrt.learning(settings):
+        # The file is written when the predictor goes, and that is with this loop.
+        for _ in _runs(Inferer(info, settings), paths[:_TUNING_IMAGES]):
+            pass
+
+
+def warm_up(inferer, paths):
+    """First runs, which build kernels, so that they are not measured."""
+    next(_runs(inferer, paths, _WARM_UP_RUNS), None)  # the first batch that works
+    for values in inferer.seconds.values():
+        values.clear()
