@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from places import ROOT
 
 from paddleseg_deeplab.cli import export, predict
 from paddleseg_deeplab.cli import infer as cli_infer
@@ -19,7 +20,6 @@ from paddleseg_deeplab.deploy import inferer as deploy_inferer
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils import visualize
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy" / "python" / "infer.py"
 NORMALIZE = {"type": "Normalize"}
 RESIZE = {"type": "Resize", "target_size": [96, 64]}

@@ -6,78 +6,19 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import rank_worker
+from launching import CONFIG, finish, launcher, logs
+from places import ROOT
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
 from paddleseg_deeplab.datasets import Shapes
-
-sys.path.insert(0, str(Path(__file__).parent))
-import rank_worker
-
-ROOT = Path(__file__).parents[2]
-CONFIG = """
-batch_size: 2
-iters: 400
-train_dataset: &set
-  type: Shapes
-  num_classes: 3
-  image_size: [32, 24]
-  num_samples: 7
-  mode: train
-  transforms: [{type: Normalize}]
-val_dataset:
-  type: Shapes
-  num_classes: 3
-  image_size: [32, 24]
-  num_samples: 7
-  mode: val
-  transforms: [{type: Normalize}]
-model: {type: SmallNet}
-optimizer: {type: SGD, momentum: 0.9}
-lr_scheduler: {type: PolynomialDecay, learning_rate: 0.05}
-loss: {types: [{type: CrossEntropyLoss}], coef: [1]}
-"""
-
-
-def environment():
-    out = {k: v for k, v in os.environ.items() if not k.startswith("PADDLE_")}
-    threads = {"MKL_NUM_THREADS": "1", "FLAGS_paddle_num_threads": "1"}
-    return {**out, **threads, "PYTHONPATH": str(ROOT)}
-
-
-def launcher(folder, *command):
-    """Starts Paddle's launcher with two processes, in a group of its own."""
-    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
-    return subprocess.Popen(
-        [sys.executable, *launch, "--log_dir", str(folder / "log"), *map(str, command)],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process, seconds):
-    """Its output; a launch that hangs is ended, ranks included, and fails the test."""
-    try:
-        return process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # which the launcher passes on, and then kills
-        pytest.fail("the processes hang: " + process.communicate()[0][-3000:])
-
-
-def logs(folder):
-    return [(folder / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")

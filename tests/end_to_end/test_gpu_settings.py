@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 # Helpers and fixtures of the neighbours; pytest puts this folder on the path.
-from test_resume import (  # noqa: F401
+from interrupted_runs import (  # noqa: F401
     FLAGS,
     Scripted,
     assert_equal_runs,
@@ -15,7 +15,7 @@ from test_resume import (  # noqa: F401
     scripted,
     terminate,
 )
-from test_train import CONFIG, assert_same, config, registered, run  # noqa: F401
+from small_runs import CONFIG, assert_same, config, registered, run  # noqa: F401
 
 from paddleseg_deeplab.core.training import step as step_module
 from paddleseg_deeplab.core.training.state import checkpoint
@@ -40,7 +40,7 @@ def reads_late(monkeypatch):
     return lambda: monkeypatch.setattr(step_module.TrainStep, "__init__", late)
 
 
-def test_a_run_that_reads_its_losses_late_is_the_same(config, tmp_path, reads_late):  # noqa: F811
+def test_a_run_that_reads_its_losses_late_is_the_same(config, tmp_path, reads_late):
     flags = [*FLAGS, "--save_interval", 4, "--log_iters", 3, "--opts", "accumulation_steps=2"]
     plain, late, parts = tmp_path / "plain", tmp_path / "late", tmp_path / "parts"
     assert run(config, plain, *flags) == 0
@@ -60,7 +60,7 @@ def test_a_run_that_reads_its_losses_late_is_the_same(config, tmp_path, reads_la
 
 @pytest.mark.parametrize("signalled", [False, True])
 def test_a_bad_loss_leaves_no_checkpoint(
-    config,  # noqa: F811
+    config,
     tmp_path,
     capsys,
     signalled,
@@ -82,7 +82,7 @@ def test_a_bad_loss_leaves_no_checkpoint(
     assert f"after iteration {5 if signalled else 6}: the weights have moved" in told
 
 
-def test_a_compiled_run_is_resumed_like_any(config, tmp_path):  # noqa: F811
+def test_a_compiled_run_is_resumed_like_any(config, tmp_path):
     content = yaml.safe_load(CONFIG)
     content["model"]["type"] = "DropoutNet"
     config.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -98,7 +98,7 @@ def test_a_compiled_run_is_resumed_like_any(config, tmp_path):  # noqa: F811
     assert run(config, tmp_path / "plain", *flags) == 0
 
 
-def test_the_config_s_key_is_the_flag(config, tmp_path, monkeypatch):  # noqa: F811
+def test_the_config_s_key_is_the_flag(config, tmp_path, monkeypatch):
     seen = []
     from paddleseg_deeplab.core.training import step as module
 

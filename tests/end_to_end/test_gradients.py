@@ -2,15 +2,12 @@
 """Sums of gradients over two processes: the own ones, and what paddle.DataParallel makes."""
 
 import json
-import sys
 from pathlib import Path
 
+import gradient_worker
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import gradient_worker
-from test_distributed import finish, launcher, logs
+from launching import finish, launcher, logs
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,13 @@
 """One of two ranks runs out of memory: all end with one line, and can go on in windows."""
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
+import memory_worker
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import memory_worker
-from test_distributed import finish, launcher, logs
+from launching import finish, launcher, logs
 
 CONFIG = """
 val_dataset: {type: Shapes, num_classes: 3, image_size: [32, 24], num_samples: 4, mode: val,

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """One of two ranks fails inside its step: all end within a minute, and the cause is named."""
 
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from launching import CONFIG, finish, launcher, logs
+from places import ROOT
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_distributed import CONFIG, finish, launcher, logs
-
-WORKER = Path(__file__).parent / "fault_worker.py"
+WORKER = ROOT / "tests" / "helpers" / "fault_worker.py"
 LIMIT = 60  # seconds in which all have ended, from the start of the run on
 
 MEMORY = (

@@ -3,102 +3,29 @@
 
 import errno
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import paddle
 import pytest
 import yaml
+from interrupted_runs import FLAGS, assert_equal_runs, once, terminate
+from places import ROOT
 
 # Helpers and fixtures of the neighbour; pytest puts this folder on the path.
-from test_train import CONFIG, ROOT, DropoutNet, assert_same, config, run  # noqa: F401
+from small_runs import CONFIG, DropoutNet, assert_same, config, run  # noqa: F401
 
-from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core.training.state import checkpoint
 from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
 from paddleseg_deeplab.core.training.state.progress import read_progress
 
 
-class Scripted(DropoutNet):
-    """Draws from every global random state, and runs ``at`` at chosen moments."""
-
-    at = None  # called with "train" or "eval" and how often that came
-
-    def __init__(self, num_classes, data_format="NCHW"):
-        super().__init__(num_classes, data_format)
-        self.seen = {"train": 0, "eval": 0}
-
-    def forward(self, x):
-        kind = "train" if self.training else "eval"
-        # Without gradients it is tried before the run begins.
-        self.seen[kind] += not self.training or paddle.is_grad_enabled()
-        if Scripted.at is not None:
-            Scripted.at(kind, self.seen[kind])
-        if self.training:
-            x = x * (1.0 + 0.1 * random.random() + 0.1 * float(np.random.rand()))
-        return super().forward(x)
-
-
-class GlobalNoise:
-    """A transform written for PaddleSeg: its randomness is global."""
-
-    def __call__(self, data):
-        data["img"] = data["img"] + 9 * random.random() + 9 * np.random.rand()
-        return data
-
-
-@pytest.fixture(autouse=True)
-def scripted(config):  # noqa: F811
-    registry.MODELS.add_component(Scripted)
-    registry.TRANSFORMS.add_component(GlobalNoise)
-    content = yaml.safe_load(CONFIG)
-    content["model"]["type"] = "Scripted"
-    content["train_dataset"]["transforms"].insert(0, {"type": "GlobalNoise"})
-    config.write_text(yaml.safe_dump(content), encoding="utf-8")
-    yield
-    Scripted.at = None
-    del registry.MODELS.components_dict["Scripted"]
-    del registry.TRANSFORMS.components_dict["GlobalNoise"]
-
-
-def once(kind, number, act):
-    """Makes the network do ``act`` the ``number``-th time it is used for ``kind``."""
-
-    def at(now, count):
-        if (now, count) == (kind, number):
-            Scripted.at = None
-            act()
-
-    Scripted.at = at
-
-
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def assert_equal_runs(one, other, last=6, ema=True):
-    for name in ("model.pdparams", "model.pdopt", *(["ema.pdparams"] if ema else [])):
-        assert_same(one / f"iter_{last}", other / f"iter_{last}", name)
-    assert_same(one, other, "best_model/model.pdparams")
-    assert [p.name for p in checkpoint.checkpoints(one)] == [
-        p.name for p in checkpoint.checkpoints(other)
-    ]
-    ends = [vars(read_progress(d / f"iter_{last}")) for d in (one, other)]
-    assert ends[0] == ends[1]
-    assert checkpoint_folder.fault(other / "best_model") is None
-
-
-FLAGS = ["--do_eval", "--use_ema", "--save_interval", 2, "--keep_checkpoint_max", 2]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_at_any_iteration_costs_nothing(config, tmp_path, workers):  # noqa: F811
+def test_a_signal_at_any_iteration_costs_nothing(config, tmp_path, workers):
     flags = [*FLAGS, "--num_workers", workers, "--opts", "accumulation_steps=2"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(config, whole, *flags) == 0
@@ -127,7 +54,7 @@ def die():
 
 
 @pytest.mark.parametrize(("kind", "number"), [("train", 4), ("eval", 1), ("eval", 3), ("eval", 5)])
-def test_a_kill_costs_no_evaluation_either(config, tmp_path, kind, number):  # noqa: F811
+def test_a_kill_costs_no_evaluation_either(config, tmp_path, kind, number):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = [*FLAGS, "--early_stop_intervals", 2, "--resume_model", "auto"]
     assert run(config, whole, *flags) == 0
@@ -141,7 +68,7 @@ def test_a_kill_costs_no_evaluation_either(config, tmp_path, kind, number):  # n
     assert not list(parts.glob("*.tmp"))
 
 
-def test_an_early_stop_is_not_overrun_by_a_restart(config, tmp_path, capsys):  # noqa: F811
+def test_an_early_stop_is_not_overrun_by_a_restart(config, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--do_eval", "--save_interval", 1, "--early_stop_intervals", 2, "--iters", 50]
     flags += ["--resume_model", "auto", "--opts", "lr_scheduler.learning_rate=0"]
@@ -153,7 +80,7 @@ def test_an_early_stop_is_not_overrun_by_a_restart(config, tmp_path, capsys):  #
     assert capsys.readouterr().err.count("Early stop: ") == 2
 
 
-def test_more_iterations_end_as_if_planned_so(config, tmp_path):  # noqa: F811
+def test_more_iterations_end_as_if_planned_so(config, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = ["--save_interval", 3]
     assert run(config, whole, *flags, "--iters", 6, "--do_eval") == 0
@@ -173,7 +100,7 @@ def test_more_iterations_end_as_if_planned_so(config, tmp_path):  # noqa: F811
     assert_same(whole / "iter_6", parts / "iter_6", "model.pdparams")
 
 
-def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):  # noqa: F811
+def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["--resume_model", "auto", "--save_interval", 2]
     assert run(config, out, *flags) == 0
@@ -206,7 +133,7 @@ def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):  # noqa: F81
     assert [p.name for p in checkpoint.checkpoints(out)] == ["iter_1"]
 
 
-def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noqa: F811
+def test_another_config_is_refused_unless_told(config, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(config, out, "--iters", 2, "--seed", 3) == 0
     kept = (out / "config.yml").read_bytes()
@@ -234,7 +161,7 @@ def test_another_config_is_refused_unless_told(config, tmp_path, capsys):  # noq
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
-    config,  # noqa: F811
+    config,
     tmp_path,
     capsys,
     monkeypatch,
@@ -325,7 +252,7 @@ def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_pat
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_killed_for_real_and_resumed(tmp_path):
     """The long script beside, in short."""
-    script = str(ROOT / "tests" / "kill" / "kill_and_resume.py")
+    script = str(ROOT / "tests" / "helpers" / "kill_and_resume.py")
     flags = ["--kills", "2", "--iters", "12", "--seconds", "5", "--folder", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, script, *flags], capture_output=True, text=True, timeout=240, check=False
@@ -334,7 +261,7 @@ def test_killed_for_real_and_resumed(tmp_path):
     assert "equal the undisturbed run's" in done.stdout
 
 
-def test_a_refused_resume_leaves_no_folder(config, tmp_path, capsys):  # noqa: F811
+def test_a_refused_resume_leaves_no_folder(config, tmp_path, capsys):
     first, other = tmp_path / "first", tmp_path / "other"
     flags = ["--config", str(config), "--device", "cpu", "--iters", "1"]
     assert train.main([*flags, "--save_dir", str(first)]) == 0

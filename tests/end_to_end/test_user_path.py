@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from places import ROOT
 
 from paddleseg_deeplab.cli import main as console
 from paddleseg_deeplab.cli import quickstart
 from paddleseg_deeplab.transforms.reading.files import read_label
 
-ROOT = Path(__file__).parents[2]
 # The main recipe itself; only what costs time is smaller.
 CONFIG = f"""
 _base_: {ROOT.as_posix()}/configs/deeplabv3p_resnet50_os8.yml
