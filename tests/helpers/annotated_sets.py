@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.cli.main import run_verb
+from paddleseg_deeplab.datasets import Dataset
 
 H, W = 12, 16
 
