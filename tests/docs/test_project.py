@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the package says of itself in pyproject.toml."""
+"""What the package says of itself: pyproject.toml and the hooks of a commit."""
 
 import ast
 import importlib
+import re
 
 import pytest
+import yaml
 from places import ROOT
 
 import paddleseg_deeplab
@@ -51,3 +53,12 @@ def test_the_version_is_read_without_an_import(project):
         if isinstance(node, ast.Assign) and node.targets[0].id == name
     ]
     assert ast.literal_eval(value) == paddleseg_deeplab.__version__
+
+
+def test_a_commit_is_checked_as_make_test_does():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    [repo] = hooks["repos"]
+    entries = [hook["entry"].replace(" --force-exclude", "") for hook in repo["hooks"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^test test-all:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
+    assert entries == re.findall(r"\$\(BIN\)/(ruff .+) \.", recipe)
