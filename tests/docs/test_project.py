@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the package says of itself: pyproject.toml and the hooks of a commit."""
+"""What the package says of itself: pyproject.toml, CITATION.cff and the hooks of a commit."""
 
 import ast
 import importlib
@@ -53,6 +53,18 @@ def test_the_version_is_read_without_an_import(project):
         if isinstance(node, ast.Assign) and node.targets[0].id == name
     ]
     assert ast.literal_eval(value) == paddleseg_deeplab.__version__
+
+
+def test_the_papers_can_be_cited():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    cited = yaml.safe_load(text)
+    assert {"cff-version", "message", "title", "authors", "references"} <= set(cited)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    papers = set(re.findall(r"arxiv\.org/abs/([\d.]+)", readme))
+    assert len(papers) == 4
+    assert {each["url"].rsplit("/", 1)[1] for each in cited["references"]} == papers
+    for each in cited["references"]:
+        assert each["identifiers"][0]["value"] == "arXiv:" + each["url"].rsplit("/", 1)[1]
 
 
 def test_a_commit_is_checked_as_make_test_does():
