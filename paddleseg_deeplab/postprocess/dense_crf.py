@@ -9,20 +9,52 @@ symmetrically, each pixel's own message kept.
 import hashlib
 import numbers
 import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from paddleseg_deeplab.postprocess.lattice_cache import LatticeCache
 from paddleseg_deeplab.postprocess.lattice_filter import LatticeFilter, row_blocks
 from paddleseg_deeplab.postprocess.permutohedral import Lattice
-from paddleseg_deeplab.postprocess.plane_lattice import PlaneLattice, Sparse
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 
 _LEAST = 1e-5  # pydensecrf's unary_from_softmax clips there
 _SAFE_EXPONENT = 60.0  # exp of more is scaled first; float32 overflows at 88
 _VALUES_AT_ONCE = 1 << 17  # of a block of rows: half a MiB, so that a block stays in the cache
+
+
+class LatticeCache:
+    """Keeps the lattices used last; several threads may use one. A copy starts without any.
+
+    CRFs that differ in weights or iterations alone share them.
+
+    A lattice of d dimensions takes 8 (d + 1) bytes a pixel and 12 (d + 1) to 20 (d + 1) a lattice
+    point: some 20 MB for an image of 512x512 and its colours.
+
+    Args:
+        most (int): How many are kept, at least 1.
+    """
+
+    def __init__(self, most):
+        self._most, self._lock, self._kept = most, threading.Lock(), OrderedDict()
+
+    def __reduce__(self):
+        # A lock cannot be copied; lattices can be made again.
+        return type(self), (self._most,)
+
+    def get(self, key, make):
+        """What ``make()`` returned for this key (hashable), made anew if it is not kept."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        value = make()  # without the lock: others need not wait
+        with self._lock:
+            self._kept[key] = value
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return value
 
 
 class DenseCRF:
@@ -174,7 +206,7 @@ class DenseCRF:
         if count % 4:
             features = np.pad(features, ((0, 0), (0, 1)))
         try:
-            lattice = _make_lattice(features, run)
+            lattice = Lattice(features, run)
         except ValueError as e:
             raise UserError(f"{names} is too small for this image: {e}") from e
         lattice.corners, lattice.weights = lattice.corners[:count], lattice.weights[:count]
@@ -183,15 +215,6 @@ class DenseCRF:
 
 def _one_by_one(function, jobs):
     return [function(job) for job in jobs]
-
-
-def _make_lattice(features, run):
-    if len(features) == 2:
-        try:
-            return PlaneLattice(features, run)
-        except Sparse:  # a narrow kernel or image
-            pass
-    return Lattice(features, run)
 
 
 def _positions(height, width, deviation):

@@ -10,12 +10,10 @@ milliseconds an iteration on one core):
   long as with weights and norms in the matrices, buffers that stay, and blocks of rows.
 - The bilateral kernel's splat by pixels (a CSC matrix) in place of lattice points (CSR): 7 in place
   of 13.6, the same numbers; but one thread's work.
-- The Gaussian's lattice as an array (`plane_lattice`): built in 11 in place of 80, all blurs no
-  shorter than by CSR matrices (14): each addition goes through the second-level cache.
-- Several threads at the array's short additions: no faster than one. One kernel a thread: 27 in
-  place of 43.
-- Q updated, sliced and splat in one go, row by row of the array, on one thread, so that neither Q
-  nor the array leaves the cache: no gain.
+- The Gaussian's lattice as an array of rows and columns: built in 11 in place of 80, once for all
+  images of a size; all blurs no shorter than by CSR matrices (14). It was here and went: 190 lines
+  for 5 to 8 % of the time.
+- One kernel a thread in place of all threads at one kernel after the other: 27 in place of 43.
 - The Gaussian as one matrix over pixels: 32 entries a pixel, no gain. All blurs of the bilateral
   kernel in one matrix: 56 entries a pixel in place of 6; in pairs as many as apart.
 - Lattice points by sorted keys: splat and slice 1.4 to 4 times as long as in the order in which
@@ -25,8 +23,6 @@ milliseconds an iteration on one core):
 from itertools import chain, zip_longest
 
 import numpy as np
-
-from paddleseg_deeplab.postprocess.plane_lattice import PlaneLattice
 
 _TINY = np.float32(1e-20)  # under the root of a kernel's sums, as in pydensecrf
 
@@ -38,7 +34,7 @@ class LatticeFilter:
     w D^-1/2 K D^-1/2 Q over the kernels.
 
     Args:
-        kernels (list): (`Lattice` or `PlaneLattice`, weight above 0) of each kernel.
+        kernels (list): (`Lattice`, weight above 0) of each kernel.
         classes (int): Columns of Q, K or fewer.
         rows (int): Rows of [*, K] worked on at once, as fit into the cache.
         run (Callable): Applies a function to each of a list, in any order, and returns the results.
@@ -54,8 +50,7 @@ class LatticeFilter:
         self._whole = threads <= len(kernels)
         self._kernels = []
         for lattice, weight in kernels:
-            kind = _PlaneKernel if isinstance(lattice, PlaneLattice) else _Kernel
-            self._kernels.append(kind(lattice, weight, rows, threads))
+            self._kernels.append(_Kernel(lattice, weight, rows, threads))
         run(lambda kernel: kernel.count(), self._kernels)
         self.spread(None)
         run(lambda kernel: kernel.normalise(), self._kernels)
@@ -98,15 +93,13 @@ class _Kernel:
         self._slice = indptr, lattice.corners.ravel(), self._weights.ravel()
         self._splat = None  # the transpose's rows
         self._counts = None
-        neighbours = getattr(lattice, "neighbours", ())
-        halves = np.full(max((len(x) for _, x in neighbours), default=0), 0.5, np.float32)
-        self._blurs = [(pointers, x, halves[: len(x)]) for pointers, x in neighbours]
+        halves = np.full(max(len(x) for _, x in lattice.neighbours), 0.5, np.float32)
+        self._blurs = [(pointers, x, halves[: len(x)]) for pointers, x in lattice.neighbours]
         self.resize(1)
 
     def resize(self, classes):
         """New values, of so many classes."""
-        number = 2 if self._blurs else 1
-        self._values = [np.zeros((self._lattice.size, classes), np.float32) for _ in range(number)]
+        self._values = [np.zeros((self._lattice.size, classes), np.float32) for _ in range(2)]
 
     def count(self):
         """Splats ones with the plain weights, for `normalise`."""
@@ -125,7 +118,7 @@ class _Kernel:
         for column in self._weights.T:  # long rows
             column *= norm[:, 0]
         self._counts = None
-        if self._threads > 2 or isinstance(self, _PlaneKernel):
+        if self._threads > 2:
             from scipy import sparse
 
             indptr, corners, weights = self._slice
@@ -182,25 +175,6 @@ class _Kernel:
             *(last - first, len(x), x.shape[1]),
             *(indptr[first : last + 1], indices, data, x.ravel(), y.ravel()),
         )
-
-
-class _PlaneKernel(_Kernel):
-    """The same on a `PlaneLattice`, which blurs the splats while they are in the cache."""
-
-    def phases(self, q):
-        rows = self._lattice.rows
-        each = rows if self._threads <= 2 else -(-rows // (2 * self._threads))
-        return [[(self._filter, q, *block) for block in row_blocks(0, rows, each)]]
-
-    def _filter(self, q, start, stop):
-        def fill(first, last, out):
-            if q is None:
-                np.copyto(out, self._counts[first:last])
-            else:
-                out[:] = 0
-                self._add(self._splat, (first, last), q, out)
-
-        self._lattice.filter(fill, self._values[0], start, stop)
 
 
 def _products():

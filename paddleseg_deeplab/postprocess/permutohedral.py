@@ -12,8 +12,8 @@ import numpy as np
 
 # Lattice coordinates are held to what pydensecrf's 16-bit keys hold: beyond, float32 has too few
 # digits left for the weights.
-MAX_COORDINATE = 32767
-POINTS_AT_ONCE = 16384  # the rows of all temporary arrays stay in the cache
+_MAX_COORDINATE = 32767
+_POINTS_AT_ONCE = 16384  # the rows of all temporary arrays stay in the cache
 _PACKED_BITS = 62
 
 
@@ -36,15 +36,15 @@ class Lattice:
         scale (float): 1 / (1 + 2^-d), by which a slice is multiplied.
 
     Raises:
-        ValueError: features beyond the lattice's range, see `MAX_COORDINATE`.
+        ValueError: features beyond the lattice's range, which is 32767 steps.
     """
 
     def __init__(self, features, run=None):
         run = run or _run
         dims, count = features.shape
         self.scale = 1.0 / (1.0 + 2.0**-dims)
-        blocks = [slice(at, at + POINTS_AT_ONCE) for at in range(0, count, POINTS_AT_ONCE)]
-        parts = run(lambda block: simplices(features[:, block]), blocks)
+        blocks = [slice(at, at + _POINTS_AT_ONCE) for at in range(0, count, _POINTS_AT_ONCE)]
+        parts = run(lambda block: _simplices(features[:, block]), blocks)
         strides, shift = _strides(parts, dims)
         keys = np.empty((dims + 1, count), np.int64)
         run(lambda job: _pack(*job, strides, shift, keys), list(zip(blocks, parts)))
@@ -111,7 +111,7 @@ def _run(function, jobs):
     return [function(job) for job in jobs]
 
 
-def simplices(features):
+def _simplices(features):
     """The simplex around each point.
 
     Args:
@@ -167,7 +167,7 @@ def _strides(parts, dims):
     """
     low = np.min([nearest.min(1) for nearest, _, _ in parts], 0)[:dims]
     high = np.max([nearest.max(1) for nearest, _, _ in parts], 0)[:dims]
-    check_range(low, high, dims)
+    _check_range(low, high, dims)
     low, high = low.astype(np.int64) - 2, high.astype(np.int64) + 2
     radix = [int(extent) for extent in high - low + 1]
     strides = [1]
@@ -178,11 +178,13 @@ def _strides(parts, dims):
     return [*strides, 0], low
 
 
-def check_range(low, high, dims):
+def _check_range(low, high, dims):
     """Raises ValueError where coordinates divided by d + 1 are too large for the lattice's keys."""
     reach = float(max(-low.min(), high.max())) * (dims + 1)
-    if not reach < MAX_COORDINATE - 2 * (dims + 1):
-        raise ValueError(f"points reach {reach:.0f} in lattice units, allowed is {MAX_COORDINATE}.")
+    if not reach < _MAX_COORDINATE - 2 * (dims + 1):
+        raise ValueError(
+            f"points reach {reach:.0f} in lattice units, allowed is {_MAX_COORDINATE}."
+        )
 
 
 def _pack(block, part, strides, shift, keys):
