@@ -10,7 +10,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab import registry
+from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.models import DeepLabV3P
 
 CLASSES = 11
@@ -68,7 +68,7 @@ def settings(small, layers=18, output_stride=16):
 def build(small):
     """The network of `settings`, with weights from `fill`."""
     model = settings(small)
-    backbone = registry.BACKBONES[model["backbone"].pop("type")](**model["backbone"])
+    backbone = manager.BACKBONES[model["backbone"].pop("type")](**model["backbone"])
     network = DeepLabV3P(CLASSES, backbone, aspp_out_channels=model["aspp_out_channels"])
     fill(network)
     return network

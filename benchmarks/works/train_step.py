@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import paddle
 
-from paddleseg_deeplab import registry
+from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.models import DeepLabV3P
 from works.networks import CLASSES, command, fill, settings, write_config
 
@@ -65,14 +65,14 @@ def network_with_laps(name, lap):
         return model
 
     build.__name__ = name
-    registry.MODELS.add_component(build)
+    manager.MODELS.add_component(build)
 
 
 def work(layers, output_stride, count, side, lap, folder, small):
     if small:
         count, side = 2, 64
-    if MadeSet.__name__ not in registry.DATASETS.components_dict:
-        registry.DATASETS.add_component(MadeSet)
+    if MadeSet.__name__ not in manager.DATASETS.components_dict:
+        manager.DATASETS.add_component(MadeSet)
     name = f"DeepLabV3P_{layers}_laps"
     network_with_laps(name, lap)
     model = {**settings(small, layers, output_stride), "type": name}

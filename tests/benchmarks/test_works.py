@@ -59,7 +59,7 @@ def test_every_suite_in_small(works, suite, tmp_path, monkeypatch):
 
     import paddleseg_deeplab.datasets
     import paddleseg_deeplab.models  # noqa: F401 (both fill the registries)
-    from paddleseg_deeplab import registry as manager
+    from paddleseg_deeplab.cvlibs import manager
 
     for registry in (manager.DATASETS, manager.MODELS):  # what a work registers goes again
         monkeypatch.setattr(registry, "_components_dict", dict(registry.components_dict))

@@ -14,8 +14,7 @@ from paddle import nn
 from places import ROOT
 
 import paddleseg_deeplab
-from paddleseg_deeplab import registry as manager
-from paddleseg_deeplab.cvlibs import Config, SegBuilder, param_init
+from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager, param_init
 from paddleseg_deeplab.models import layers
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils import logger, utils

@@ -14,8 +14,7 @@ import pytest
 import yaml
 from paddle import nn
 
-from paddleseg_deeplab import registry as manager
-from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
 from paddleseg_deeplab.deploy import compare
 from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.models import backbones

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddleseg_deeplab import registry as manager
+from paddleseg_deeplab.cvlibs import manager
 from paddleseg_deeplab.cvlibs.config import parse_opts, read_yaml
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.tools.check_dataset.files import Unreadable, decode_image, decode_label
