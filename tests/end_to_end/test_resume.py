@@ -12,11 +12,11 @@ import time
 import paddle
 import pytest
 import yaml
-from interrupted_runs import FLAGS, assert_equal_runs, once, terminate
+from interrupted_runs import FLAGS, assert_equal_runs, once, scripted, terminate  # noqa: F401
 from places import ROOT
 
 # Helpers and fixtures of the neighbour; pytest puts this folder on the path.
-from small_runs import CONFIG, DropoutNet, assert_same, config, run  # noqa: F401
+from small_runs import CONFIG, assert_same, config, run  # noqa: F401
 
 from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core.training.state import checkpoint

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import yaml
 from places import ROOT
-from small_runs import CONFIG, DropoutNet, arrays, assert_same, config, run  # noqa: F401
+from small_runs import (  # noqa: F401
+    CONFIG,
+    DropoutNet,
+    arrays,
+    assert_same,
+    config,
+    registered,
+    run,
+)
 
 from paddleseg_deeplab.core.training.state import checkpoint
 from paddleseg_deeplab.core.training.state.progress import read_progress
