@@ -42,8 +42,8 @@ PADDLE_FREE = (
     *("deploy/deploy_yaml.py", "deploy/other_runtimes.py", "deploy/settings.py"),
     *(f"utils/{name}.py" for name in ("__init__", "archive", "class_weights", "cpu", "download")),
     *(f"utils/{name}.py" for name in ("errors", "finite", "installed", "logger", "metrics")),
-    *("utils/safe_yaml.py", "utils/visualize.py", "utils/safe_pickle/machine.py"),
-    *("utils/safe_pickle/words.py",),
+    *("utils/drawing.py", "utils/safe_yaml.py", "utils/visualize.py"),
+    *("utils/safe_pickle/machine.py", "utils/safe_pickle/words.py"),
 )
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from paddleseg_deeplab.utils.drawing import blank, put_text, text_width
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import check_class_names
 
 # Labels outside the palette, void (255) first of all, in the colour that Pascal VOC gives it.
 VOID_COLOR = (224, 224, 192)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK = (20, 20, 20)
 
 
@@ -183,16 +183,8 @@ def _shown_name(index, name):
     return name if name.isascii() and name.isprintable() and name else f"class {index}"
 
 
-def _text_width(text, scale):
-    return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
-
-
 def _put(canvas, text, x, y, scale=0.45, color=_INK):
-    cv2.putText(canvas, text, (int(x), int(y)), _FONT, scale, color, 1, cv2.LINE_AA)
-
-
-def _white(height, width):
-    return np.full((int(height), int(width), 3), 255, dtype=np.uint8)
+    put_text(canvas, text, x, y, scale, color)
 
 
 def legend(palette, class_names, width=480):
@@ -209,12 +201,12 @@ def legend(palette, class_names, width=480):
     names = [_shown_name(i, name) for i, name in enumerate(class_names)]
     places, x, y = [], 8, 6
     for name in names:
-        needed = 22 + _text_width(name, 0.45) + 14
+        needed = 22 + text_width(name, 0.45) + 14
         if x > 8 and x + needed > width:
             x, y = 8, y + 22
         places.append((x, y))
         x += needed
-    canvas = _white(y + 24, width)
+    canvas = blank(y + 24, width)
     colors = _full_palette(palette)
     for i, (name, (x, y)) in enumerate(zip(names, places)):
         canvas[y : y + 14, x : x + 16] = colors[i]
@@ -246,7 +238,7 @@ def side_by_side(image, truth, prediction, palette, class_names):
             raise ValueError(f"The {title} {panel.shape[:2]} and the image {height, width} differ.")
     gap, head = 6, 24
     step = max(width, 90) + gap  # room for the title over a narrow image
-    canvas = _white(head + height + gap, step * len(panels) + gap)
+    canvas = blank(head + height + gap, step * len(panels) + gap)
     for i, (title, panel) in enumerate(panels):
         x = gap + i * step
         _put(canvas, title, x, 17, 0.5)
@@ -279,9 +271,9 @@ def confusion_matrix_picture(matrix, class_names):
     share = np.divide(matrix, rows, out=np.zeros_like(matrix), where=rows > 0)
     cell = 40 if k <= 40 else 12
     scale = 0.42 if k <= 40 else 0.3
-    margin = max(_text_width(name, scale) for name in names) + 16
+    margin = max(text_width(name, scale) for name in names) + 16
     left, top = margin + 24, margin + 44
-    canvas = _white(top + k * cell + 12, max(left + k * cell + 12, 360))
+    canvas = blank(top + k * cell + 12, max(left + k * cell + 12, 360))
     for i in range(k):
         for j in range(k):
             y, x = top + i * cell, left + j * cell
@@ -293,12 +285,12 @@ def confusion_matrix_picture(matrix, class_names):
                 percent = 100 * share[i, j]
                 text = f"{percent:.0f}" if percent >= 9.95 else f"{percent:.1f}"
                 color = (255, 255, 255) if share[i, j] > 0.5 else _INK
-                _put(canvas, text, x + (cell - _text_width(text, 0.38)) / 2, y + 24, 0.38, color)
+                _put(canvas, text, x + (cell - text_width(text, 0.38)) // 2, y + 24, 0.38, color)
     baseline = cell / 2 + 4
     for i, name in enumerate(names):
-        _put(canvas, name, left - 8 - _text_width(name, scale), top + i * cell + baseline, scale)
+        _put(canvas, name, left - 8 - text_width(name, scale), top + i * cell + baseline, scale)
     # Column names are drawn lying on a strip that is then turned a quarter.
-    strip = _white(k * cell, margin)
+    strip = blank(k * cell, margin)
     for i, name in enumerate(names):
         _put(strip, name, 8, i * cell + baseline, scale)
     turned = cv2.rotate(strip, cv2.ROTATE_90_COUNTERCLOCKWISE)

@@ -4,31 +4,15 @@
 import cv2
 import numpy as np
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_INK, _GREY, _PALE = (25, 25, 25), (120, 120, 120), (230, 230, 230)
+from paddleseg_deeplab.utils.drawing import GREY, INK, blank, put_legend, put_text, text_width
+
+_PALE = (230, 230, 230)
 _COLORS = {"train": (40, 105, 180), "val": (235, 130, 45)}
 _MOST_BARS = 200  # classes that are drawn
 
 
-def _width(text, scale=0.5):
-    return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
-
-
-def _put(canvas, text, x, y, scale=0.5, color=_INK, align="left"):
-    """Text with its baseline at y; x is its left end, middle or right end."""
-    x -= {"left": 0, "middle": 0.5, "right": 1}[align] * _width(text, scale)
-    cv2.putText(canvas, text, (round(x), round(y)), _FONT, scale, color, 1, cv2.LINE_AA)
-
-
-def _blank(height, width):
-    return np.full((round(height), round(width), 3), 255, np.uint8)
-
-
 def _legend(canvas, names, x, y):
-    for name in names:
-        cv2.rectangle(canvas, (x, y - 11), (x + 14, y + 2), _COLORS[name], -1)
-        _put(canvas, name, x + 20, y)
-        x += 20 + _width(name) + 24
+    put_legend(canvas, [(name, _COLORS[name]) for name in names], x, y)
 
 
 def _step(span, ticks):
@@ -51,8 +35,8 @@ def draw_sizes(sets, crop_size=None):
     every = [size for sizes in sets.values() for size in sizes]
     span = 1.08 * max(max(size) for size in [*every, crop_size or (1, 1)])
     left, top, side = 76, 46, 520
-    canvas = _blank(top + side + 62, left + side + 170)
-    _put(canvas, "Image sizes in pixels", left, 26, 0.6)
+    canvas = blank(top + side + 62, left + side + 170)
+    put_text(canvas, "Image sizes in pixels", left, 26, 0.6)
 
     def at(width, height):
         return round(left + side * width / span), round(top + side * (1 - height / span))
@@ -62,11 +46,11 @@ def draw_sizes(sets, crop_size=None):
         x, y = at(mark, mark)
         cv2.line(canvas, (x, top), (x, top + side), _PALE)
         cv2.line(canvas, (left, y), (left + side, y), _PALE)
-        _put(canvas, f"{mark:g}", x, top + side + 18, 0.42, _GREY, "middle")
-        _put(canvas, f"{mark:g}", left - 8, y + 4, 0.42, _GREY, "right")
-    cv2.rectangle(canvas, (left, top), (left + side, top + side), _GREY)
-    _put(canvas, "width", left + side / 2, top + side + 42, 0.5, _INK, "middle")
-    _put(canvas, "height", left - 8, top - 10, 0.5, _INK, "right")
+        put_text(canvas, f"{mark:g}", x, top + side + 18, 0.42, GREY, "middle")
+        put_text(canvas, f"{mark:g}", left - 8, y + 4, 0.42, GREY, "right")
+    cv2.rectangle(canvas, (left, top), (left + side, top + side), GREY)
+    put_text(canvas, "width", left + side / 2, top + side + 42, 0.5, INK, "middle")
+    put_text(canvas, "height", left - 8, top - 10, 0.5, INK, "right")
     most = max(max(sizes.values(), default=1) for sizes in sets.values())
     # The set drawn first has the larger disks, so that none hides another.
     for shrink, (name, sizes) in zip((1.0, 0.6), sets.items()):
@@ -74,17 +58,17 @@ def draw_sizes(sets, crop_size=None):
             radius = max(3, round(shrink * 16 * (count / most) ** 0.5))
             cv2.circle(canvas, at(*size), radius, _COLORS[name], -1, cv2.LINE_AA)
     if crop_size:
-        cv2.rectangle(canvas, at(0, 0), at(*crop_size), _INK, 1)
-        _put(canvas, "crop {}x{}".format(*crop_size), left + 6, at(*crop_size)[1] + 16, 0.42)
+        cv2.rectangle(canvas, at(0, 0), at(*crop_size), INK, 1)
+        put_text(canvas, "crop {}x{}".format(*crop_size), left + 6, at(*crop_size)[1] + 16, 0.42)
     y = top + 12
     for name, sizes in sets.items():
         _legend(canvas, [name], left + side + 14, y)
         for (width, height), count in sizes.most_common(8):
             y += 20
-            _put(canvas, f"{width}x{height}: {count}", left + side + 14, y, 0.42, _GREY)
+            put_text(canvas, f"{width}x{height}: {count}", left + side + 14, y, 0.42, GREY)
         if len(sizes) > 8:
             y += 20
-            _put(canvas, f"{len(sizes) - 8} more sizes", left + side + 14, y, 0.42, _GREY)
+            put_text(canvas, f"{len(sizes) - 8} more sizes", left + side + 14, y, 0.42, GREY)
         y += 34
     return canvas
 
@@ -111,14 +95,14 @@ def draw_aspects(sets):
     total = sum(counts.values())
     first, *_, last = np.flatnonzero(total).tolist() * 2
     left, top, height, bar = 70, 62, 300, 36
-    canvas = _blank(top + height + 36, max(left + bar * (last - first + 1) + 30, 420))
-    _put(canvas, "Aspect ratio (width / height), images", left, 24, 0.6)
+    canvas = blank(top + height + 36, max(left + bar * (last - first + 1) + 30, 420))
+    put_text(canvas, "Aspect ratio (width / height), images", left, 24, 0.6)
     _legend(canvas, counts, left, 46)
     most = max(each.max() for each in counts.values())
     for mark in np.arange(0, most + 1, max(_step(most, 5), 1)):
         y = round(top + height * (1 - mark / most))
         cv2.line(canvas, (left, y), (canvas.shape[1] - 20, y), _PALE)
-        _put(canvas, f"{mark:g}", left - 8, y + 4, 0.42, _GREY, "right")
+        put_text(canvas, f"{mark:g}", left - 8, y + 4, 0.42, GREY, "right")
     each = (bar - 4) // len(counts)
     for k in np.flatnonzero(total).tolist():
         x = left + (k - first) * bar + 2
@@ -128,8 +112,8 @@ def draw_aspects(sets):
                 low = (x + j * each, top + height)
                 cv2.rectangle(canvas, low, (x + (j + 1) * each - 1, y), _COLORS[name], -1)
         mean = f"{sums[k] / total[k]:.2f}"
-        _put(canvas, mean, x + bar / 2 - 2, top + height + 20, 0.4, _GREY, "middle")
-    cv2.line(canvas, (left, top + height), (canvas.shape[1] - 20, top + height), _GREY)
+        put_text(canvas, mean, x + bar / 2 - 2, top + height + 20, 0.4, GREY, "middle")
+    cv2.line(canvas, (left, top + height), (canvas.shape[1] - 20, top + height), GREY)
     return canvas
 
 
@@ -150,18 +134,18 @@ def draw_classes(class_names, counts):
     names = [name if len(name) <= 32 else name[:30] + ".." for name in names]
     shares = {name: np.asarray(c) / max(np.sum(c), 1) for name, c in counts.items()}
     row = 14 * len(counts) + 8
-    left, top, length = max(map(_width, names)) + 24, 74, 420
-    canvas = _blank(top + row * len(names) + 16, left + length + 84)
-    _put(canvas, "Share of the labelled pixels, %", 12, 24, 0.6)
+    left, top, length = max(map(text_width, names)) + 24, 74, 420
+    canvas = blank(top + row * len(names) + 16, left + length + 84)
+    put_text(canvas, "Share of the labelled pixels, %", 12, 24, 0.6)
     _legend(canvas, counts, 12, 48)
     lowest = -5  # a thousandth of a per cent
     for power in range(lowest, 1):
         x = round(left + length * (power - lowest) / -lowest)
         cv2.line(canvas, (x, top - 4), (x, canvas.shape[0] - 12), _PALE)
-        _put(canvas, f"{100 * 10.0**power:g}", x, top - 10, 0.42, _GREY, "middle")
+        put_text(canvas, f"{100 * 10.0**power:g}", x, top - 10, 0.42, GREY, "middle")
     for k, name in enumerate(names):
         y = top + k * row
-        _put(canvas, name, left - 10, y + row / 2 + 2, 0.5, _INK, "right")
+        put_text(canvas, name, left - 10, y + row / 2 + 2, 0.5, INK, "right")
         for j, (which, share) in enumerate(shares.items()):
             value, low = share[k], y + 14 * j
             text = "never" if value == 0 else f"{100 * value:.3g}"
@@ -169,6 +153,6 @@ def draw_classes(class_names, counts):
             if value:
                 x += max(2, round(length * (np.log10(value) - lowest) / -lowest))
                 cv2.rectangle(canvas, (left, low), (x, low + 11), _COLORS[which], -1)
-            color = (190, 30, 30) if value == 0 else _GREY
-            _put(canvas, text, x + 6, low + 10, 0.42, color)
+            color = (190, 30, 30) if value == 0 else GREY
+            put_text(canvas, text, x + 6, low + 10, 0.42, color)
     return canvas

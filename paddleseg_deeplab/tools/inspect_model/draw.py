@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.tools.inspect_model.valid_taps import curves
+from paddleseg_deeplab.utils.drawing import GREY, INK, blank, put_legend, put_text, text_width
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 # Kernels are drawn in full up to so many times the largest map.
 _ROOM = 1.4
-_INK, _GREY, _PALE = (25, 25, 25), (120, 120, 120), (228, 228, 228)
+_PALE = (228, 228, 228)
 # Share of the taps that are valid -> colour: few taps are warm, all of them dark blue.
 _SCALE = (
     (0.0, (150, 20, 40)),
@@ -29,35 +29,17 @@ def _color(share):
     return tuple(int(np.interp(share, places, channel)) for channel in zip(*colors))
 
 
-def _width(text, scale=0.5):
-    return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
-
-
-def _put(canvas, text, x, y, scale=0.5, color=_INK, align="left"):
-    """Text with its baseline at y; x is its left end, middle or right end."""
-    x -= {"left": 0, "middle": 0.5, "right": 1}[align] * _width(text, scale)
-    cv2.putText(canvas, text, (round(x), round(y)), _FONT, scale, color, 1, cv2.LINE_AA)
-
-
-def _blank(height, width):
-    return np.full((round(height), round(width), 3), 255, np.uint8)
-
-
 def _fit(text, width, scale=0.5):
     """The text, cut at its beginning where it is too long."""
-    if _width(text, scale) <= width:
+    if text_width(text, scale) <= width:
         return text
-    while text and _width("..." + text, scale) > width:
+    while text and text_width("..." + text, scale) > width:
         text = text[1:]
     return "..." + text
 
 
 def _legend(canvas, entries, x, y):
-    """Patches with texts in one row; entries are (text, colour)."""
-    for text, color in entries:
-        cv2.rectangle(canvas, (x, y - 11), (x + 14, y + 2), color, -1)
-        _put(canvas, text, x + 20, y, 0.45)
-        x += 20 + _width(text, 0.45) + 22
+    put_legend(canvas, entries, x, y, 0.45, 22)
 
 
 def merge_alike(layers):
@@ -91,30 +73,32 @@ def draw_layers(layers, title):
     """
     rows = merge_alike(layers)
     left, bar, right, step, top = 430, 420, 90, 30, 112
-    canvas = _blank(top + step * len(rows) + 20, left + bar + right)
-    _put(canvas, title, 16, 28, 0.6)
-    _put(canvas, "Share of output positions by taps on the map; the others lie in padding.", 16, 52)
+    canvas = blank(top + step * len(rows) + 20, left + bar + right)
+    put_text(canvas, title, 16, 28, 0.6)
+    put_text(
+        canvas, "Share of output positions by taps on the map; the others lie in padding.", 16, 52
+    )
     taps = sorted({(n, layer.kernel) for layer, _ in rows for n in layer.counts})
     total = {kernel: kernel[0] * kernel[1] for _, kernel in taps}
     shares = sorted({n / total[kernel]: n for n, kernel in taps}.items())
     _legend(canvas, [(f"{n} taps" if n > 1 else "1 tap", _color(s)) for s, n in shares], 16, 78)
-    _put(canvas, "layer", 16, top - 10, 0.45, _GREY)
-    _put(canvas, "rate", left - 96, top - 10, 0.45, _GREY, "right")
-    _put(canvas, "map", left - 14, top - 10, 0.45, _GREY, "right")
-    _put(canvas, "valid", left + bar + 16, top - 10, 0.45, _GREY)
+    put_text(canvas, "layer", 16, top - 10, 0.45, GREY)
+    put_text(canvas, "rate", left - 96, top - 10, 0.45, GREY, "right")
+    put_text(canvas, "map", left - 14, top - 10, 0.45, GREY, "right")
+    put_text(canvas, "valid", left + bar + 16, top - 10, 0.45, GREY)
     for i, (layer, count) in enumerate(rows):
         y = top + i * step
         base = y + 16
-        _put(canvas, _fit(short_name(layer, count), left - 160, 0.45), 16, base, 0.45)
-        _put(canvas, _both(layer.rate), left - 96, base, 0.45, align="right")
-        _put(canvas, "{1}x{0}".format(*layer.size), left - 14, base, 0.45, align="right")
+        put_text(canvas, _fit(short_name(layer, count), left - 160, 0.45), 16, base, 0.45)
+        put_text(canvas, _both(layer.rate), left - 96, base, 0.45, align="right")
+        put_text(canvas, "{1}x{0}".format(*layer.size), left - 14, base, 0.45, align="right")
         start = 0.0
         for n, share in sorted(layer.counts.items(), reverse=True):
             x0, x1 = round(left + bar * start), round(left + bar * (start + share))
             color = _color(n / total[layer.kernel])
             canvas[y + 2 : y + step - 6, x0:x1] = color
             start += share
-        _put(canvas, f"{100 * layer.share:.1f} %", left + bar + 16, base, 0.45)
+        put_text(canvas, f"{100 * layer.share:.1f} %", left + bar + 16, base, 0.45)
     return canvas
 
 
@@ -136,10 +120,10 @@ def draw_curves(size, rates, title):
     last = max(*size, *rates) + 4
     shares, mean = curves(size, range(1, last + 1))
     left, top, wide, high = 76, 140, 720, 330
-    canvas = _blank(top + high + 62, left + wide + 30)
-    _put(canvas, title, 16, 28, 0.6)
-    _put(canvas, "Share of positions where so many taps of a 3x3 kernel are valid;", 16, 52)
-    _put(canvas, "dashed grey: share of valid weights; marks: rates of this network.", 16, 72)
+    canvas = blank(top + high + 62, left + wide + 30)
+    put_text(canvas, title, 16, 28, 0.6)
+    put_text(canvas, "Share of positions where so many taps of a 3x3 kernel are valid;", 16, 52)
+    put_text(canvas, "dashed grey: share of valid weights; marks: rates of this network.", 16, 72)
 
     def place(rate, share):
         return round(left + wide * (rate - 1) / (last - 1)), round(top + high * (1 - share))
@@ -147,19 +131,19 @@ def draw_curves(size, rates, title):
     for percent in range(0, 101, 20):
         x, y = place(1, percent / 100)
         cv2.line(canvas, (left, y), (left + wide, y), _PALE, 1)
-        _put(canvas, f"{percent} %", left - 10, y + 5, 0.45, align="right")
+        put_text(canvas, f"{percent} %", left - 10, y + 5, 0.45, align="right")
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 500) if last / s <= 16)
     for rate in [1, *range(step, last + 1, step)]:
         if rate > 1 or step > 1:
             x, _ = place(rate, 0)
-            cv2.line(canvas, (x, top + high), (x, top + high + 5), _INK, 1)
-            _put(canvas, str(rate), x, top + high + 22, 0.45, align="middle")
-    _put(canvas, "rate", left + wide / 2, top + high + 46, 0.5, align="middle")
+            cv2.line(canvas, (x, top + high), (x, top + high + 5), INK, 1)
+            put_text(canvas, str(rate), x, top + high + 22, 0.45, align="middle")
+    put_text(canvas, "rate", left + wide / 2, top + high + 46, 0.5, align="middle")
     _mark_rates(canvas, sorted(set(rates)), place, top, high)
-    cv2.rectangle(canvas, (left, top), (left + wide, top + high), _INK, 1)
+    cv2.rectangle(canvas, (left, top), (left + wide, top + high), INK, 1)
     points = [place(r, s) for r, s in zip(range(1, last + 1), mean)]
     for a, b in zip(points[::2], points[1::2]):
-        cv2.line(canvas, a, b, _GREY, 1, cv2.LINE_AA)
+        cv2.line(canvas, a, b, GREY, 1, cv2.LINE_AA)
     for n, values in shares.items():
         points = [place(r, s) for r, s in zip(range(1, last + 1), values)]
         thick = 2 if n in (1, 4, 9) else 1  # the paper's three curves
@@ -176,9 +160,9 @@ def _mark_rates(canvas, rates, place, top, high):
         x, _ = place(rate, 0)
         cv2.line(canvas, (x, top), (x, top + high), (190, 190, 190), 1)
         text = str(rate)
-        if x - _width(text, 0.45) / 2 > free:
-            _put(canvas, text, x, top - 8, 0.45, align="middle")
-            free = x + _width(text, 0.45) / 2 + 4
+        if x - text_width(text, 0.45) / 2 > free:
+            put_text(canvas, text, x, top - 8, 0.45, align="middle")
+            free = x + text_width(text, 0.45) / 2 + 4
 
 
 def draw_kernels(layers, title, columns=4):
@@ -203,12 +187,12 @@ def draw_kernels(layers, title, columns=4):
     tall, wide = (max(60, round(r * unit)) for r in reach)
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    width = max(gap + columns * (side + gap), 16 + _width(title, 0.6) + 16, 620)
-    canvas = _blank(head + rows * (tall + foot) + 6, width)
-    _put(canvas, title, 16, 28, 0.6)
+    width = max(gap + columns * (side + gap), 16 + text_width(title, 0.6) + 16, 620)
+    canvas = blank(head + rows * (tall + foot) + 6, width)
+    put_text(canvas, title, 16, 28, 0.6)
     told = "Grey: the map. Squares: taps around its middle pixel; red: in padding"
     far = any(e > m for p in panels for e, m in zip(p.effective, most))
-    _put(canvas, told + (", hollow: further out." if far else "."), 16, 52)
+    put_text(canvas, told + (", hollow: further out." if far else "."), 16, 52)
     for i, layer in enumerate(panels):
         x, y = gap + (i % columns) * (side + gap), head + (i // columns) * (tall + foot)
         shift = x + (side - wide) // 2
@@ -220,7 +204,7 @@ def draw_kernels(layers, title, columns=4):
             "{1}x{0} map: ".format(*layer.size) + f"{100 * layer.share:.1f} % valid",
         )
         for line, text in enumerate(lines):
-            _put(canvas, text, x + side / 2, y + tall + 17 + 18 * line, 0.43, align="middle")
+            put_text(canvas, text, x + side / 2, y + tall + 17 + 18 * line, 0.43, align="middle")
     return canvas
 
 
