@@ -1,304 +1,124 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an exported network: Paddle Inference, ONNX Runtime or OpenVINO behind one call.
-
-Each is imported where it is needed: with the other two a folder runs without Paddle.
-"""
+"""ONNX Runtime and OpenVINO as `predictors.open_predictor` uses them. Neither needs Paddle."""
 
 import numpy as np
 
-from paddleseg_deeplab.deploy import tensorrt
-from paddleseg_deeplab.deploy.other_runtimes import OnnxPredictor, OpenvinoPredictor
-from paddleseg_deeplab.deploy.settings import (
-    PRECISIONS,
-    RUNTIMES,
-    InferenceSettings,
-    check_settings,
-    choose_runtime,
-)
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
-from paddleseg_deeplab.utils.finite import check_exported
-from paddleseg_deeplab.utils.installed import require_paddle
-from paddleseg_deeplab.utils.logger import logger
-
-__all__ = [
-    "PRECISIONS",
-    "RUNTIMES",
-    "InferenceSettings",
-    "OnnxPredictor",
-    "OpenvinoPredictor",
-    "PaddlePredictor",
-    "check_settings",
-    "choose_device",
-    "choose_runtime",
-    "import_extra",
-    "make_config",
-    "open_predictor",
-]
-
-_LONGEST_REASON = 300  # characters
-_GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
 
 
-def make_config(info, settings, inference, *, mkldnn=True):
-    """Puts the settings into a Paddle Inference ``Config``.
+class SmallInputError(UserError):
+    """An input of which OpenVINO would give something else than the network does."""
+
+
+class OnnxPredictor:
+    """An exported network in ONNX Runtime.
 
     Args:
-        info (DeployInfo): The exported folder.
-        settings (InferenceSettings): Checked by `check_settings`.
-        inference (module): ``paddle.inference``, or in tests something that records the calls.
-        mkldnn (bool): Whether oneDNN is on, on a CPU: the decision, not the wish.
-
-    Returns:
-        inference.Config
-    """
-    config = inference.Config(info.model_path, info.params_path)
-    if not settings.print_detail:
-        config.disable_glog_info()
-    config.switch_ir_optim(True)
-    # With a PIR model this fails ("Not find predictor_id 0 and pass_name memory_optimize_pass") on
-    # Paddle 3.2.2 and 3.3.1; test_export.py tells when that is mended.
-    if info.format == "legacy":
-        config.enable_memory_optim()
-    if settings.device == "cpu":
-        _set_cpu(config, settings, mkldnn)
-    else:
-        _set_gpu(config, info, settings, inference)
-    return config
-
-
-def _call(config, names, *args):
-    """Calls the first of ``names`` that this Paddle has; False where it has none.
-
-    Paddle 3.3 renamed mkldnn to onednn and keeps the old names for now.
-    """
-    for name in names:
-        if hasattr(config, name):
-            getattr(config, name)(*args)
-            return True
-    return False
-
-
-def _set_cpu(config, settings, mkldnn):
-    config.disable_gpu()
-    config.set_cpu_math_library_num_threads(settings.cpu_threads or thread_count())
-    if mkldnn:
-        # Kernels are built for each input size and kept for the last ten.
-        _call(config, ("set_onednn_cache_capacity", "set_mkldnn_cache_capacity"), 10)
-        _call(config, ("enable_onednn", "enable_mkldnn"))
-        if settings.precision == "bf16":
-            _call(config, ("enable_onednn_bfloat16", "enable_mkldnn_bfloat16"))
-            # Only where the work is. With all that it would take, Paddle 3.3.1 stops at the
-            # classifier's bias: "(float32) does not match the type of data (bfloat16)".
-            config.set_bfloat16_op({"conv2d", "fused_conv2d"})
-    else:
-        # On by default since Paddle 3.3; older versions may lack the call, and have it off.
-        _call(config, ("disable_onednn", "disable_mkldnn"))
-
-
-def _set_gpu(config, info, settings, inference):
-    device_id = int(settings.device.partition(":")[2] or 0)
-    kinds = inference.PrecisionType
-    precision = {"fp32": kinds.Float32, "fp16": kinds.Half, "int8": kinds.Int8}[settings.precision]
-    if settings.precision == "fp16" and not settings.use_trt:
-        config.enable_use_gpu(_GPU_MEMORY_MB, device_id, precision)
-    else:
-        config.enable_use_gpu(_GPU_MEMORY_MB, device_id)
-    if settings.collect_shapes:
-        config.collect_shape_range_info(settings.tuned_shape_file)
-    elif settings.use_trt:
-        tensorrt.set_engine(config, info, settings, precision)
-
-
-class PaddlePredictor:
-    """An exported network in Paddle Inference.
-
-    Args:
-        info (DeployInfo): Of format "pir" or "legacy".
-        settings (InferenceSettings): How to run it.
-        inference (module, optional): ``paddle.inference`` by default.
-
-    Attributes:
-        mkldnn (bool): Whether oneDNN is in use; may change at a `run` where the wish is automatic.
+        info (DeployInfo): Of format "onnx".
+        settings (InferenceSettings): Device, threads and log count; the rest is for Paddle.
 
     Raises:
-        UserError: a setting cannot work, TensorRT's libraries are missing, or a file is damaged.
+        UserError: ONNX Runtime is missing, or has no GPU provider and a GPU is asked for.
     """
 
-    runtime = "Paddle Inference"
-    smallest_side = 1  # pixels
+    runtime = "ONNX Runtime"
+    mkldnn = False
+    smallest_side = 1
 
-    def __init__(self, info, settings, inference=None):
-        check_settings(settings, info)
-        if inference is None:
-            import paddle.inference as inference
-        if settings.use_trt:
-            tensorrt.check_installed(inference)
-            if settings.precision == "int8" and not settings.collect_shapes:
-                tensorrt.tell_of_calibration(info)
-        self._info, self._settings, self._inference = info, settings, inference
-        self.mkldnn = settings.device == "cpu" and settings.mkldnn is not False
-        if info.format == "legacy":
-            _check_program(info.model_path)
-        if settings.precision == "bf16":
-            _check_bf16_processor()
-        self._predictor = self._create(self.mkldnn)
+    def __init__(self, info, settings):
+        onnxruntime = import_extra("onnxruntime")
+        provider, options = "CPUExecutionProvider", {}
+        if settings.device != "cpu":
+            provider = "CUDAExecutionProvider"
+            options = {"device_id": int(settings.device.partition(":")[2] or 0)}
+            if provider not in onnxruntime.get_available_providers():
+                raise UserError(
+                    f"--device {settings.device}: this ONNX Runtime has no CUDA provider. Install "
+                    "onnxruntime-gpu, or use --device cpu."
+                )
+        session = onnxruntime.SessionOptions()
+        session.intra_op_num_threads = settings.cpu_threads or thread_count()
+        session.log_severity_level = 2 if settings.print_detail else 3
+        self._session = onnxruntime.InferenceSession(
+            info.model_path, session, providers=[(provider, options)]
+        )
+        if provider not in self._session.get_providers():
+            raise UserError(f"--device {settings.device}: ONNX Runtime could not start it.")
+        self._name = self._session.get_inputs()[0].name
 
-    def _create(self, mkldnn):
-        config = make_config(self._info, self._settings, self._inference, mkldnn=mkldnn)
-        return self._inference.create_predictor(config)
+    def run(self, batch):
+        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives."""
+        return self._session.run(None, {self._name: np.ascontiguousarray(batch, np.float32)})[0]
+
+
+def openvino_core(precision="fp32"):
+    """OpenVINO's ``Core``.
+
+    Raises:
+        UserError: OpenVINO is missing, or bf16 is asked of a processor without it.
+    """
+    openvino = import_extra("openvino", need="--runtime openvino", extra="openvino")
+    core = openvino.Core()
+    if precision == "bf16":
+        known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if "BF16" not in known:
+            raise UserError(
+                "--precision bf16: this processor computes in fp32 (OpenVINO names "
+                f"{', '.join(known)}). Use --precision fp32."
+            )
+    return core
+
+
+class OpenvinoPredictor:
+    """An exported network in OpenVINO, on the CPU.
+
+    It reads ``.pdmodel`` and ``.onnx`` alike. The precision is always said: left to itself OpenVINO
+    computes in bfloat16 where the processor has instructions for it.
+
+    Where a map inside the network becomes empty (ResNet_vd's average pools of a side of 1),
+    OpenVINO 2026.4 gives its previous output without a word, and wrong ones ever after, or the
+    process crashes. Inputs below `smallest_side` never reach it therefore. Should a network need
+    more, the output's size tells: an earlier output of the same size came from an input of that
+    size, which then worked.
+
+    Args:
+        info (DeployInfo): Of format "legacy" or "onnx".
+        settings (InferenceSettings): Threads and precision ("fp32", "bf16") count.
+
+    Raises:
+        UserError: OpenVINO is missing, or bf16 is asked of a processor without it.
+    """
+
+    runtime = "OpenVINO"
+    mkldnn = False
+    smallest_side = 32  # pixels; stride 16, and half of it again for scales inside a network
+
+    def __init__(self, info, settings):
+        core = openvino_core(settings.precision)
+        config = {
+            "INFERENCE_NUM_THREADS": settings.cpu_threads or thread_count(),
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        model = core.read_model(info.model_path, *([info.params_path] if info.params else []))
+        self._compile = lambda: core.compile_model(model, "CPU", config)
+        self._model = self._compile()
 
     def run(self, batch):
         """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives.
 
         Raises:
-            UserError: oneDNN was asked for and Paddle cannot run this network with it.
+            SmallInputError: The size is one that OpenVINO fails at; others work afterwards.
         """
-        try:
-            return self._run(batch)
-        except Exception as e:
-            # At any run, not only the first: kernels are built anew for each input size.
-            if not self.mkldnn:
-                raise
-            return self._run_without_mkldnn(batch, e)
-
-    def _run(self, batch):
-        handle = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
         batch = np.ascontiguousarray(batch, np.float32)
-        handle.reshape(batch.shape)
-        handle.copy_from_cpu(batch)
-        self._predictor.run()
-        name = self._predictor.get_output_names()[0]
-        return self._predictor.get_output_handle(name).copy_to_cpu()
-
-    def _run_without_mkldnn(self, batch, error):
-        """Paddle 3.3.0 and 3.3.1 cannot run a PIR model's bilinear resize in oneDNN: do without.
-
-        From then on, and only if that helps: else it was not oneDNN, and ``error`` is raised.
-        """
-        reason = " ".join(str(error).split())[:200]
-        if self._settings.mkldnn or self._settings.precision == "bf16":
-            raise UserError(
-                f"{self._info.model_path}: the installed Paddle cannot run it with oneDNN in "
-                f"{self._settings.precision} ({reason}). Drop --enable_mkldnn True and --precision "
-                "bf16, or export with --format legacy."
-            ) from error
-        with_mkldnn, self._predictor = self._predictor, self._create(False)
-        try:
-            output = self._run(batch)
-        except Exception:
-            self._predictor = with_mkldnn
-            raise error from None
-        logger.warning(
-            "oneDNN cannot run %s here, so it runs without and slower; --format legacy may be "
-            "faster on a CPU.",
-            self._info.model,
+        count, _, height, width = batch.shape
+        if min(height, width) >= self.smallest_side:
+            output = self._model([batch])[0]
+            if (output.shape[0], *output.shape[-2:]) == (count, height, width):
+                return output
+            self._model = self._compile()
+        raise SmallInputError(
+            f"OpenVINO cannot run an input of {height} x {width} pixels (height x width): use "
+            "--runtime paddle."
         )
-        logger.debug("oneDNN said: %s", reason)
-        self.mkldnn = False
-        return output
-
-
-def _check_bf16_processor():
-    """Refuses bf16 where Paddle would compute in fp32 without a word."""
-    from paddle.base import core
-
-    can = getattr(core, "supports_bfloat16", None)  # not a public function
-    if can is not None and not can():
-        raise UserError(
-            "--precision bf16: this processor computes in fp32 (oneDNN's bf16 needs AVX-512). Use "
-            "--precision fp32."
-        )
-
-
-def _check_program(path):
-    """Refuses a damaged ``.pdmodel``, which Paddle 3.3.1 ends the whole process over."""
-    try:
-        from paddle.base.proto.framework_pb2 import ProgramDesc
-    except ImportError:  # not a public module
-        return
-    from google.protobuf.message import DecodeError
-
-    with open(path, "rb") as file:
-        content = file.read()
-    try:
-        good = len(ProgramDesc.FromString(content).blocks) > 0
-    except DecodeError:
-        good = False
-    if not good:
-        raise UserError(f"{path} is damaged, or no network; copy it or export again.")
-
-
-def open_predictor(info, settings):
-    """The predictor for an exported folder, see `choose_runtime`.
-
-    Args:
-        info (DeployInfo): The folder.
-        settings (InferenceSettings): How to run it.
-
-    Returns:
-        An object whose ``run(batch)`` takes float32 [N, C, H, W], of sides of `smallest_side`
-        pixels or more, and returns what the exported network gives; ``runtime`` names what runs it.
-
-    Raises:
-        UserError: the network's files are damaged, its parameters are not finite, a setting cannot
-            work, or the runtime is not installed.
-    """
-    check_settings(settings, info)
-    if info.params:
-        check_exported(info.params_path)
-    kinds = {"paddle": PaddlePredictor, "onnxruntime": OnnxPredictor, "openvino": OpenvinoPredictor}
-    try:
-        return kinds[choose_runtime(info, settings)](info, settings)
-    except UserError:
-        raise
-    except Exception as e:  # each runtime has its own exceptions
-        reason = " ".join(str(e).split()) or type(e).__name__
-        if len(reason) > _LONGEST_REASON:  # what went wrong stands at the end
-            reason = "... " + reason[-_LONGEST_REASON:].partition(" ")[2]
-        raise UserError(
-            f"{info.model_path} cannot be opened: {reason} If the file is damaged, copy it or "
-            "export again."
-        ) from e
-
-
-def choose_device(name=None, form="legacy", runtime="auto"):
-    """The device to run on: ``name`` if it is there, else the best present.
-
-    Args:
-        name (str | None): "cpu", "gpu" or "gpu:N".
-        form (str): The exported format; ONNX Runtime's devices are not Paddle's.
-        runtime (str): See `choose_runtime`; "openvino" is for the CPU (`check_settings` refuses
-            others).
-
-    Raises:
-        UserError: unknown, or not there. It is never changed silently.
-    """
-    kind, _, number = ("" if name is None else name).partition(":")
-    if (name is not None and kind not in ("cpu", "gpu")) or (kind == "cpu" and number):
-        raise UserError(f"--device {name}: use cpu, gpu or gpu:N.")
-    if kind == "cpu":
-        return "cpu"
-    if runtime == "openvino":
-        return name or "cpu"
-    if form == "onnx":
-        present = "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
-        return name if name else ("gpu:0" if present else "cpu")
-    count = _paddle_gpus()
-    if not name:
-        return "gpu:0" if count else "cpu"
-    if not number.isdigit() and number:
-        raise UserError(f"--device {name}: the number after gpu: is not one.")
-    if int(number or 0) >= count:
-        raise UserError(
-            f"--device {name}: Paddle sees {count} GPU(s) here. Use one of them, or --device cpu; "
-            "the CPU build of Paddle sees none."
-        )
-    return name
-
-
-def _paddle_gpus():
-    require_paddle()
-    import paddle
-
-    return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0

@@ -5,6 +5,14 @@ from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.installed import require_paddle
 
 
+def gpu_count():
+    """GPUs that the installed Paddle sees; None for a CPU build, which can see none."""
+    require_paddle()
+    import paddle
+
+    return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else None
+
+
 def select_device(name=None):
     """Makes ``name`` Paddle's device and returns the name in use.
 
@@ -15,21 +23,20 @@ def select_device(name=None):
     Raises:
         UserError: The device is not there. It is never changed silently.
     """
-    require_paddle()
-    import paddle
-
-    gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    gpus = gpu_count()
     if name is None:
         name = "gpu" if gpus else "cpu"
-    if name.split(":")[0] == "gpu":
-        if not paddle.device.is_compiled_with_cuda():
+    kind, _, number = name.partition(":")
+    if kind == "gpu":
+        if gpus is None:
             raise UserError(
                 "--device gpu: the installed Paddle is a CPU build. Install paddlepaddle-gpu, or "
                 "use --device cpu."
             )
-        number = name.partition(":")[2] or "0"
-        if not number.isdigit() or int(number) >= gpus:
+        if not (number or "0").isdigit() or int(number or 0) >= gpus:
             raise UserError(f"--device {name}: Paddle sees {gpus} GPU(s). Use one of them or cpu.")
+    import paddle
+
     try:
         paddle.device.set_device(name)
         return str(paddle.get_device())
