@@ -18,7 +18,8 @@ import paddle
 
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.deploy.export import export
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -40,9 +41,9 @@ def runners(model, picture, folder):
         except UserError as error:
             print(f"{form}: {error}")
             continue
-        predictor = open_predictor(info, InferenceSettings(mkldnn=mkldnn))
+        runtime = open_runtime(info, RuntimeSettings(mkldnn=mkldnn))
         name = form if mkldnn is None else f"{form}, oneDNN {'on' if mkldnn else 'off'}"
-        found[name] = lambda p=predictor: p.run(batch)
+        found[name] = lambda r=runtime: r.run(batch)
     return found
 
 

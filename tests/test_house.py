@@ -39,7 +39,7 @@ PADDLE_FREE = (
     *("__init__.py", "registry.py", "cvlibs/__init__.py", "cvlibs/config.py", "core/__init__.py"),
     *("cli/", "transforms/", "datasets/", "prediction/", "postprocess/"),
     *("tools/check_dataset/", "tools/prepare_dataset/", "tools/search_crf/search.py"),
-    *("deploy/deploy_yaml.py", "deploy/other_runtimes.py", "deploy/settings.py"),
+    *("deploy/deploy_yaml.py", "deploy/runtimes.py", "deploy/settings.py"),
     *(f"utils/{name}.py" for name in ("__init__", "archive", "class_weights", "cpu", "download")),
     *(f"utils/{name}.py" for name in ("errors", "finite", "installed", "logger", "metrics")),
     *("utils/drawing.py", "utils/safe_yaml.py", "utils/visualize.py"),

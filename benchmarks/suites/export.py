@@ -21,7 +21,8 @@ from harness import Missing, Row, Unequal, peer, put_ratio, take_turns, timed
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.deploy.export import export
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.prediction import restore
@@ -157,11 +158,9 @@ def make_ours(model, form, folder, sample, image):
     info = export(model, f"{folder}/paddle", sample=sample, format=form)
 
     def ours(number, runtime, precision):
-        settings = InferenceSettings(
-            cpu_threads=thread_count(), runtime=runtime, precision=precision
-        )
-        predictor = open_predictor(info, settings)
-        return file_to_file(predictor.run, image, f"{folder}/ours{number}.png")
+        settings = RuntimeSettings(cpu_threads=thread_count(), runtime=runtime, precision=precision)
+        runtime = open_runtime(info, settings)
+        return file_to_file(runtime.run, image, f"{folder}/ours{number}.png")
 
     functions = {}
     for number, (flags, (runtime, precision)) in enumerate(OURS.items()):
@@ -182,8 +181,8 @@ def make_peers(model, folder, sample, image, bf16):
         return export(model, f"{folder}/onnx", sample=sample, format="onnx")
 
     def ort():
-        settings = InferenceSettings(cpu_threads=thread_count(), runtime="onnxruntime")
-        return file_to_file(open_predictor(onnx(), settings).run, image, f"{folder}/ort.png")
+        settings = RuntimeSettings(cpu_threads=thread_count(), runtime="onnxruntime")
+        return file_to_file(open_runtime(onnx(), settings).run, image, f"{folder}/ort.png")
 
     def vino(precision):
         run = openvino(onnx().model_path, precision)

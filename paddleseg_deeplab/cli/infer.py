@@ -72,13 +72,12 @@ def add_arguments(parser):
 
 
 def settings_of(args, info):
-    """The `InferenceSettings` that the flags describe.
+    """The `RuntimeSettings` that the flags describe.
 
     Raises:
         UserError: a flag's value is not allowed, or the device is not there.
     """
-    from paddleseg_deeplab.deploy.runtimes import check_settings, choose_device
-    from paddleseg_deeplab.deploy.settings import InferenceSettings
+    from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings, choose_device
 
     for name in ("batch_size", "cpu_threads", "min_subgraph_size"):
         value = getattr(args, name)
@@ -89,7 +88,7 @@ def settings_of(args, info):
     if args.enable_auto_tune and not args.use_trt:
         raise UserError("--enable_auto_tune learns shapes for TensorRT: add --use_trt True.")
     device = args.device or ("cpu" if args.precision == "bf16" else None)
-    settings = InferenceSettings(
+    settings = RuntimeSettings(
         device=choose_device(device, info.format, args.runtime),
         cpu_threads=args.cpu_threads,
         mkldnn=args.enable_mkldnn,
@@ -161,7 +160,7 @@ def run(args):
     if tensorrt.choose_shapes(info, settings, args.enable_auto_tune):
         inferer.tune_shapes(info, settings, paths)
     network = inferer.Inferer(info, settings, crf is not None)
-    where = f"{network.predictor.runtime} ({settings.precision}) on {settings.device}"
+    where = f"{network.runtime.name} ({settings.precision}) on {settings.device}"
     logger.info("%s in %s: %d images.", info.model_path, where, len(paths))
     if args.benchmark:
         inferer.warm_up(network, paths)

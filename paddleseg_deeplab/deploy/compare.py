@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.tf32 import without_tf32
@@ -91,24 +92,24 @@ def compare_export(model, info, sample, device="cpu"):
             (or times 1, if that is more), a probability by what that makes of it, or the class of
             more than `MAX_LABEL_SHARE` of the pixels (and of more than one).
     """
-    settings = InferenceSettings(device=device, runtime="paddle")
+    settings = RuntimeSettings(device=device, runtime="paddle")
     if info.format == "onnx":
-        settings = InferenceSettings(runtime="onnxruntime")
+        settings = RuntimeSettings(runtime="onnxruntime")
     batches = sample_batches(sample, info.input_shape)
     results = []
     with without_tf32(), paddle.no_grad():
-        predictor = open_predictor(info, settings)
+        runtime = open_runtime(info, settings)
         for batch in batches:
             logits = infer_logits(model, paddle.to_tensor(batch)).numpy()
-            results.append(compare_outputs(logits, predictor.run(batch), info.output_op))
+            results.append(compare_outputs(logits, runtime.run(batch), info.output_op))
     checks = {"inputs": [list(b.shape) for b in batches]}
     for key in results[0]:
         checks[key] = float(max(r[key] for r in results))
     text = ", ".join(f"{k} {v:.3g}" for k, v in checks.items() if k != "inputs")
-    onednn = " with oneDNN" if predictor.mkldnn else ""
+    onednn = " with oneDNN" if runtime.mkldnn else ""
     logger.info(
         "%s%s against the trained model, on %s: %s",
-        predictor.runtime,
+        runtime.name,
         onednn,
         checks["inputs"],
         text,

@@ -25,8 +25,8 @@ from paddleseg_deeplab.deploy.compare import (
     sample_batches,
 )
 from paddleseg_deeplab.deploy.export import export
-from paddleseg_deeplab.deploy.other_runtimes import SmallInputError, openvino_core
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.runtimes import SmallInputError, open_runtime, openvino_core
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models.forward import evaluation_mode, infer_logits
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
@@ -47,7 +47,7 @@ class Engine:
 
     Args:
         model (nn.Layer): The network itself, in eval mode.
-        predictor: Of `deploy.runtimes`; gives logits.
+        runtime: Of `deploy.runtimes`; gives logits.
         precision (str): What it computes in.
         falls_back (bool): Go on with `model` where the runtime fails, rather than raise. A batch
             that is too small for the runtime goes through `model` in any case.
@@ -56,10 +56,10 @@ class Engine:
         name (str): For the log.
     """
 
-    def __init__(self, model, predictor, precision="fp32", falls_back=False):
-        self.name = f"{predictor.runtime}, {precision}"
+    def __init__(self, model, runtime, precision="fp32", falls_back=False):
+        self.name = f"{runtime.name}, {precision}"
         self._model = model
-        self._predictor = predictor
+        self._runtime = runtime
         self._falls_back = falls_back
         self._told = False
 
@@ -69,9 +69,9 @@ class Engine:
         Raises:
             UserError: The runtime fails, and the engine does not fall back.
         """
-        if self._predictor is not None:
+        if self._runtime is not None:
             try:
-                return self._predictor.run(images)
+                return self._runtime.run(images)
             except SmallInputError:
                 if not self._told:
                     size = " x ".join(str(side) for side in images.shape[2:])
@@ -85,7 +85,7 @@ class Engine:
                         f"{self.name} failed: {reason} Use --engine dygraph."
                     ) from error
                 logger.warning("%s failed (%s): going on in dygraph.", self.name, reason)
-                self._predictor = None
+                self._runtime = None
         with paddle.no_grad():
             return infer_logits(self._model, paddle.to_tensor(images)).numpy()
 
@@ -215,8 +215,8 @@ def _exported(model, sample, kind, precision, folder):
                     infos[form] = export(
                         model, f"{folder}/{form}", sample=sample, format=form, output_op="none"
                     )
-            predictor = open_predictor(infos[form], _settings(name, precision))
-            note = "" if name != "openvino" else _checked(model, predictor, sample, precision)
+            runtime = open_runtime(infos[form], _settings(name, precision))
+            note = "" if name != "openvino" else _checked(model, runtime, sample, precision)
         # A network of one's own may do what no export can hold.
         except Exception as error:
             reason = _reason(error) + _about_disk(error, folder)
@@ -227,7 +227,7 @@ def _exported(model, sample, kind, precision, folder):
             logger.log(level, "No export to %s: %s", name, reason)
             logger.debug("The reason in full:", exc_info=True)
             continue
-        engine = Engine(model, predictor, precision, falls_back=kind == "auto")
+        engine = Engine(model, runtime, precision, falls_back=kind == "auto")
         seconds = time.perf_counter() - start
         logger.info("Engine: %s; exported in %.1f s%s.", engine.name, seconds, note)
         return engine
@@ -248,12 +248,12 @@ def _check_runtime(kind, precision, model):
 def _settings(kind, precision):
     # oneDNN or an error, and then dygraph: Paddle's own way without would read the files again.
     mkldnn = True if kind == "paddle" else None
-    return InferenceSettings(
+    return RuntimeSettings(
         cpu_threads=thread_count(), runtime=kind, precision=precision, mkldnn=mkldnn
     )
 
 
-def _checked(model, predictor, sample, precision):
+def _checked(model, runtime, sample, precision):
     """Compares the logits with the model's; what to tell of it.
 
     Raises:
@@ -262,7 +262,7 @@ def _checked(model, predictor, sample, precision):
     batch = sample_batches(sample, [1, len(sample), None, None])[0]
     with evaluation_mode(model), paddle.no_grad():
         logits = infer_logits(model, paddle.to_tensor(batch)).numpy()
-    found = compare_outputs(logits, np.asarray(predictor.run(batch)), "none")
+    found = compare_outputs(logits, np.asarray(runtime.run(batch)), "none")
     difference, share = found["max_abs_logits_difference"], found["argmax_pixels_differing"]
     if precision != "fp32":
         return f"; rounding changes the class of {share:.2%} of the first image's pixels"
@@ -270,7 +270,7 @@ def _checked(model, predictor, sample, precision):
     limit = MAX_LOGIT_DIFFERENCE * max(1.0, found["largest_logit"])
     if np.isfinite(logits).all() and not difference <= limit:
         raise ExportMismatch(
-            f"{predictor.runtime}: a logit differs by {difference:.3g}, {limit:.3g} is allowed."
+            f"{runtime.name}: a logit differs by {difference:.3g}, {limit:.3g} is allowed."
         )
     return ""
 

@@ -19,12 +19,11 @@ from paddleseg_deeplab.deploy.compare import ExportMismatch, compare_export
 from paddleseg_deeplab.deploy.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
 from paddleseg_deeplab.deploy.export_probe import best_cpu_format
 from paddleseg_deeplab.deploy.fold import folded_copy
-from paddleseg_deeplab.deploy.runtimes import import_extra
 from paddleseg_deeplab.deploy.tensorrt import CACHE_FOLDER, SHAPE_FILE
 from paddleseg_deeplab.models.forward import evaluation_mode, run_model
 from paddleseg_deeplab.postprocess.settings import complete_settings
 from paddleseg_deeplab.prediction.outputs import check_save_dir
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import check_finite_weights
 

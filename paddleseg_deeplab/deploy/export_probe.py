@@ -63,7 +63,8 @@ def probe():
     from paddle import nn
 
     from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-    from paddleseg_deeplab.deploy.runtimes import InferenceSettings, PaddlePredictor
+    from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
+    from paddleseg_deeplab.deploy.settings import RuntimeSettings
 
     class Tiny(nn.Layer):
         def __init__(self):
@@ -84,12 +85,12 @@ def probe():
         static = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
         paddle.jit.save(static, os.path.join(folder, "model"))
         info = DeployInfo(format="pir", input_shape=[None, 3, None, None], folder=folder)
-        predictor = PaddlePredictor(info, InferenceSettings(mkldnn=True))
+        runtime = PaddleRuntime(info, RuntimeSettings(mkldnn=True))
         differences = []
         for shape in _SHAPES:
             image = np.random.default_rng(0).standard_normal(shape, np.float32)
             expected = model(paddle.to_tensor(image)).numpy()
-            differences.append(np.abs(predictor.run(image) - expected).max())
+            differences.append(np.abs(runtime.run(image) - expected).max())
     return float(np.max(differences))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from paddleseg_deeplab import registry, transforms
 from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
-from paddleseg_deeplab.deploy.runtimes import open_predictor
+from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.prediction import batching, pictures, restore
 from paddleseg_deeplab.prediction.scores import check_finite
 from paddleseg_deeplab.utils.errors import UserError
@@ -58,14 +58,14 @@ class Inferer:
 
     Args:
         info (DeployInfo): The folder.
-        settings (InferenceSettings): How to run it.
+        settings (RuntimeSettings): How to run it.
         for_crf (bool): A dense CRF will need the images.
     """
 
     def __init__(self, info, settings, for_crf=False):
         self.info = info
         self.load = partial(pictures.load_picture, compose=build_compose(info), for_crf=for_crf)
-        self.predictor = open_predictor(info, settings)
+        self.runtime = open_runtime(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
         self.seconds = {"preprocess": [], "inference": [], "postprocess": [], "CRF": []}
@@ -84,9 +84,9 @@ class Inferer:
         """
         sample = self._timed("preprocess", 1, self.load, path)
         chw = sample["img"]
-        least = self.predictor.smallest_side
+        least = self.runtime.smallest_side
         if min(chw.shape[1:]) < least:
-            why = f"gives an input {list(chw.shape)}, {self.predictor.runtime} takes sides from"
+            why = f"gives an input {list(chw.shape)}, {self.runtime.name} takes sides from"
             raise UserError(f"{path}: {why} {least} pixels on. Use another --runtime.")
         for want, have in zip(self.info.input_shape[1:], chw.shape):
             if want and want != have:
@@ -103,7 +103,7 @@ class Inferer:
         missing = (self.info.input_shape[0] or count) - count
         if missing > 0:  # a fixed batch is filled up with its last image
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        return self._timed("inference", count, self.predictor.run, batch)[:count]
+        return self._timed("inference", count, self.runtime.run, batch)[:count]
 
     def finish(self, output, trans_info, want_probabilities):
         """See `postprocess`."""
@@ -146,7 +146,7 @@ def _runs(inferer, paths, times=1):
 def tune_shapes(info, settings, paths):
     """Runs some images without TensorRT, to learn the shapes inside the network."""
     with tensorrt.learning(settings):
-        # The file is written when the predictor goes, and that is with this loop.
+        # The file is written when the runtime goes, and that is with this loop.
         for _ in _runs(Inferer(info, settings), paths[:_TUNING_IMAGES]):
             pass
 

@@ -1,42 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an exported network: Paddle Inference, ONNX Runtime or OpenVINO behind one call.
-
-Each is imported where it is needed: with the other two a folder runs without Paddle.
-"""
+"""Paddle Inference as `runtimes.open_runtime` uses it. Paddle is imported when one is opened."""
 
 import numpy as np
 
 from paddleseg_deeplab.deploy import tensorrt
-from paddleseg_deeplab.deploy.other_runtimes import OnnxPredictor, OpenvinoPredictor
-from paddleseg_deeplab.deploy.settings import (
-    PRECISIONS,
-    RUNTIMES,
-    InferenceSettings,
-    check_settings,
-    choose_runtime,
-)
+from paddleseg_deeplab.deploy.settings import check_settings
 from paddleseg_deeplab.utils.cpu import thread_count
-from paddleseg_deeplab.utils.errors import UserError, import_extra
-from paddleseg_deeplab.utils.finite import check_exported
-from paddleseg_deeplab.utils.installed import require_paddle
+from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
-__all__ = [
-    "PRECISIONS",
-    "RUNTIMES",
-    "InferenceSettings",
-    "OnnxPredictor",
-    "OpenvinoPredictor",
-    "PaddlePredictor",
-    "check_settings",
-    "choose_device",
-    "choose_runtime",
-    "import_extra",
-    "make_config",
-    "open_predictor",
-]
-
-_LONGEST_REASON = 300  # characters
 _GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
 
 
@@ -45,7 +17,7 @@ def make_config(info, settings, inference, *, mkldnn=True):
 
     Args:
         info (DeployInfo): The exported folder.
-        settings (InferenceSettings): Checked by `check_settings`.
+        settings (RuntimeSettings): Checked by `check_settings`.
         inference (module): ``paddle.inference``, or in tests something that records the calls.
         mkldnn (bool): Whether oneDNN is on, on a CPU: the decision, not the wish.
 
@@ -110,12 +82,12 @@ def _set_gpu(config, info, settings, inference):
         tensorrt.set_engine(config, info, settings, precision)
 
 
-class PaddlePredictor:
+class PaddleRuntime:
     """An exported network in Paddle Inference.
 
     Args:
         info (DeployInfo): Of format "pir" or "legacy".
-        settings (InferenceSettings): How to run it.
+        settings (RuntimeSettings): How to run it.
         inference (module, optional): ``paddle.inference`` by default.
 
     Attributes:
@@ -125,7 +97,7 @@ class PaddlePredictor:
         UserError: a setting cannot work, TensorRT's libraries are missing, or a file is damaged.
     """
 
-    runtime = "Paddle Inference"
+    name = "Paddle Inference"
     smallest_side = 1  # pixels
 
     def __init__(self, info, settings, inference=None):
@@ -227,78 +199,3 @@ def _check_program(path):
         good = False
     if not good:
         raise UserError(f"{path} is damaged, or no network; copy it or export again.")
-
-
-def open_predictor(info, settings):
-    """The predictor for an exported folder, see `choose_runtime`.
-
-    Args:
-        info (DeployInfo): The folder.
-        settings (InferenceSettings): How to run it.
-
-    Returns:
-        An object whose ``run(batch)`` takes float32 [N, C, H, W], of sides of `smallest_side`
-        pixels or more, and returns what the exported network gives; ``runtime`` names what runs it.
-
-    Raises:
-        UserError: the network's files are damaged, its parameters are not finite, a setting cannot
-            work, or the runtime is not installed.
-    """
-    check_settings(settings, info)
-    if info.params:
-        check_exported(info.params_path)
-    kinds = {"paddle": PaddlePredictor, "onnxruntime": OnnxPredictor, "openvino": OpenvinoPredictor}
-    try:
-        return kinds[choose_runtime(info, settings)](info, settings)
-    except UserError:
-        raise
-    except Exception as e:  # each runtime has its own exceptions
-        reason = " ".join(str(e).split()) or type(e).__name__
-        if len(reason) > _LONGEST_REASON:  # what went wrong stands at the end
-            reason = "... " + reason[-_LONGEST_REASON:].partition(" ")[2]
-        raise UserError(
-            f"{info.model_path} cannot be opened: {reason} If the file is damaged, copy it or "
-            "export again."
-        ) from e
-
-
-def choose_device(name=None, form="legacy", runtime="auto"):
-    """The device to run on: ``name`` if it is there, else the best present.
-
-    Args:
-        name (str | None): "cpu", "gpu" or "gpu:N".
-        form (str): The exported format; ONNX Runtime's devices are not Paddle's.
-        runtime (str): See `choose_runtime`; "openvino" is for the CPU (`check_settings` refuses
-            others).
-
-    Raises:
-        UserError: unknown, or not there. It is never changed silently.
-    """
-    kind, _, number = ("" if name is None else name).partition(":")
-    if (name is not None and kind not in ("cpu", "gpu")) or (kind == "cpu" and number):
-        raise UserError(f"--device {name}: use cpu, gpu or gpu:N.")
-    if kind == "cpu":
-        return "cpu"
-    if runtime == "openvino":
-        return name or "cpu"
-    if form == "onnx":
-        present = "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
-        return name if name else ("gpu:0" if present else "cpu")
-    count = _paddle_gpus()
-    if not name:
-        return "gpu:0" if count else "cpu"
-    if not number.isdigit() and number:
-        raise UserError(f"--device {name}: the number after gpu: is not one.")
-    if int(number or 0) >= count:
-        raise UserError(
-            f"--device {name}: Paddle sees {count} GPU(s) here. Use one of them, or --device cpu; "
-            "the CPU build of Paddle sees none."
-        )
-    return name
-
-
-def _paddle_gpus():
-    require_paddle()
-    import paddle
-
-    return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0

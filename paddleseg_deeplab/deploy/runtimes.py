@@ -1,28 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime and OpenVINO as `predictors.open_predictor` uses them. Neither needs Paddle."""
+"""Runs an exported network: Paddle Inference, ONNX Runtime or OpenVINO behind one call.
+
+Each is imported where it is needed: with the other two a folder runs without Paddle.
+"""
 
 import numpy as np
 
+from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
+from paddleseg_deeplab.deploy.settings import check_settings, choose_runtime
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
+from paddleseg_deeplab.utils.finite import check_exported
+
+_LONGEST_REASON = 300  # characters
 
 
 class SmallInputError(UserError):
     """An input of which OpenVINO would give something else than the network does."""
 
 
-class OnnxPredictor:
+class OnnxRuntime:
     """An exported network in ONNX Runtime.
 
     Args:
         info (DeployInfo): Of format "onnx".
-        settings (InferenceSettings): Device, threads and log count; the rest is for Paddle.
+        settings (RuntimeSettings): Device, threads and log count; the rest is for Paddle.
 
     Raises:
         UserError: ONNX Runtime is missing, or has no GPU provider and a GPU is asked for.
     """
 
-    runtime = "ONNX Runtime"
+    name = "ONNX Runtime"
     mkldnn = False
     smallest_side = 1
 
@@ -70,7 +78,7 @@ def openvino_core(precision="fp32"):
     return core
 
 
-class OpenvinoPredictor:
+class OpenvinoRuntime:
     """An exported network in OpenVINO, on the CPU.
 
     It reads ``.pdmodel`` and ``.onnx`` alike. The precision is always said: left to itself OpenVINO
@@ -84,13 +92,13 @@ class OpenvinoPredictor:
 
     Args:
         info (DeployInfo): Of format "legacy" or "onnx".
-        settings (InferenceSettings): Threads and precision ("fp32", "bf16") count.
+        settings (RuntimeSettings): Threads and precision ("fp32", "bf16") count.
 
     Raises:
         UserError: OpenVINO is missing, or bf16 is asked of a processor without it.
     """
 
-    runtime = "OpenVINO"
+    name = "OpenVINO"
     mkldnn = False
     smallest_side = 32  # pixels; stride 16, and half of it again for scales inside a network
 
@@ -122,3 +130,36 @@ class OpenvinoPredictor:
             f"OpenVINO cannot run an input of {height} x {width} pixels (height x width): use "
             "--runtime paddle."
         )
+
+
+def open_runtime(info, settings):
+    """The runtime for an exported folder, see `choose_runtime`.
+
+    Args:
+        info (DeployInfo): The folder.
+        settings (RuntimeSettings): How to run it.
+
+    Returns:
+        An object whose ``run(batch)`` takes float32 [N, C, H, W], of sides of `smallest_side`
+        pixels or more, and returns what the exported network gives; ``name`` is for a log.
+
+    Raises:
+        UserError: the network's files are damaged, its parameters are not finite, a setting cannot
+            work, or the runtime is not installed.
+    """
+    check_settings(settings, info)
+    if info.params:
+        check_exported(info.params_path)
+    kinds = {"paddle": PaddleRuntime, "onnxruntime": OnnxRuntime, "openvino": OpenvinoRuntime}
+    try:
+        return kinds[choose_runtime(info, settings)](info, settings)
+    except UserError:
+        raise
+    except Exception as e:  # each runtime has its own exceptions
+        reason = " ".join(str(e).split()) or type(e).__name__
+        if len(reason) > _LONGEST_REASON:  # what went wrong stands at the end
+            reason = "... " + reason[-_LONGEST_REASON:].partition(" ")[2]
+        raise UserError(
+            f"{info.model_path} cannot be opened: {reason} If the file is damaged, copy it or "
+            "export again."
+        ) from e

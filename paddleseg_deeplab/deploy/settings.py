@@ -3,7 +3,8 @@
 
 from dataclasses import dataclass
 
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.device import gpu_count
+from paddleseg_deeplab.utils.errors import UserError, import_extra
 
 OUTPUT_OPS = ("argmax", "softmax", "none")
 FORMATS = ("pir", "legacy", "onnx")
@@ -18,7 +19,7 @@ _RUNTIMES_OF = {
 
 
 @dataclass
-class InferenceSettings:
+class RuntimeSettings:
     """How to run an exported network.
 
     Attributes:
@@ -78,6 +79,41 @@ def choose_runtime(info, settings):
             "Runtime onnx; export again with that --format."
         )
     return settings.runtime
+
+
+def choose_device(name=None, form="legacy", runtime="auto"):
+    """The device to run on: ``name`` if it is there, else the best present.
+
+    Args:
+        name (str | None): "cpu", "gpu" or "gpu:N".
+        form (str): The exported format; ONNX Runtime's devices are not Paddle's.
+        runtime (str): See `choose_runtime`; "openvino" is for the CPU (`check_settings` refuses
+            others).
+
+    Raises:
+        UserError: unknown, or not there. It is never changed silently.
+    """
+    kind, _, number = (name or "").partition(":")
+    if name is not None and (kind not in ("cpu", "gpu") or (kind == "cpu" and number)):
+        raise UserError(f"--device {name}: use cpu, gpu or gpu:N.")
+    if kind == "cpu":
+        return "cpu"
+    if runtime == "openvino":
+        return name or "cpu"
+    if form == "onnx":
+        present = "CUDAExecutionProvider" in import_extra("onnxruntime").get_available_providers()
+        return name if name else ("gpu:0" if present else "cpu")
+    count = gpu_count() or 0
+    if not name:
+        return "gpu:0" if count else "cpu"
+    if not number.isdigit() and number:
+        raise UserError(f"--device {name}: the number after gpu: is not one.")
+    if int(number or 0) >= count:
+        raise UserError(
+            f"--device {name}: Paddle sees {count} GPU(s) here. Use one of them, or --device cpu; "
+            "the CPU build of Paddle sees none."
+        )
+    return name
 
 
 def check_settings(settings, info):

@@ -61,7 +61,7 @@ def choose_shapes(info, settings, learn=None):
 
     Args:
         info (DeployInfo): The exported folder.
-        settings (InferenceSettings): How to run it; changed.
+        settings (RuntimeSettings): How to run it; changed.
         learn (bool | None): True: learn them, over bounds that are given and over a kept file that
             nobody names; False: do not; None: where there are neither.
 
@@ -94,12 +94,12 @@ def choose_shapes(info, settings, learn=None):
 
 @contextlib.contextmanager
 def learning(settings):
-    """Inside, a predictor that is opened runs without TensorRT and notes all shapes.
+    """Inside, a runtime that is opened runs without TensorRT and notes all shapes.
 
     It writes them as it goes, so that it has to be gone at the end. The file appears whole.
 
     Args:
-        settings (InferenceSettings): With ``tuned_shape_file``; changed, and as before afterwards.
+        settings (RuntimeSettings): With ``tuned_shape_file``; changed, and as before afterwards.
 
     Raises:
         UserError: no shapes were written, as no image could be run.
@@ -110,7 +110,7 @@ def learning(settings):
     logger.info("Learning TensorRT's shapes from the first images; they are kept in %s.", target)
     try:
         yield
-        gc.collect()  # a predictor in a circle of references writes late
+        gc.collect()  # a runtime in a circle of references writes late
         if not _has_content(settings.tuned_shape_file):
             raise UserError(
                 f"{target}: no shapes for TensorRT were learned, as none of the first images could "
@@ -133,7 +133,7 @@ def set_engine(config, info, settings, precision):
 
     Args:
         config (inference.Config): Takes it.
-        info (DeployInfo), settings (InferenceSettings): As of `predictors.make_config`.
+        info (DeployInfo), settings (RuntimeSettings): As of `paddle_runtime.make_config`.
         precision (inference.PrecisionType): As ``settings.precision`` says.
     """
     config.enable_tensorrt_engine(

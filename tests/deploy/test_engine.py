@@ -105,7 +105,7 @@ def test_prediction(model, tmp_path):
 
 
 class NotFinite:
-    runtime = "NotFinite"
+    name = "NotFinite"
 
     def run(self, batch):
         return np.full((len(batch), 3, *batch.shape[2:]), np.nan, np.float32)

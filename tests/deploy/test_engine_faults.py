@@ -21,7 +21,7 @@ from paddleseg_deeplab.datasets.shapes import Shapes
 from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.deploy.compare import ExportMismatch
 from paddleseg_deeplab.deploy.engine import Engine, open_engine
-from paddleseg_deeplab.deploy.other_runtimes import SmallInputError
+from paddleseg_deeplab.deploy.runtimes import SmallInputError
 from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.forward import evaluation_mode, infer_logits
 from paddleseg_deeplab.prediction.batching import automatic_workers, workers_for, write_behind
@@ -39,7 +39,7 @@ def model():
 
 
 class Broken:
-    runtime = "Broken"
+    name = "Broken"
 
     def run(self, batch):
         raise RuntimeError("no kernel")
@@ -58,9 +58,9 @@ def test_a_runtime_that_fails_later(model, caplog):
 
 
 class SmallOnes:
-    """As `OpenvinoPredictor` with inputs that are too small; counts."""
+    """As `OpenvinoRuntime` with inputs that are too small; counts."""
 
-    runtime, runs = "SmallOnes", 0
+    name, runs = "SmallOnes", 0
 
     def run(self, batch):
         if batch.shape[2] < 35:
@@ -80,7 +80,7 @@ def test_small_batches_alone_go_through_dygraph(model, falls_back, caplog):
             np.testing.assert_array_equal(
                 found.logits(images), np.broadcast_to(logits, [1, 3, *images.shape[2:]])
             )
-    assert found._predictor.runs == 2
+    assert found._runtime.runs == 2
     [line] = [record.getMessage() for record in caplog.records]
     assert "33 x 47 pixels" in line
 

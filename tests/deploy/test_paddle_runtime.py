@@ -7,13 +7,9 @@ import numpy as np
 import pytest
 from fake_inference import FREE, FakeInference, calls_of
 
-from paddleseg_deeplab.deploy import runtimes
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-from paddleseg_deeplab.deploy.runtimes import (
-    InferenceSettings,
-    PaddlePredictor,
-    choose_device,
-)
+from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings, choose_device
 from paddleseg_deeplab.utils.errors import UserError
 
 
@@ -89,10 +85,10 @@ def test_what_cannot_work_is_refused(form, settings, text):
         calls_of(form, **settings)
 
 
-def fake_predictor(mkldnn, breaks_at):
+def fake_runtime(mkldnn, breaks_at):
     inference = FakeInference(breaks_at=breaks_at)
     info = DeployInfo("pir", FREE, folder="f")
-    return PaddlePredictor(info, InferenceSettings(mkldnn=mkldnn), inference), inference
+    return PaddleRuntime(info, RuntimeSettings(mkldnn=mkldnn), inference), inference
 
 
 BATCH = np.ones((1, 3, 2, 2), np.float32)
@@ -109,27 +105,27 @@ BATCH = np.ones((1, 3, 2, 2), np.float32)
     ],
 )
 def test_onednn_is_used_where_it_works(mkldnn, breaks_at, in_use, configs):
-    predictor, inference = fake_predictor(mkldnn, breaks_at)
+    runtime, inference = fake_runtime(mkldnn, breaks_at)
     for i in range(3):
-        np.testing.assert_array_equal(predictor.run(BATCH + i), BATCH + i)
-    assert predictor.mkldnn is in_use
+        np.testing.assert_array_equal(runtime.run(BATCH + i), BATCH + i)
+    assert runtime.mkldnn is in_use
     assert len(inference.made) == configs
 
 
 @pytest.mark.parametrize("breaks_at", [1, 2])
 def test_onednn_that_was_asked_for_is_not_dropped(breaks_at):
-    predictor, _ = fake_predictor(True, breaks_at)
+    runtime, _ = fake_runtime(True, breaks_at)
     with pytest.raises(UserError, match="cannot run it with oneDNN"):
-        [predictor.run(BATCH) for _ in range(breaks_at)]
+        [runtime.run(BATCH) for _ in range(breaks_at)]
 
 
 def test_other_failures_are_not_blamed_on_onednn(caplog):
-    predictor, _ = fake_predictor(None, None)
+    runtime, _ = fake_runtime(None, None)
     with pytest.raises(RuntimeError, match="out of memory"):
-        predictor.run(BATCH * 10)
-    assert predictor.mkldnn
+        runtime.run(BATCH * 10)
+    assert runtime.mkldnn
     assert not caplog.records
-    np.testing.assert_array_equal(predictor.run(BATCH), BATCH)
+    np.testing.assert_array_equal(runtime.run(BATCH), BATCH)
 
 
 def test_every_call_exists_in_paddle_inference():
@@ -180,7 +176,7 @@ def test_every_call_exists_in_paddle_inference():
     ],
 )
 def test_choose_device(name, gpus, expected, monkeypatch):
-    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: gpus)
+    monkeypatch.setattr("paddleseg_deeplab.deploy.settings.gpu_count", lambda: gpus)
     assert choose_device(name) == expected
 
 
@@ -188,6 +184,6 @@ def test_choose_device(name, gpus, expected, monkeypatch):
     ("name", "gpus"), [("gpu", 0), ("gpu:1", 1), ("gpu:x", 1), ("cpu:0", 1), ("tpu", 1)]
 )
 def test_a_device_that_is_not_there_is_an_error(name, gpus, monkeypatch):
-    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: gpus)
+    monkeypatch.setattr("paddleseg_deeplab.deploy.settings.gpu_count", lambda: gpus)
     with pytest.raises(UserError, match="--device"):
         choose_device(name)

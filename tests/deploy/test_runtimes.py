@@ -14,17 +14,15 @@ import pytest
 from exported_folder import FREE, folder, infer  # noqa: F401
 from fake_inference import FakeInference, calls_of
 
-from paddleseg_deeplab.deploy import runtimes
+from paddleseg_deeplab.deploy import paddle_runtime
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-from paddleseg_deeplab.deploy.other_runtimes import SmallInputError
-from paddleseg_deeplab.deploy.runtimes import (
-    InferenceSettings,
-    OpenvinoPredictor,
-    PaddlePredictor,
+from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
+from paddleseg_deeplab.deploy.runtimes import OpenvinoRuntime, SmallInputError, open_runtime
+from paddleseg_deeplab.deploy.settings import (
+    RuntimeSettings,
     check_settings,
     choose_device,
     choose_runtime,
-    open_predictor,
 )
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -76,7 +74,7 @@ def info_of(form):
     ],
 )
 def test_choice(form, runtime, expected):
-    assert choose_runtime(info_of(form), InferenceSettings(runtime=runtime)) == expected
+    assert choose_runtime(info_of(form), RuntimeSettings(runtime=runtime)) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def test_choice(form, runtime, expected):
 )
 def test_what_does_not_go_together(form, settings, words):
     with pytest.raises(UserError) as caught:
-        check_settings(InferenceSettings(**settings), info_of(form))
+        check_settings(RuntimeSettings(**settings), info_of(form))
     text = str(caught.value)
     assert "\n" not in text
     for word in words:
@@ -113,30 +111,30 @@ def test_what_does_not_go_together(form, settings, words):
     ],
 )
 def test_what_openvino_is_told(form, precision, files, hint, openvino):
-    settings = InferenceSettings(runtime="openvino", precision=precision, cpu_threads=3)
-    predictor = open_predictor(info_of(form), settings)
-    assert isinstance(predictor, OpenvinoPredictor)
-    assert predictor.runtime == "OpenVINO"
+    settings = RuntimeSettings(runtime="openvino", precision=precision, cpu_threads=3)
+    runtime = open_runtime(info_of(form), settings)
+    assert isinstance(runtime, OpenvinoRuntime)
+    assert runtime.name == "OpenVINO"
     assert [Path(file).name for file in openvino["read_model"]] == files
     model, device, config = openvino["compile_model"]
     assert (model, device) == ("network", "CPU")
     # The precision is said always: on processors with bfloat16 OpenVINO would take that.
     assert config["INFERENCE_PRECISION_HINT"] == hint
     assert config["INFERENCE_NUM_THREADS"] == 3
-    np.testing.assert_array_equal(predictor.run(BATCH), BATCH.sum(1).astype(np.int32))
+    np.testing.assert_array_equal(runtime.run(BATCH), BATCH.sum(1).astype(np.int32))
 
 
 def test_all_threads_by_default(openvino, monkeypatch):
     monkeypatch.setenv("FLAGS_paddle_num_threads", "7")
-    open_predictor(info_of("onnx"), InferenceSettings(runtime="openvino"))
+    open_runtime(info_of("onnx"), RuntimeSettings(runtime="openvino"))
     assert openvino["compile_model"][2]["INFERENCE_NUM_THREADS"] == 7
 
 
 def test_openvino_on_a_processor_without_bf16(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", fake_openvino({}, ["FP32", "INT8"]))
-    settings = InferenceSettings(runtime="openvino", precision="bf16")
+    settings = RuntimeSettings(runtime="openvino", precision="bf16")
     with pytest.raises(UserError, match=r"bf16.*FP32, INT8.*--precision fp32"):
-        open_predictor(info_of("legacy"), settings)
+        open_runtime(info_of("legacy"), settings)
 
 
 def test_an_output_of_another_size_is_refused(monkeypatch):
@@ -157,36 +155,36 @@ def test_an_output_of_another_size_is_refused(monkeypatch):
 
     monkeypatch.setattr(module.Core, "compile_model", compile_model)
     monkeypatch.setitem(sys.modules, "openvino", module)
-    predictor = open_predictor(info_of("legacy"), InferenceSettings(runtime="openvino"))
+    runtime = open_runtime(info_of("legacy"), RuntimeSettings(runtime="openvino"))
     large = np.ones((2, 3, 32, 50), np.float32)
-    np.testing.assert_array_equal(predictor.run(large), large.sum(1))
+    np.testing.assert_array_equal(runtime.run(large), large.sum(1))
     for bad in (BATCH, np.ones((1, 3, 32, 40), np.float32), np.ones((2, 3, 50, 31), np.float32)):
-        predictor.run(large)
+        runtime.run(large)
         before = calls["compiled"]
         with pytest.raises(SmallInputError, match=f"{bad.shape[2]} x {bad.shape[3]} pixels"):
-            predictor.run(bad)
+            runtime.run(bad)
         assert calls["compiled"] == before + (bad.shape[3] > 31)
-    np.testing.assert_array_equal(predictor.run(large), large.sum(1))
+    np.testing.assert_array_equal(runtime.run(large), large.sum(1))
 
 
 def test_openvino_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"--runtime openvino.*paddleseg-deeplab\[openvino\]"):
-        open_predictor(info_of("legacy"), InferenceSettings(runtime="openvino"))
+        open_runtime(info_of("legacy"), RuntimeSettings(runtime="openvino"))
 
 
 def test_a_damaged_file_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", fake_openvino({}, broken="Bad\n\nmore"))
     with pytest.raises(UserError, match="cannot be opened: Bad more If"):
-        open_predictor(info_of("onnx"), InferenceSettings(runtime="openvino"))
+        open_runtime(info_of("onnx"), RuntimeSettings(runtime="openvino"))
     long = fake_openvino({}, broken="first " + "word " * 99 + "last")
     monkeypatch.setitem(sys.modules, "openvino", long)
     with pytest.raises(UserError, match=r"opened: \.\.\. (word ){59}last If"):
-        open_predictor(info_of("onnx"), InferenceSettings(runtime="openvino"))
+        open_runtime(info_of("onnx"), RuntimeSettings(runtime="openvino"))
 
 
 def test_openvino_looks_for_no_gpu(monkeypatch):
-    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: 2)
+    monkeypatch.setattr("paddleseg_deeplab.deploy.settings.gpu_count", lambda: 2)
     assert choose_device(None, "legacy", "openvino") == "cpu"
     assert choose_device(None, "legacy") == "gpu:0"
 
@@ -209,7 +207,7 @@ def processor(monkeypatch):
     """Sets whether Paddle says that this processor has bfloat16; no file is looked into."""
     from paddle.base import core
 
-    monkeypatch.setattr(runtimes, "_check_program", lambda path: None)
+    monkeypatch.setattr(paddle_runtime, "_check_program", lambda path: None)
 
     def say(can):
         monkeypatch.setattr(core, "supports_bfloat16", lambda: can, raising=False)
@@ -220,16 +218,16 @@ def processor(monkeypatch):
 def test_paddle_on_a_processor_without_bf16(processor):
     processor(False)
     with pytest.raises(UserError, match="this processor computes in fp32"):
-        PaddlePredictor(info_of("legacy"), InferenceSettings(precision="bf16"), FakeInference())
+        PaddleRuntime(info_of("legacy"), RuntimeSettings(precision="bf16"), FakeInference())
 
 
 def test_bf16_is_not_dropped_in_silence(processor):
     """Without oneDNN Paddle would compute in fp32; a run that fails says so instead."""
     processor(True)
-    settings = InferenceSettings(precision="bf16")
-    predictor = PaddlePredictor(info_of("legacy"), settings, FakeInference(breaks_at=1))
+    settings = RuntimeSettings(precision="bf16")
+    runtime = PaddleRuntime(info_of("legacy"), settings, FakeInference(breaks_at=1))
     with pytest.raises(UserError, match="with oneDNN in bf16"):
-        predictor.run(BATCH)
+        runtime.run(BATCH)
 
 
 # -- infer.py ----------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import pytest
 from exported_folder import folder, infer  # noqa: F401 (a fixture)
 from fake_inference import FREE, FakeInference, calls_of
 
-from paddleseg_deeplab.deploy import runtimes, tensorrt
+from paddleseg_deeplab.deploy import paddle_runtime, tensorrt
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, PaddlePredictor
+from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.deploy.tensorrt import SHAPE_FILE, choose_shapes, learning, trt_shapes
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -63,7 +64,7 @@ def test_a_fixed_network_gives_its_size_three_times():
 
 def test_fixed_sides_win():
     info = DeployInfo("legacy", [None, 4, 96, None])
-    low, best, high = trt_shapes(info, InferenceSettings(batch_size=2))
+    low, best, high = trt_shapes(info, RuntimeSettings(batch_size=2))
     assert (low, best, high) == ([1, 4, 96, 100], [2, 4, 96, 1024], [2, 4, 96, 3000])
 
 
@@ -89,17 +90,17 @@ def test_tensorrt_learns_shapes():
     ],
 )
 def test_without_tensorrt(versions, words, monkeypatch):
-    monkeypatch.setattr(runtimes, "_check_program", lambda path: None)
+    monkeypatch.setattr(paddle_runtime, "_check_program", lambda path: None)
     inference = FakeInference(tensorrt=versions)
-    settings = InferenceSettings(device="gpu", use_trt=True)
+    settings = RuntimeSettings(device="gpu", use_trt=True)
     with pytest.raises(UserError, match="--use_trt") as caught:
-        PaddlePredictor(DeployInfo("legacy", FREE, folder="f"), settings, inference)
+        PaddleRuntime(DeployInfo("legacy", FREE, folder="f"), settings, inference)
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not inference.made
     settings.use_trt = False  # nobody asks for it then
-    PaddlePredictor(DeployInfo("legacy", FREE, folder="f"), settings, inference)
+    PaddleRuntime(DeployInfo("legacy", FREE, folder="f"), settings, inference)
 
 
 def test_this_wheel():
@@ -140,7 +141,7 @@ def test_choice(settings, learn, kept, expected, shape, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").write_text("shapes")
     info = DeployInfo("legacy", shape, folder=str(tmp_path))
-    settings = InferenceSettings(**{"device": "gpu", "use_trt": True, **settings})
+    settings = RuntimeSettings(**{"device": "gpu", "use_trt": True, **settings})
     if kept:
         (tmp_path / SHAPE_FILE).write_text("shapes")
     if expected is UserError:
@@ -156,7 +157,7 @@ def test_choice(settings, learn, kept, expected, shape, tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    settings = InferenceSettings(device="gpu", use_trt=True)
+    settings = RuntimeSettings(device="gpu", use_trt=True)
     assert choose_shapes(DeployInfo("legacy", FREE, folder=str(tmp_path)), settings)
     elsewhere = settings.tuned_shape_file
     assert os.path.basename(elsewhere) == SHAPE_FILE
@@ -166,7 +167,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_learning_says_where_and_keeps_the_file_whole(tmp_path, caplog):
     target = str(tmp_path / SHAPE_FILE)
-    settings = InferenceSettings(device="gpu", use_trt=True, tuned_shape_file=target)
+    settings = RuntimeSettings(device="gpu", use_trt=True, tuned_shape_file=target)
     with caplog.at_level(logging.INFO, logger="paddleseg_deeplab"), learning(settings):
         assert settings.collect_shapes
         with open(settings.tuned_shape_file, "w") as file:
@@ -180,7 +181,7 @@ def test_learning_says_where_and_keeps_the_file_whole(tmp_path, caplog):
 @pytest.mark.parametrize("written", [None, ""])
 def test_nothing_was_learned(tmp_path, written):
     target = str(tmp_path / SHAPE_FILE)
-    settings = InferenceSettings(device="gpu", use_trt=True, tuned_shape_file=target)
+    settings = RuntimeSettings(device="gpu", use_trt=True, tuned_shape_file=target)
 
     def learn():
         with learning(settings):
@@ -222,8 +223,8 @@ def on_a_gpu(monkeypatch):
     inference = Recording()
     monkeypatch.setattr(paddle, "inference", inference)
     monkeypatch.setitem(sys.modules, "paddle.inference", inference)
-    monkeypatch.setattr(runtimes, "_check_program", lambda path: None)
-    monkeypatch.setattr(runtimes, "_paddle_gpus", lambda: 1)
+    monkeypatch.setattr(paddle_runtime, "_check_program", lambda path: None)
+    monkeypatch.setattr("paddleseg_deeplab.deploy.settings.gpu_count", lambda: 1)
     return inference
 
 

@@ -9,11 +9,12 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.deploy import compare, deploy_yaml, export_probe, runtimes
+from paddleseg_deeplab.deploy import compare, deploy_yaml, export_probe, paddle_runtime
 from paddleseg_deeplab.deploy.compare import compare_outputs, sample_batches
 from paddleseg_deeplab.deploy.export import ExportMismatch, export, resolve_format
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, PaddlePredictor, open_predictor
-from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
+from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS, RuntimeSettings
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.errors import UserError
@@ -88,12 +89,12 @@ def test_free_size(form, output_op, model, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(
         [*deploy_yaml.MODEL_FILES[form], "deploy.yaml"]
     )
-    predictor = open_predictor(info, InferenceSettings())
+    runtime = open_runtime(info, RuntimeSettings())
     for shape in ((1, 3, 33, 47), (3, 3, 64, 65)):
         x = np.random.default_rng(3).standard_normal(shape, np.float32)
         logits = logits_of(model, x)
         assert logits.std() > 1, "a network this flat proves nothing"
-        output = predictor.run(x)
+        output = runtime.run(x)
         # 1e-3 on logits, 0.01 % of pixels (of so few pixels: one that ties but for rounding).
         if output_op == "none":
             np.testing.assert_allclose(output, logits, rtol=0, atol=1e-3)
@@ -124,13 +125,13 @@ def test_fixed_shape(form, shape, tiny, tmp_path):
 def test_bf16_on_a_cpu(model, tmp_path):
     """Eight bits of a number: 5 % of the largest logit in 25 layers, and not fp32 in disguise."""
     info = export(model, str(tmp_path / "o"), sample=SAMPLE, format="legacy", output_op="none")
-    settings = InferenceSettings(precision="bf16")
+    settings = RuntimeSettings(precision="bf16")
     if not paddle.base.core.supports_bfloat16():
         with pytest.raises(UserError, match="this processor computes in fp32"):
-            open_predictor(info, settings)
+            open_runtime(info, settings)
         return
     logits = logits_of(model, SAMPLE[None])
-    output = open_predictor(info, settings).run(SAMPLE[None])
+    output = open_runtime(info, settings).run(SAMPLE[None])
     assert 1e-4 < np.abs(output - logits).max() / np.abs(logits).max() < 5e-2
 
 
@@ -164,12 +165,12 @@ def test_a_new_export_replaces_the_old_one_only(tiny, tmp_path):
 
 
 def test_a_wrong_export_is_refused(tiny, tmp_path, monkeypatch):
-    class Wrong(PaddlePredictor):
+    class Wrong(PaddleRuntime):
         def run(self, batch):
             output = super().run(batch)
             return output + np.float32(2e-3 * max(1.0, np.abs(output).max()))
 
-    monkeypatch.setattr(compare, "open_predictor", Wrong)
+    monkeypatch.setattr(compare, "open_runtime", Wrong)
     with pytest.raises(ExportMismatch, match="max_abs_logits_difference is "):
         export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="legacy", output_op="none")
     assert os.listdir(tmp_path) == []
@@ -300,7 +301,7 @@ def test_auto_follows_what_this_paddle_can(tiny, tmp_path):
     export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="pir")
     info = deploy_yaml.read(tmp_path / "o")
     try:
-        PaddlePredictor(info, InferenceSettings(mkldnn=True)).run(SAMPLE[None])
+        PaddleRuntime(info, RuntimeSettings(mkldnn=True)).run(SAMPLE[None])
         best = "pir"
     except UserError:
         best = "legacy"
@@ -312,8 +313,8 @@ def test_auto_follows_what_this_paddle_can(tiny, tmp_path):
 def test_the_probe_compares_two_sizes(wrong, monkeypatch):
     class SecondSizeWrong:
         def __init__(self, info, settings):
-            assert settings.mkldnn is True, "a predictor that may do without proves nothing"
-            self.inner = PaddlePredictor(info, InferenceSettings(mkldnn=False))
+            assert settings.mkldnn is True, "a runtime that may do without proves nothing"
+            self.inner = PaddleRuntime(info, RuntimeSettings(mkldnn=False))
             self.shapes = []
 
         def run(self, batch):
@@ -321,7 +322,7 @@ def test_the_probe_compares_two_sizes(wrong, monkeypatch):
             output = self.inner.run(batch)
             return output if batch.shape == self.shapes[0] else wrong(output)
 
-    monkeypatch.setattr(runtimes, "PaddlePredictor", SecondSizeWrong)
+    monkeypatch.setattr(paddle_runtime, "PaddleRuntime", SecondSizeWrong)
     assert not export_probe.probe() <= export_probe._MAX_DIFFERENCE
 
 
@@ -332,11 +333,12 @@ def test_the_probe_compares_two_sizes(wrong, monkeypatch):
 @pytest.mark.xfail(raises=UserError, reason="3.3.0, 3.3.1: PIR, oneDNN (deploy/export_probe.py)")
 def test_fault_pir_with_onednn(tiny, tmp_path):
     info = export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="pir")
-    PaddlePredictor(info, InferenceSettings(mkldnn=True)).run(SAMPLE[None])
+    PaddleRuntime(info, RuntimeSettings(mkldnn=True)).run(SAMPLE[None])
 
 
 @pytest.mark.xfail(
-    raises=ValueError, reason="3.2.2, 3.3.1: PIR with memory optimisation (deploy/runtimes.py)"
+    raises=ValueError,
+    reason="3.2.2, 3.3.1: PIR, memory optimisation (deploy/paddle_runtime.py)",
 )
 def test_fault_pir_with_memory_optim(tiny, tmp_path):
     from paddle import inference

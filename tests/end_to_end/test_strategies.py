@@ -11,7 +11,8 @@ import yaml
 from paddleseg_deeplab.cli import main as console
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.deploy import deploy_yaml
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.models.forward import infer_logits, run_model
 from paddleseg_deeplab.models.losses.total import compute_losses
@@ -133,7 +134,7 @@ def test_export_at_another_output_stride(phase_one, tmp_path):
     flags = ["--model_path", out / "best_model", "--output_op", "none", "--format", "legacy"]
     assert run("export", config, tmp_path, *flags, "--opts", "model.backbone.output_stride=8") == 0
     x = np.random.default_rng(0).standard_normal((1, 3, *SIZE[::-1]), np.float32)
-    output = open_predictor(deploy_yaml.read(str(tmp_path)), InferenceSettings()).run(x)
+    output = open_runtime(deploy_yaml.read(str(tmp_path)), RuntimeSettings()).run(x)
     with paddle.no_grad():
         expected, kept_rates = (
             infer_logits(at_stride_8(out / "best_model", rates), paddle.to_tensor(x)).numpy()

@@ -2,11 +2,8 @@
 """Paddle Inference as a stand-in that notes the calls."""
 
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-from paddleseg_deeplab.deploy.runtimes import (
-    InferenceSettings,
-    check_settings,
-    make_config,
-)
+from paddleseg_deeplab.deploy.paddle_runtime import make_config
+from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings
 
 FREE = [None, 3, None, None]
 
@@ -98,6 +95,6 @@ class FakeInference:
 
 def calls_of(form="legacy", shape=None, onednn=True, lacks=(), **settings):
     info = DeployInfo(form, shape or FREE, folder="f")
-    settings = InferenceSettings(**settings)
+    settings = RuntimeSettings(**settings)
     check_settings(settings, info)
     return make_config(info, settings, FakeInference(lacks=lacks), mkldnn=onednn).calls

@@ -22,7 +22,7 @@ from places import ROOT
 from paddleseg_deeplab.deploy import compare as export_check
 from paddleseg_deeplab.deploy.compare import MAX_LABEL_SHARE, ExportMismatch, compare_export
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU
 from paddleseg_deeplab.utils.tf32 import without_tf32
 
@@ -181,7 +181,7 @@ def on_such_a_gpu(network, paddles):
 class Exported:
     """Stands for Paddle Inference on the GPU."""
 
-    runtime, mkldnn = "Paddle Inference", False
+    name, mkldnn = "Paddle Inference", False
 
     def __init__(self, network):
         self.network = network
@@ -195,7 +195,7 @@ def compare(monkeypatch):
     """A call of `compare_export` of a network and its export on that GPU, and the switches."""
     paddles = Switches(monkeypatch, with_flags=False)
     exported = Exported(on_such_a_gpu(folded(Network()), paddles))
-    monkeypatch.setattr(export_check, "open_predictor", lambda info, settings: exported)
+    monkeypatch.setattr(export_check, "open_runtime", lambda info, settings: exported)
     network = on_such_a_gpu(Network(), paddles)
     sample = np.random.default_rng(1).standard_normal((3, 320, 320), np.float32)
     info = DeployInfo("pir", [1, 3, 320, 320])
@@ -222,13 +222,13 @@ def test_an_onnx_file_is_compared_on_the_cpu(monkeypatch):
         told.append(settings)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(export_check, "open_predictor", opened)
+    monkeypatch.setattr(export_check, "open_runtime", opened)
     for form in ("onnx", "pir"):
         with pytest.raises(ZeroDivisionError):
             compare_export(None, DeployInfo(form, [1, 3, 8, 8]), np.zeros((3, 8, 8), "f4"), "gpu")
     assert told == [
-        InferenceSettings(device="cpu", runtime="onnxruntime"),
-        InferenceSettings(device="gpu", runtime="paddle"),
+        RuntimeSettings(device="cpu", runtime="onnxruntime"),
+        RuntimeSettings(device="gpu", runtime="paddle"),
     ]
 
 

@@ -13,8 +13,8 @@ from paddle import nn
 from paddleseg_deeplab.deploy import tensorrt
 from paddleseg_deeplab.deploy.compare import compare_outputs
 from paddleseg_deeplab.deploy.export import export
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
-from paddleseg_deeplab.deploy.settings import FORMATS
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import FORMATS, RuntimeSettings
 from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.models.layers import ConvBNReLU
@@ -114,7 +114,7 @@ def check_runtimes(device="cpu"):
         ):
             missing = _missing(packages)
             # Rows of the processor, whatever the device is.
-            settings = InferenceSettings(device=device if form == "legacy" else "cpu")
+            settings = RuntimeSettings(device=device if form == "legacy" else "cpu")
             settings.runtime = runtime
             if missing:
                 rows.append(skipped(name, f"{missing} is not installed"))
@@ -146,7 +146,7 @@ def _gpu_rows(network, device):
         return [skipped(name, "needs a GPU") for name in names]
     rows = []
     for name, (settings, shape, share) in names.items():
-        settings = InferenceSettings(device=device, batch_size=2, **settings)
+        settings = RuntimeSettings(device=device, batch_size=2, **settings)
         rows.append(run_row(name, network, settings, shape=shape, share=share))
     return rows
 
@@ -157,7 +157,7 @@ def run_row(name, network, settings, *, form="legacy", shape=None, share=None):
     Args:
         name (str): Of the row.
         network (nn.Layer): In evaluation mode, on the current device.
-        settings (InferenceSettings): How to run it.
+        settings (RuntimeSettings): How to run it.
         form (str): Format of the export.
         shape (list): Its input shape; sizes are free by default.
         share (float | None): Pixels of another class that are allowed, 0 to 1; None: `LIMIT` on the
@@ -208,8 +208,8 @@ def _run(info, settings, batches):
 
 
 def _outputs(info, settings, batches):
-    predictor = open_predictor(info, settings)
-    return [predictor.run(batch) for batch in batches]
+    runtime = open_runtime(info, settings)
+    return [runtime.run(batch) for batch in batches]
 
 
 def _batches(shape):

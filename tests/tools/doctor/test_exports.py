@@ -10,8 +10,7 @@ import paddle
 import pytest
 
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings
-from paddleseg_deeplab.deploy.settings import FORMATS
+from paddleseg_deeplab.deploy.settings import FORMATS, RuntimeSettings
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.tools.doctor import exports
 from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped
@@ -101,7 +100,7 @@ class FakeGpu:
         self.writes_shapes = self.writes_table = True
         self.change = lambda logits: logits
         monkeypatch.setattr(exports, "export", self.export)
-        monkeypatch.setattr(exports, "open_predictor", self.open)
+        monkeypatch.setattr(exports, "open_runtime", self.open)
 
     def export(self, network, folder, *, input_shape, **kwargs):
         os.makedirs(folder)
@@ -109,10 +108,10 @@ class FakeGpu:
 
     def open(self, info, settings):
         self.opened.append((settings.collect_shapes, settings.tuned_shape_file is not None))
-        return _FakePredictor(self, info, settings)
+        return _FakeRuntime(self, info, settings)
 
 
-class _FakePredictor:
+class _FakeRuntime:
     def __init__(self, gpu, info, settings):
         self.gpu, self.path = gpu, None
         if settings.collect_shapes and gpu.writes_shapes:
@@ -196,7 +195,7 @@ def test_shapes_or_a_table_that_are_not_written_fail(gpu):
 
 
 def test_a_runtime_in_float32_that_differs_fails(gpu):
-    settings = InferenceSettings()
+    settings = RuntimeSettings()
     assert exports.run_row("a", gpu.network, settings).status == "PASS"
     gpu.change = lambda logits: logits * np.float32(WRONG)
     row = exports.run_row("a", gpu.network, settings)

@@ -14,7 +14,8 @@ from paddle import nn
 from paddleseg_deeplab.core import evaluate, export, predict
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.deploy import deploy_yaml
-from paddleseg_deeplab.deploy.runtimes import InferenceSettings, open_predictor
+from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.tools.convert_weights.convert import convert_weights
 from paddleseg_deeplab.transforms import Compose, Normalize
@@ -237,9 +238,9 @@ def test_an_exported_folder(form, tmp_path, monkeypatch):
     for name, values in arrays.items():
         tensor.set_value(values)
         export(conv, tmp_path / name, sample=SAMPLE, format=form, output_op="none")
-    open_predictor(deploy_yaml.read(tmp_path / "good"), InferenceSettings())
+    open_runtime(deploy_yaml.read(tmp_path / "good"), RuntimeSettings())
     with pytest.raises(UserError, match=r"model\.pdiparams: 1 of \d+ tensors hold NaN") as caught:
-        open_predictor(deploy_yaml.read(tmp_path / "bad"), InferenceSettings())
+        open_runtime(deploy_yaml.read(tmp_path / "bad"), RuntimeSettings())
     assert "\n" not in str(caught.value)
 
 

@@ -114,14 +114,14 @@ def test_infer_shows_images_in_their_own_colours(tmp_path, monkeypatch, to_rgb):
         (tmp_path / name).touch()
     seen = []
 
-    class Predictor:
-        runtime, smallest_side = "a test", 1
+    class Runtime:
+        name, smallest_side = "a test", 1
 
         def run(self, batch):
             seen.append(batch)
             return (batch[:, 0] > 128).astype(np.int32)
 
-    monkeypatch.setattr(infer, "open_predictor", lambda info, settings: Predictor())
+    monkeypatch.setattr(infer, "open_runtime", lambda info, settings: Runtime())
     flags = ["--model_dir", tmp_path, "--image_path", tmp_path / "a.png", "--save_dir"]
     assert infer.main([*map(str, flags), str(tmp_path / "out"), "--device", "cpu"]) == 0
     first = 0 if to_rgb == "true" else 2
