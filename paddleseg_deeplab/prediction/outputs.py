@@ -232,7 +232,6 @@ def write_outputs(
     palette,
     probabilities=None,
     outputs=("overlay", "palette"),
-    weight=0.6,
     nodata=None,
 ):
     """Writes the results of one image.
@@ -245,7 +244,6 @@ def write_outputs(
         palette (np.ndarray): uint8 [num_classes, 3] RGB.
         probabilities (np.ndarray | None): float [C, H, W]; needed for ``"prob"`` only.
         outputs (Sequence[str]): Keys of ``OUTPUTS``.
-        weight (float): Share of the image in the overlay, 0 to 1.
         nodata (np.ndarray | None): bool [H, W], pixels without data: their labels are written as
             void, 255. Probabilities stay as they are.
 
@@ -259,7 +257,7 @@ def write_outputs(
         path = os.path.join(save_dir, folder, name + extension)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if kind == "overlay":
-            visualize.save_image(path, visualize.overlay(image, labels, palette, weight))
+            visualize.save_image(path, visualize.overlay(image, labels, palette))
         elif kind == "palette":
             visualize.palette_png(path, labels, palette)
         elif kind == "raw":
