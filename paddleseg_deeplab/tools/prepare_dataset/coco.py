@@ -197,7 +197,6 @@ def prepare_coco(
     classes=None,
     other_labels="error",
     crowd="void",
-    separator=None,
     options,
 ):
     """Writes annotations/<mode>/*.png, <mode>.txt and class_names.txt.
@@ -212,8 +211,7 @@ def prepare_coco(
         other_labels (str): What becomes of categories outside `classes`: "error", "background",
             "void".
         crowd (str): See `draw_coco`.
-        separator (str): See `prepare_split`.
-        options (Options): How.
+        options (Options): How to work.
 
     Returns:
         Outcome: What was done.
@@ -250,7 +248,7 @@ def prepare_coco(
         rows.append(tuple(lists.relative(path, save_dir) for path in (image, mask)))
 
     def texts_of(rows):
-        texts, used = lists.list_text({f"{mode}.txt": sorted(rows)}, separator)
+        texts, used = lists.list_text({f"{mode}.txt": sorted(rows)}, options.separator)
         return {**texts, "class_names.txt": prepare_classes.names_text(names)}, used
 
     lists.check_lists(texts_of(rows)[0], save_dir, options.overwrite)

@@ -17,15 +17,7 @@ DESCRIPTION = """Makes what the datasets here read from what others give.
 Exit status: 0 all done, 1 some files could not be done (they are named, the others are done),
 2 a mistake in the flags or in the annotations as a whole: nothing was done.
 """
-_DEALT = ("val", "test", "seed", "group_by_folder")
 _SHOWN = 5  # files that a dry run names
-_KINDS = {
-    "cityscapes": "Cityscapes: *_labelIds.png to *_labelTrainIds.png",
-    "voc_sbd": "PASCAL VOC and SBD: SegmentationClassAug and aug.txt, for mode trainaug",
-    "labelme": "labelme's JSON files: masks, class_names.txt and lists",
-    "coco": "COCO's instance JSON: masks, class_names.txt and a list",
-    "split": "a folder of images and one of masks: train, val and test lists",
-}
 
 
 def _lists(parser):
@@ -118,20 +110,119 @@ def _split(parser):
     _separator(parser)
 
 
-_ARGUMENTS = {
-    "cityscapes": _cityscapes,
-    "voc_sbd": _voc_sbd,
-    "labelme": _labelme,
-    "coco": _coco,
-    "split": _split,
+def _options(args):
+    from tqdm import tqdm
+
+    from paddleseg_deeplab.tools.prepare_dataset.jobs import Options
+
+    if args.num_workers is not None and args.num_workers < 0:
+        raise UserError(f"--num_workers should be at least 0, not {args.num_workers}.")
+    return Options(
+        num_workers=args.num_workers,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+        separator=getattr(args, "separator", None),
+        progress=lambda total, word: tqdm(total=total, desc=word, unit="file", disable=None),
+    )
+
+
+def _deal(args):
+    from paddleseg_deeplab.tools.prepare_dataset.lists import Deal
+
+    return Deal(args.val, args.test, args.seed, args.group_by_folder)
+
+
+def _prepare_cityscapes(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.cityscapes import prepare_cityscapes
+
+    return prepare_cityscapes(args.dataset_root, annotations=args.annotations, options=options)
+
+
+def _prepare_voc_sbd(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.voc import prepare_voc_sbd
+
+    return prepare_voc_sbd(args.sbd_root, args.voc_root, options=options)
+
+
+def _prepare_labelme(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.labelme import prepare_labelme
+
+    return prepare_labelme(
+        args.annotations,
+        args.save_dir,
+        classes=args.classes,
+        other_labels=args.other_labels,
+        line_width=args.line_width,
+        point_radius=args.point_radius,
+        deal=_deal(args),
+        options=options,
+    )
+
+
+def _prepare_coco(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.coco import prepare_coco
+
+    return prepare_coco(
+        args.json,
+        args.images,
+        args.save_dir,
+        mode=args.mode,
+        classes=args.classes,
+        other_labels=args.other_labels,
+        crowd=args.crowd,
+        options=options,
+    )
+
+
+def _prepare_split(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.split import prepare_split
+
+    return prepare_split(
+        args.images,
+        args.masks,
+        args.save_dir,
+        image_suffix=args.image_suffix,
+        mask_suffix=args.mask_suffix,
+        deal=_deal(args),
+        options=options,
+    )
+
+
+# Kind: what it makes, its flags, and what prepares it.
+_KINDS = {
+    "cityscapes": (
+        "Cityscapes: *_labelIds.png to *_labelTrainIds.png",
+        _cityscapes,
+        _prepare_cityscapes,
+    ),
+    "voc_sbd": (
+        "PASCAL VOC and SBD: SegmentationClassAug and aug.txt, for mode trainaug",
+        _voc_sbd,
+        _prepare_voc_sbd,
+    ),
+    "labelme": (
+        "labelme's JSON files: masks, class_names.txt and lists",
+        _labelme,
+        _prepare_labelme,
+    ),
+    "coco": (
+        "COCO's instance JSON: masks, class_names.txt and a list",
+        _coco,
+        _prepare_coco,
+    ),
+    "split": (
+        "a folder of images and one of masks: train, val and test lists",
+        _split,
+        _prepare_split,
+    ),
 }
 
 
 def add_arguments(parser):
     kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
-    for kind, text in _KINDS.items():
+    for kind, (text, add_flags, _) in _KINDS.items():
         one = kinds.add_parser(kind, help=text, description=text)
-        _ARGUMENTS[kind](one)
+        add_flags(one)
         one.add_argument(
             "--num_workers",
             type=int,
@@ -148,63 +239,16 @@ def add_arguments(parser):
         )
 
 
-def _options(args):
-    from tqdm import tqdm
-
-    from paddleseg_deeplab.tools.prepare_dataset.jobs import Options
-
-    if args.num_workers is not None and args.num_workers < 0:
-        raise UserError(f"--num_workers should be at least 0, not {args.num_workers}.")
-    return Options(
-        num_workers=args.num_workers,
-        overwrite=args.overwrite,
-        dry_run=args.dry_run,
-        progress=lambda total, word: tqdm(total=total, desc=word, unit="file", disable=None),
-    )
-
-
-def _prepare(args, options):
-    """Calls what the kind stands for; its `Outcome`."""
-    from paddleseg_deeplab.prediction.outputs import check_save_dir
-
-    if getattr(args, "save_dir", None) is not None:
-        check_save_dir(args.save_dir)
-    if getattr(args, "seed", 0) < 0:
-        raise UserError(f"--seed should be at least 0, not {args.seed}.")
-    names = {
-        "labelme": ("classes", "other_labels", "line_width", "point_radius", *_DEALT, "separator"),
-        "coco": ("mode", "classes", "other_labels", "crowd", "separator"),
-        "split": (*_DEALT, "image_suffix", "mask_suffix", "separator"),
-        "cityscapes": ("annotations",),
-    }
-    given = {name: getattr(args, name) for name in names.get(args.kind, ())}
-    given["options"] = options
-    if args.kind == "cityscapes":
-        from paddleseg_deeplab.tools.prepare_dataset.cityscapes import prepare_cityscapes
-
-        return prepare_cityscapes(args.dataset_root, **given)
-    if args.kind == "voc_sbd":
-        from paddleseg_deeplab.tools.prepare_dataset.voc import prepare_voc_sbd
-
-        return prepare_voc_sbd(args.sbd_root, args.voc_root, **given)
-    if args.kind == "labelme":
-        from paddleseg_deeplab.tools.prepare_dataset.labelme import prepare_labelme
-
-        return prepare_labelme(args.annotations, args.save_dir, **given)
-    if args.kind == "coco":
-        from paddleseg_deeplab.tools.prepare_dataset.coco import prepare_coco
-
-        return prepare_coco(args.json, args.images, args.save_dir, **given)
-    from paddleseg_deeplab.tools.prepare_dataset.split import prepare_split
-
-    return prepare_split(args.images, args.masks, args.save_dir, **given)
-
-
 def run(args):
     """Prepares as the flags say; 0, or 1 where some files could not be done."""
+    from paddleseg_deeplab.prediction.outputs import check_save_dir
     from paddleseg_deeplab.utils.logger import logger
 
-    outcome = _prepare(args, _options(args))
+    options = _options(args)
+    if getattr(args, "save_dir", None) is not None:
+        check_save_dir(args.save_dir)
+    prepare = _KINDS[args.kind][2]
+    outcome = prepare(args, options)
     if args.dry_run:
         for path in outcome.done[:_SHOWN]:
             logger.info("would write %s", path)

@@ -44,6 +44,7 @@ class Options:
             8, and no more than the files are worth.
         overwrite (bool): Make what is there already again.
         dry_run (bool): Write nothing.
+        separator (str): Between image and mask in the lists; None chooses one that works.
         progress (callable): Given a total and a word, returns an object with ``update(n)`` and
             ``close()``, such as a `tqdm`.
     """
@@ -51,6 +52,7 @@ class Options:
     num_workers: int | None = None
     overwrite: bool = False
     dry_run: bool = False
+    separator: str | None = None
     progress: Callable | None = None
 
 

@@ -23,7 +23,6 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     write_bytes,
     write_mask,
 )
-from paddleseg_deeplab.tools.prepare_dataset.split import grouped
 from paddleseg_deeplab.utils.errors import UserError
 
 # Points that each shape needs at least; None: any number from the least on.
@@ -223,11 +222,7 @@ def prepare_labelme(
     other_labels="error",
     line_width=10.0,
     point_radius=5.0,
-    val=0.2,
-    test=0.0,
-    seed=0,
-    group_by_folder=False,
-    separator=None,
+    deal,
     options,
 ):
     """Writes annotations/*.png, class_names.txt and lists; images inside files go to images/.
@@ -239,8 +234,8 @@ def prepare_labelme(
             labels found, sorted. The background is 0, labels `__ignore__` are 255.
         other_labels (str): What becomes of labels outside `classes`: "error", "background", "void".
         line_width, point_radius (float): See `shape_mask`.
-        val, test, seed, group_by_folder, separator: See `prepare_split`.
-        options (Options): How.
+        deal (Deal): How images are dealt out to train, val and test.
+        options (Options): How to work.
 
     Returns:
         Outcome: What was done.
@@ -249,8 +244,6 @@ def prepare_labelme(
         UserError: Labels outside `classes` (all are listed with their counts), no files, lists
             that exist; nothing was written.
     """
-    shares = {"val": val, "test": test}
-    lists.check_shares(shares)
     for flag, value in (("--line_width", line_width), ("--point_radius", point_radius)):
         if not 0 < value < math.inf:
             raise UserError(f"{flag} should be above 0, not {value}.")
@@ -264,19 +257,19 @@ def prepare_labelme(
             prepare_classes.found_names(found), f"The labels of {annotations}"
         )
     numbers = prepare_classes.class_numbers(names, found, other_labels, "--classes")
-    jobs, rows = _plan(
-        annotations, save_dir, usable, (numbers, len(names) + 1), (line_width, point_radius)
-    )
-    keys = dict(zip(usable, rows))
-
-    sets = lists.split(grouped(keys, group_by_folder), shares, seed)
+    jobs, keys = [], {}
+    for name, source, image, mask in _places(annotations, save_dir, usable):
+        data = (source, numbers, len(names) + 1, line_width, point_radius, image)
+        jobs.append(Job(source, mask, convert_labelme, data))
+        keys[name] = tuple(lists.relative(path, save_dir) for path in (image, mask))
+    sets = deal.sets(keys)
 
     def texts_of(keys):
         rows = {
             f"{part}.txt": [keys[key] for key in some if key in keys] for part, some in sets.items()
         }
         rows = {name: some for name, some in rows.items() if some}
-        texts, used = lists.list_text(rows, separator)
+        texts, used = lists.list_text(rows, options.separator)
         return {**texts, "class_names.txt": prepare_classes.names_text(names)}, used
 
     lists.check_lists(texts_of(keys)[0], save_dir, options.overwrite, whole=True)
@@ -291,14 +284,11 @@ def prepare_labelme(
     return outcome
 
 
-def _plan(annotations, save_dir, usable, classes, widths):
-    """Jobs, and the (image, mask) of each as a list names them."""
-    jobs, rows = [], []
+def _places(annotations, save_dir, usable):
+    """Yields (name, annotation, image, mask) of each file: the last three are paths."""
     for name, (image, ending) in usable.items():
         stem = os.path.splitext(name)[0]
-        mask = os.path.join(save_dir, "annotations", *f"{stem}.png".split("/"))
-        inner = image or os.path.join(save_dir, "images", *f"{stem}{ending}".split("/"))
         source = os.path.join(annotations, *name.split("/"))
-        jobs.append(Job(source, mask, convert_labelme, (source, *classes, *widths, inner)))
-        rows.append(tuple(lists.relative(path, save_dir) for path in (inner, mask)))
-    return jobs, rows
+        inner = image or os.path.join(save_dir, "images", *f"{stem}{ending}".split("/"))
+        mask = os.path.join(save_dir, "annotations", *f"{stem}.png".split("/"))
+        yield name, source, inner, mask

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """List files of images and masks, written so that `Dataset` reads them back as they are."""
 
+import collections
 import contextlib
+import dataclasses
 import os
 
 import numpy as np
@@ -119,22 +121,41 @@ def write_lists(texts, folder, options, outcome):
             outcome.done.append(path)
 
 
-def check_shares(shares):
-    """The shares of val and test must leave something to train.
+@dataclasses.dataclass(frozen=True)
+class Deal:
+    """How things are dealt out to train, val and test.
 
-    Args:
-        shares (dict): "val", "test": share of the pairs, 0 to 1.
+    Attributes:
+        val, test (float): Shares, 0 to 1.
+        seed (int): Of the shuffle, 0 or more.
+        group_by_folder (bool): Things of one folder, such as the frames of a video, stay together.
 
     Raises:
-        UserError: A share is out of range.
+        UserError: A share or the seed is out of range, or nothing is left to train.
     """
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise UserError(f"--{name} should be at least 0 and below 1, not {share}.")
-    if sum(shares.values()) >= 1:
-        raise UserError(
-            f"--val and --test together are {sum(shares.values()):g}: nothing is left to train."
-        )
+
+    val: float = 0.2
+    test: float = 0.0
+    seed: int = 0
+    group_by_folder: bool = False
+
+    def __post_init__(self):
+        if self.seed < 0:
+            raise UserError(f"--seed should be at least 0, not {self.seed}.")
+        for name, share in (("val", self.val), ("test", self.test)):
+            if not 0 <= share < 1:
+                raise UserError(f"--{name} should be at least 0 and below 1, not {share}.")
+        if self.val + self.test >= 1:
+            raise UserError(
+                f"--val and --test together are {self.val + self.test:g}: nothing is left to train."
+            )
+
+    def sets(self, paths):
+        """ "train" and each share above 0: its paths, sorted; see `split`."""
+        groups = collections.defaultdict(list)
+        for path in paths:
+            groups[os.path.dirname(path) if self.group_by_folder else path].append(path)
+        return split(groups, {"val": self.val, "test": self.test}, self.seed)
 
 
 def split(groups, shares, seed):

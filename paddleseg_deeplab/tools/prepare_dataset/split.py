@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists of train, val and test from a folder of images and one of masks."""
 
-import collections
 import os
 
 from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
@@ -72,54 +71,28 @@ def find_pairs(images, masks, image_suffix, mask_suffix, outcome):
     return [(by_image[name], by_mask[name]) for name in sorted(by_image) if name in by_mask]
 
 
-def grouped(keys, by_folder):
-    """{group: its keys}; each key by itself, or those of one folder together."""
-    groups = collections.defaultdict(list)
-    for key in keys:
-        groups[os.path.dirname(key) if by_folder else key].append(key)
-    return groups
-
-
-def prepare_split(
-    images,
-    masks,
-    save_dir=None,
-    *,
-    val=0.2,
-    test=0.0,
-    seed=0,
-    image_suffix="",
-    mask_suffix="",
-    group_by_folder=False,
-    separator=None,
-    options,
-):
+def prepare_split(images, masks, save_dir=None, *, image_suffix="", mask_suffix="", deal, options):
     """Writes train.txt and, for shares above 0, val.txt and test.txt.
 
     Args:
         images, masks (str): Folders; pairs have the same path inside them.
         save_dir (str): Where the lists go and what their paths start from; None takes the folder
             that holds both.
-        val, test (float): Shares, 0 to 1.
-        seed (int): Of the shuffle.
         image_suffix, mask_suffix (str): What names end with before the ending, such as "_mask".
-        group_by_folder (bool): Images of one folder, such as the frames of a video, stay together.
-        separator (str): Between image and mask; None chooses one that works.
-        options (Options): How.
+        deal (Deal): How pairs are dealt out.
+        options (Options): How to work.
 
     Returns:
         Outcome: Files without a partner are its failures.
 
     Raises:
-        UserError: No pairs, shares out of range, or a list that exists.
+        UserError: No pairs, or a list that exists.
     """
-    shares = {"val": val, "test": test}
-    lists.check_shares(shares)
     outcome = Outcome()
     pairs = find_pairs(images, masks, image_suffix, mask_suffix, outcome)
     root = save_dir or os.path.commonpath([os.path.abspath(images), os.path.abspath(masks)])
     masks_of = dict(pairs)
-    sets = lists.split(grouped(masks_of, group_by_folder), shares, seed)
+    sets = deal.sets(masks_of)
     rows = {
         f"{name}.txt": [
             (
@@ -130,7 +103,7 @@ def prepare_split(
         ]
         for name, members in sets.items()
     }
-    texts, separator = lists.list_text(rows, separator)
+    texts, separator = lists.list_text(rows, options.separator)
     lists.check_lists(texts, root, options.overwrite, whole=True)
     lists.write_lists(texts, root, options, outcome)
     counts = ", ".join(f"{len(members)} {name}" for name, members in sets.items())

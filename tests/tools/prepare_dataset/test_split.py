@@ -9,6 +9,7 @@ from annotated_sets import H, W, call, folders, image, lines, mask, tree
 
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.tools.prepare_dataset import lists
+from paddleseg_deeplab.utils.errors import UserError
 
 # ------------------------------------------------------------------------------------------ split
 
@@ -123,3 +124,28 @@ def test_split_properties():
                 assert abs(len(sets[name]) - share * sizes.sum()) <= max(sizes) / 2 + 1
         turned = dict(sorted(groups.items(), reverse=True))
         assert lists.split(turned, shares, seed) == sets
+
+
+@pytest.mark.parametrize(
+    ("deal", "text"),
+    [
+        ({"val": 1.0}, "--val should be at least 0 and below 1, not 1.0"),
+        ({"test": -0.1}, "--test should be at least 0 and below 1, not -0.1"),
+        ({"val": float("nan")}, "--val should be at least 0"),
+        ({"val": 0.6, "test": 0.5}, "together are 1.1: nothing is left to train"),
+        ({"seed": -1}, "--seed should be at least 0, not -1"),
+    ],
+)
+def test_what_cannot_be_dealt(deal, text):
+    with pytest.raises(UserError, match=text):
+        lists.Deal(**deal)
+
+
+def test_folders_stay_together():
+    paths = [f"v{k % 5}/f{k}" for k in range(20)]
+    sets = lists.Deal(0.2, 0.2, group_by_folder=True).sets(paths)
+    assert sorted([*sets["train"], *sets["val"], *sets["test"]]) == sorted(paths)
+    assert [len({path.split("/")[0] for path in some}) for some in sets.values()] == [3, 1, 1]
+    single = lists.Deal(0.2, 0.2).sets(paths)
+    assert [len(some) for some in single.values()] == [12, 4, 4]
+    assert single != lists.Deal(0.2, 0.2, seed=1).sets(paths)
