@@ -157,6 +157,16 @@ def _warn_of_fixed_size(shape, sample):
         )
 
 
+def _load_weights(model, path):
+    from paddleseg_deeplab.utils.logger import logger
+    from paddleseg_deeplab.utils.weights.load import load_entire_model
+
+    if path:
+        load_entire_model(model, path)
+    else:
+        logger.warning("No --model_path: the exported weights are those that training starts from.")
+
+
 def run(args):
     """Exports as the flags say; 0, or 1 where the export differs from the trained network."""
     from paddleseg_deeplab.prediction.outputs import check_save_dir
@@ -171,49 +181,41 @@ def run(args):
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
     from paddleseg_deeplab.cvlibs import SegBuilder
-    from paddleseg_deeplab.deploy.export import (
-        ExportMismatch,
-        check_crf,
-        check_input_shape,
-        export,
-        resolve_format,
-    )
+    from paddleseg_deeplab.deploy import export as exporting
+    from paddleseg_deeplab.deploy.deploy_yaml import DeployFacts
     from paddleseg_deeplab.utils.logger import logger
-    from paddleseg_deeplab.utils.weights.load import load_entire_model
 
-    form = resolve_format(args.format, target)
+    form = exporting.resolve_format(args.format, target)
     config = common.read_config(args, pretrained=not args.model_path)
     _nchw_unless_asked(config, args, form)
-    crf = check_crf(config.test_config.get("crf"), args.output_op)
+    crf = exporting.check_crf(config.test_config.get("crf"), args.output_op)
     builder = SegBuilder(config)
-    model = builder.model
-    if args.model_path:
-        load_entire_model(model, args.model_path)
-    else:
-        logger.warning("No --model_path: the exported weights are those that training starts from.")
+    _load_weights(builder.model, args.model_path)
     compose, dicts = _compose(builder, config)
     dataset, names, palette = dataset_facts(builder)
     sample, resized = _sample(args, compose, dataset)
-    shape = check_input_shape(args.input_shape, sample.shape[0])
+    shape = exporting.check_input_shape(args.input_shape, sample.shape[0])
     _warn_of_fixed_size(shape, sample)
+    facts = DeployFacts(
+        transforms=dicts,
+        to_rgb=compose.to_rgb,
+        nodata=compose.nodata,
+        class_names=names,
+        palette=palette,
+        crf=crf,
+    )
     try:
-        export(
-            model,
+        exporting.export(
+            builder.model,
             args.save_dir,
             sample=sample,
             input_shape=shape,
             output_op=_choose_output_op(args, dicts, resized, crf),
             format=form,
             target=target,
-            transforms=dicts,
-            to_rgb=compose.to_rgb,
-            nodata=compose.nodata,
-            class_names=names,
-            palette=palette,
-            device="cpu" if target == "cpu" else device,
-            crf=crf,
+            facts=facts,
         )
-    except ExportMismatch as error:
+    except exporting.ExportMismatch as error:
         logger.error("%s", error)
         return 1
     return 0

@@ -7,6 +7,7 @@ it; the section ``DeepLab`` carries the rest. A ``deploy.yaml`` of PaddleSeg's i
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,46 +28,56 @@ MODEL_FILES = {
 _FORMAT_OF_EXTENSION = {".json": "pir", ".pdmodel": "legacy", ".onnx": "onnx"}
 
 
+@dataclass(kw_only=True)
+class DeployFacts:
+    """What deploy.yaml tells of the data: how images are prepared and results shown.
+
+    Attributes:
+        transforms (Sequence[dict]): Preprocessing, each with its ``type``, as in a config.
+        to_rgb (bool): Whether three-channel images are turned from BGR to RGB.
+        nodata (float | None): Pixels of which a channel has this value in the image file are 0 in
+            the network's input and void (255) in the result; None: all pixels have data.
+        class_names (Sequence[str]): Empty where unknown.
+        palette (np.ndarray | None): uint8 [num_classes, 3] RGB.
+        crf (dict | bool | None): Parameters of the dense CRF that refines the result, as
+            `postprocess.settings.make_crf` takes them; None: no CRF.
+    """
+
+    transforms: Sequence = ()
+    to_rgb: bool = True
+    nodata: float | None = None
+    class_names: Sequence = ()
+    palette: np.ndarray | None = None
+    crf: dict | bool | None = None
+
+
 @dataclass
-class DeployInfo:
-    """An exported folder in words.
+class DeployInfo(DeployFacts):
+    """An exported folder in words: the facts of its data, and of its network these.
 
     Attributes:
         format (str): "pir", "legacy" or "onnx".
         input_shape (list): Four numbers, [N, C, H, W]; None where the size is free.
         output_op (str): "argmax": int32 [N, H, W]; "softmax": float32 [N, num_classes, H, W], 0..1;
             "none": the logits, float32 [N, num_classes, H, W].
-        transforms (list[dict]): Preprocessing, each with its ``type``, as in a config.
         img_channels (int): Channels of an input image.
-        to_rgb (bool): Whether three-channel images are turned from BGR to RGB.
         num_classes (int | None): None where the file does not say.
-        class_names (list[str]): Empty where unknown.
-        palette (np.ndarray | None): uint8 [num_classes, 3] RGB.
         versions (dict): Of this package and of Paddle when it was written.
         checks (dict): The differences that the export measured.
         folder (str): Where the files lie.
         model, params (str | None): File names within the folder.
-        crf (dict | None): Parameters of the dense CRF that refines the result; None: no CRF.
-        nodata (float | None): Pixels of which a channel has this value in the image file are 0 in
-            the network's input and void (255) in the result; None: all pixels have data.
     """
 
     format: str
     input_shape: list
     output_op: str = "argmax"
-    transforms: list = field(default_factory=list)
     img_channels: int = 3
-    to_rgb: bool = True
     num_classes: int | None = None
-    class_names: list = field(default_factory=list)
-    palette: np.ndarray | None = None
     versions: dict = field(default_factory=dict)
     checks: dict = field(default_factory=dict)
     folder: str = ""
     model: str | None = None
     params: str | None = None
-    crf: dict | None = None
-    nodata: float | None = None
 
     def __post_init__(self):
         names = (*MODEL_FILES[self.format], None)
@@ -89,7 +100,7 @@ def write(info, path):
         "Deploy": {
             "model": info.model,
             "params": info.params,
-            "transforms": info.transforms,
+            "transforms": [dict(t) for t in info.transforms],
             "input_shape": info.input_shape,
             "output_op": info.output_op,
             "output_dtype": "int32" if info.output_op == "argmax" else "float32",

@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 
 import paddle
 import paddle.nn.functional as F
@@ -16,7 +17,7 @@ from paddle import nn
 from paddleseg_deeplab import __version__
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.deploy.compare import ExportMismatch, compare_export
-from paddleseg_deeplab.deploy.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployInfo
+from paddleseg_deeplab.deploy.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployFacts, DeployInfo
 from paddleseg_deeplab.deploy.export_probe import best_cpu_format
 from paddleseg_deeplab.deploy.fold import folded_copy
 from paddleseg_deeplab.deploy.tensorrt import CACHE_FOLDER, SHAPE_FILE
@@ -237,15 +238,12 @@ def export(
     output_op="argmax",
     format="auto",
     target="cpu",
-    transforms=(),
-    to_rgb=True,
-    class_names=(),
-    palette=None,
-    device="cpu",
-    crf=None,
-    nodata=None,
+    facts=None,
 ):
     """Exports ``model``, checks the export against it, and only then puts it in its place.
+
+    The check runs on a CPU where ``target`` is "cpu", and for an ONNX file; else on the device that
+    Paddle uses.
 
     Args:
         model (nn.Layer): `forward` gives a list of logits, the main one first.
@@ -260,15 +258,8 @@ def export(
         format (str): "pir" (model.json), "legacy" (model.pdmodel), "onnx" or "auto", see
             `resolve_format`.
         target (str): "cpu" or "gpu", what "auto" chooses for and what the network is arranged for.
-        transforms (Sequence[dict]): Preprocessing for deploy.yaml, each with its ``type``.
-        to_rgb (bool): Whether the preprocessing turns BGR into RGB.
-        class_names (Sequence[str]), palette (np.ndarray, uint8 [num_classes, 3] RGB): For
-            deploy.yaml.
-        device (str): Where the exported network is tried: "cpu", "gpu" or "gpu:N"; an ONNX file on
-            the CPU always.
-        crf (optional): Settings of the dense CRF for deploy.yaml (True, False or a dict, as
-            `postprocess.settings.make_crf` takes them); not with "argmax".
-        nodata (float, optional): Of the dataset, for deploy.yaml.
+        facts (DeployFacts, optional): What infer.py has to know of the data, for deploy.yaml. A CRF
+            in it does not go with "argmax".
 
     Returns:
         DeployInfo: What was written; ``checks`` holds the measured differences.
@@ -279,18 +270,13 @@ def export(
     """
     if output_op not in OUTPUT_OPS:
         raise UserError(f"--output_op {output_op}: use one of {', '.join(OUTPUT_OPS)}.")
-    crf = check_crf(crf, output_op)
+    facts = DeployFacts() if facts is None else facts
+    facts = replace(facts, crf=check_crf(facts.crf, output_op))
     if getattr(sample, "ndim", 0) != 3:
         raise ValueError(f"sample should be [C, H, W], not {getattr(sample, 'shape', sample)}.")
     check_finite_weights(model, f"The weights of this {type(model).__name__}")
     form = resolve_format(format, target)
-    if form != "pir" and getattr(model, "data_format", "NCHW") == "NHWC":
-        # Paddle Inference 3.3.1 folds batch norm into an NHWC convolution wrongly ("Broadcast
-        # dimension mismatch"), oneDNN reads its channels as rows.
-        raise UserError(
-            f"--format {form} needs a network of data_format NCHW. The weights serve both: build "
-            "it with NCHW and load them, or use --format pir."
-        )
+    _check_layout(model, form)
     save_dir = os.path.abspath(save_dir)
     check_save_dir(save_dir)
     os.makedirs(os.path.dirname(save_dir), exist_ok=True)
@@ -298,21 +284,17 @@ def export(
         format=form,
         input_shape=check_input_shape(input_shape, sample.shape[0]),
         output_op=output_op,
-        transforms=[dict(t) for t in transforms],
         img_channels=sample.shape[0],
-        to_rgb=to_rgb,
         num_classes=getattr(model, "num_classes", None),
-        class_names=list(class_names),
-        palette=palette,
         versions={"paddleseg_deeplab": __version__, "paddle": paddle.__version__},
-        crf=crf,
-        nodata=nodata,
+        **vars(facts),
     )
     temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
     try:
         info.folder = temporary
         with evaluation_mode(model), paddle.no_grad():
             _save(model, info, target)
+            device = "cpu" if target == "cpu" else paddle.get_device()
             info.checks = compare_export(model, info, sample, device)
         deploy_yaml.write(info, os.path.join(temporary, deploy_yaml.FILE_NAME))
         _move_into_place(temporary, save_dir)
@@ -321,6 +303,16 @@ def export(
     info.folder = save_dir
     logger.info("Exported to %s (%s, output %s)", save_dir, info.model, output_op)
     return info
+
+
+def _check_layout(model, form):
+    if form != "pir" and getattr(model, "data_format", "NCHW") == "NHWC":
+        # Paddle Inference 3.3.1 folds batch norm into an NHWC convolution wrongly ("Broadcast
+        # dimension mismatch"), oneDNN reads its channels as rows.
+        raise UserError(
+            f"--format {form} needs a network of data_format NCHW. The weights serve both: build "
+            "it with NCHW and load them, or use --format pir."
+        )
 
 
 def _move_into_place(temporary, save_dir):

@@ -179,7 +179,6 @@ def run_row(name, network, settings, *, form="legacy", shape=None, share=None):
                 output_op="none",
                 format=form,
                 target=target,
-                device=settings.device,
             )
             outputs = _run(info, settings, batches)
             logits = [infer_logits(network, paddle.to_tensor(b)).numpy() for b in batches]
@@ -236,7 +235,6 @@ def _export_row(network, form, device):
                 output_op="none",
                 format=form,
                 target=target,
-                device=device,
             ).checks
     except Exception as error:  # Paddle's and paddle2onnx' own among them
         return failed(name, _reason(error))
