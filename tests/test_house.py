@@ -41,8 +41,8 @@ PADDLE_FREE = (
     *("tools/check_dataset/", "tools/prepare_dataset/", "tools/search_crf/search.py"),
     *("deploy/deploy_yaml.py", "deploy/runtimes.py", "deploy/settings.py"),
     *(f"utils/{name}.py" for name in ("__init__", "archive", "class_weights", "cpu", "download")),
-    *(f"utils/{name}.py" for name in ("errors", "finite", "installed", "logger", "metrics")),
-    *("utils/drawing.py", "utils/safe_yaml.py", "utils/visualize.py"),
+    *(f"utils/{name}.py" for name in ("errors", "installed", "logger", "metrics")),
+    *("utils/drawing.py", "utils/safe_yaml.py", "utils/visualize.py", "utils/weights/finite.py"),
     *("utils/safe_pickle/machine.py", "utils/safe_pickle/words.py"),
 )
 

@@ -8,7 +8,6 @@ OpenVINO run it without Paddle.
 import os
 import sys
 import time
-from functools import partial
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError
@@ -146,7 +145,6 @@ def run(args):
     from paddleseg_deeplab.deploy import inferer, tensorrt
     from paddleseg_deeplab.postprocess.settings import make_crf
     from paddleseg_deeplab.prediction import batching, outputs, pictures
-    from paddleseg_deeplab.prediction.crf import refined
     from paddleseg_deeplab.utils import visualize
     from paddleseg_deeplab.utils.logger import logger
 
@@ -167,13 +165,18 @@ def run(args):
     failures, start, workers = [], time.perf_counter(), args.num_workers
     if workers is None:
         workers = 0 if args.benchmark else batching.automatic_workers()
-    found = inferer.results(network, paths, failures, "prob" in wanted or crf is not None, workers)
-    if crf is not None:
-        noted = {"on_error": partial(pictures.note_failure, failures)}
-        noted["seconds"] = network.seconds["CRF"]
-        found = refined(make_crf(crf), found, lambda one: one["crf_image"], workers, **noted)
-    places = {"save_dir": args.save_dir, "names": names, "palette": palette, "outputs": wanted}
-    written = pictures.write_pictures(found, failures, workers, **places)
+    found = inferer.results(
+        network, paths, failures, "prob" in wanted, crf=make_crf(crf), num_workers=workers
+    )
+    written = pictures.write_pictures(
+        found,
+        failures,
+        workers,
+        save_dir=args.save_dir,
+        names=names,
+        palette=palette,
+        outputs=wanted,
+    )
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         for done, _ in enumerate(written, 1):
             bar.update(done + len(failures) - bar.n)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a trained network for deployment, loads what was written, and compares the two.
 
-What is written is a rearranged copy, see `export_fold`.
+What is written is a rearranged copy, see `deploy.fold`.
 """
 
 import contextlib

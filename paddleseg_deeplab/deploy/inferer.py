@@ -10,6 +10,7 @@ from paddleseg_deeplab import registry, transforms
 from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
 from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.prediction import batching, pictures, restore
+from paddleseg_deeplab.prediction.crf import refined
 from paddleseg_deeplab.prediction.scores import check_finite
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -64,7 +65,7 @@ class Inferer:
 
     def __init__(self, info, settings, for_crf=False):
         self.info = info
-        self.load = partial(pictures.load_picture, compose=build_compose(info), for_crf=for_crf)
+        self._compose, self._for_crf = build_compose(info), for_crf
         self.runtime = open_runtime(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
@@ -82,12 +83,15 @@ class Inferer:
         Raises:
             UserError: it cannot be read, or its size is not the one that the network takes.
         """
-        sample = self._timed("preprocess", 1, self.load, path)
+        load = pictures.load_picture
+        sample = self._timed("preprocess", 1, load, path, self._compose, self._for_crf)
         chw = sample["img"]
         least = self.runtime.smallest_side
         if min(chw.shape[1:]) < least:
-            why = f"gives an input {list(chw.shape)}, {self.runtime.name} takes sides from"
-            raise UserError(f"{path}: {why} {least} pixels on. Use another --runtime.")
+            raise UserError(
+                f"{path}: gives an input {list(chw.shape)}, {self.runtime.name} takes sides from "
+                f"{least} pixels on. Use another --runtime."
+            )
         for want, have in zip(self.info.input_shape[1:], chw.shape):
             if want and want != have:
                 raise UserError(
@@ -107,8 +111,10 @@ class Inferer:
 
     def finish(self, output, trans_info, want_probabilities):
         """See `postprocess`."""
-        settings = (trans_info, self.info.output_op, want_probabilities)
-        return self._timed("postprocess", 1, postprocess, output, *settings)
+        output_op = self.info.output_op
+        return self._timed(
+            "postprocess", 1, postprocess, output, trans_info, output_op, want_probabilities
+        )
 
 
 def batches(inferer, paths, failures, num_workers=0):
@@ -118,8 +124,22 @@ def batches(inferer, paths, failures, num_workers=0):
     return batching.equal_size_batches(samples, inferer.batch_size)
 
 
-def results(inferer, paths, failures, want_probabilities, num_workers=0):
-    """Yields (sample, labels, probabilities or None) of each image that can be used."""
+def results(inferer, paths, failures, want_probabilities=False, *, crf=None, num_workers=0):
+    """Predicts images, several at once.
+
+    Args:
+        inferer (Inferer): Made ``for_crf`` where there is one.
+        paths (Sequence[str]): The images.
+        failures (list): Gets (path, reason) of each image that cannot be used.
+        want_probabilities (bool): A CRF gives them in any case.
+        crf (DenseCRF, optional): Refines the results.
+        num_workers (int): Threads that read ahead; as many run the CRF.
+
+    Yields:
+        tuple: Sample, labels (integers [H, W]), probabilities (float32 [num_classes, H, W]) or
+        None.
+    """
+    want_probabilities = want_probabilities or crf is not None
 
     def run(samples, batch):
         outputs = inferer.infer(batch)
@@ -131,7 +151,17 @@ def results(inferer, paths, failures, want_probabilities, num_workers=0):
 
     found = pictures.run_batches(run, batches(inferer, paths, failures, num_workers), failures)
     singles = (([sample], [output]) for sample, output in found)
-    return pictures.run_batches(finish, singles, failures)
+    finished = pictures.run_batches(finish, singles, failures)
+    if crf is None:
+        return finished
+    return refined(
+        crf,
+        finished,
+        lambda sample: sample["crf_image"],
+        num_workers,
+        seconds=inferer.seconds["CRF"],
+        on_error=partial(pictures.note_failure, failures),
+    )
 
 
 def _runs(inferer, paths, times=1):

@@ -10,7 +10,7 @@ from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
 from paddleseg_deeplab.deploy.settings import check_settings, choose_runtime
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
-from paddleseg_deeplab.utils.finite import check_exported
+from paddleseg_deeplab.utils.weights.finite import check_exported
 
 _LONGEST_REASON = 300  # characters
 

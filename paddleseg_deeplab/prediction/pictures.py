@@ -40,7 +40,7 @@ def load_picture(path, compose, for_crf=False):
         for_crf (bool): A dense CRF will need the image too.
 
     Returns:
-        dict: ``img`` float32 [C, h, w], ``trans_info``, ``nodata`` (see `pipeline.prepare`);
+        dict: ``img`` float32 [C, h, w], ``trans_info``, ``nodata`` (see `restore.prepare`);
         ``original`` uint8 RGB [H, W, 3], as overlays take it, a quarter of the memory;
         ``crf_image`` uint8 [H, W, C] or None.
 
@@ -106,14 +106,16 @@ def run_batches(run, batches, failures):
 
 
 def write_pictures(results, failures, num_workers=0, *, save_dir, names, palette, outputs):
-    """Writes results beside the making of the next ones; see `feed.write_behind`.
+    """Writes results beside the making of the next ones; see `batching.write_behind`.
 
     Args:
         results (Iterable): Of (sample, labels, probabilities or None).
         failures (list): Gets (path, reason) of each picture that cannot be written.
         num_workers (int): Threads.
-        save_dir (str), palette (np.ndarray), outputs (Sequence[str]): See `write_outputs`.
+        save_dir (str): Folder of all results.
         names (Sequence[str]): Of the results, by the samples' index.
+        palette (np.ndarray): uint8 [num_classes, 3] RGB.
+        outputs (Sequence[str]): Kinds to write, see `write_outputs`.
 
     Yields:
         tuple: Path and files (dict: kind to file) of each picture that is written.

@@ -151,7 +151,7 @@ class Deal:
             )
 
     def sets(self, paths):
-        """ "train" and each share above 0: its paths, sorted; see `split`."""
+        """Set: its paths, sorted. The sets are "train" and each share above 0; see `split`."""
         groups = collections.defaultdict(list)
         for path in paths:
             groups[os.path.dirname(path) if self.group_by_folder else path].append(path)

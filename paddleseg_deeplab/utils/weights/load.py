@@ -18,9 +18,9 @@ import numpy as np
 import paddle
 
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.finite import finite
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.safe_pickle import reader
+from paddleseg_deeplab.utils.weights.finite import finite
 
 _SHOWN = 5  # names in a message
 _SUFFIXES = (".pdparams", ".safetensors")

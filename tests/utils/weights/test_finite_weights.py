@@ -20,8 +20,8 @@ from paddleseg_deeplab.models import DeepLabV3P, ResNet18_vd
 from paddleseg_deeplab.tools.convert_weights.convert import convert_weights
 from paddleseg_deeplab.transforms import Compose, Normalize
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.finite import check_exported
 from paddleseg_deeplab.utils.visualize import save_image
+from paddleseg_deeplab.utils.weights.finite import check_exported
 from paddleseg_deeplab.utils.weights.load import (
     check_finite_weights,
     load_entire_model,
