@@ -20,6 +20,7 @@ from paddleseg_deeplab.core.training.watch.preflight import (
     warn_of_wide_rates,
 )
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.deploy import inferer
 from paddleseg_deeplab.transforms.reading.files import read_image
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
@@ -121,7 +122,7 @@ def test_infer_shows_images_in_their_own_colours(tmp_path, monkeypatch, to_rgb):
             seen.append(batch)
             return (batch[:, 0] > 128).astype(np.int32)
 
-    monkeypatch.setattr(infer, "open_runtime", lambda info, settings: Runtime())
+    monkeypatch.setattr(inferer, "open_runtime", lambda info, settings: Runtime())
     flags = ["--model_dir", tmp_path, "--image_path", tmp_path / "a.png", "--save_dir"]
     assert infer.main([*map(str, flags), str(tmp_path / "out"), "--device", "cpu"]) == 0
     first = 0 if to_rgb == "true" else 2
