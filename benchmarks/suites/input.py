@@ -91,7 +91,7 @@ def ours(dataset, count):
 
 
 class OneByOne(T.Compose):
-    """Makes the whole image first, resizes and then crops it; the rest runs in bands here too."""
+    """Makes the whole image first, resizes and then crops it; the rest is the same."""
 
     def read(self, data):
         return super().read(data)

@@ -5,7 +5,7 @@ keep that range; masks pass through them untouched."""
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.transforms import bands, functional
+from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.checks import check_number, rng_of
 from paddleseg_deeplab.transforms.reading.values import LIMIT
 
@@ -120,13 +120,11 @@ class RandomDistort:
             setattr(self, f"{name}_range", extent)
             setattr(self, f"{name}_prob", prob)
 
-    def bandwise(self, data):
-        """See `transforms.bands`."""
+    def __call__(self, data):
         rng, img = rng_of(data), data["img"]
         names = ["brightness", "contrast", "sharpness"]
         if img.ndim == 3 and img.shape[2] == 3:
             names += ["saturation", "hue"]
-        steps = []
         for name in rng.permutation(names):
             if rng.random() >= getattr(self, f"{name}_prob"):
                 continue
@@ -134,20 +132,8 @@ class RandomDistort:
             amount = rng.uniform(-extent, extent)
             if name != "hue":
                 amount = max(0.0, 1 + amount)
-            steps.append(_distortion(str(name), amount))
-        return dict(data), steps
-
-    def __call__(self, data):
-        out, steps = self.bandwise(data)
-        return {**out, "img": bands.run(data["img"], steps)}
-
-
-def _distortion(name, amount):
-    """A `bands.Step` of a function of `functional`."""
-    function = getattr(functional, name)
-    if name == "contrast":
-        return bands.Step(lambda img, mean: function(img, amount, mean), functional.mean_grey)
-    return bands.Step(lambda img: function(img, amount), whole=name == "sharpness")
+            img = getattr(functional, name)(img, amount)
+        return {**data, "img": img}
 
 
 @registry.TRANSFORMS.add_component
@@ -183,12 +169,6 @@ class Normalize:
                 f"Normalize: with mean {mean!r} and std {std!r} values become infinite; the usual "
                 "std is about 0.2 to 0.5."
             )
-
-    def bandwise(self, data):
-        """See `transforms.bands`."""
-        img = data["img"]
-        channels = 1 if img.ndim == 2 else img.shape[2]
-        return dict(data), [bands.Affine(*functional.normalization(channels, self.mean, self.std))]
 
     def __call__(self, data):
         return {**data, "img": functional.normalize(data["img"], self.mean, self.std)}

@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.transforms import bands, resize_crop
+from paddleseg_deeplab.transforms import functional, resize_crop
 from paddleseg_deeplab.transforms.checks import check_int, image_size
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.source import array_source, open_image
@@ -154,22 +154,14 @@ class Compose:
         transforms = self.transforms
         if not isinstance(out["img"], np.ndarray):
             out, transforms = self._materialize(out)
-        steps = []  # of the image, not done yet
         for transform in transforms:
-            bandwise = bands.bandwise_of(transform)
-            if bandwise is not None:
-                out, more = self._apply(transform, out, bandwise)
-                steps += more
-                continue
-            out, steps = {**out, "img": bands.run(out["img"], steps)}, []
             out = self._apply(transform, out)
             if not isinstance(out, dict):
                 raise TypeError(
                     f"Compose: {transform!r} returned {type(out)}; a transform returns the sample."
                 )
-        if own_rng:
-            out = {key: value for key, value in out.items() if key != "rng"}
-        return self._finish(out, steps)
+        out = {key: value for key, value in out.items() if key != "rng" or not own_rng}
+        return self._finish(out)
 
     def _materialize(self, data):
         """(sample whose img is an array, transforms that are left to do) of a lazy one."""
@@ -198,9 +190,9 @@ class Compose:
             raise UserError(f"{name}: {str(error).rstrip('.')}.{path}") from error
 
     @staticmethod
-    def _finish(out, steps):
-        """Does the image's last steps and puts it to float32 [C, H, W]."""
-        out["img"] = bands.run(out["img"], steps, planes=True)
+    def _finish(out):
+        """Puts the image to float32 [C, H, W]."""
+        out["img"] = functional.to_planes(out["img"])
         label = out.get("label")
         if isinstance(label, np.ndarray) and label.ndim == 3:
             out["label"] = label.transpose(2, 0, 1)

@@ -290,7 +290,7 @@ def normalize(img, mean, std):
     """
     planes = img[:, :, None] if img.ndim == 2 else img
     channels = planes.shape[2]
-    scale, shift = normalization(channels, mean, std)
+    scale, shift = _normalization(channels, mean, std)
     out = np.empty((channels, *planes.shape[:2]), np.float32)
     for c in range(channels):
         np.multiply(planes[:, :, c], scale[c], out=out[c])
@@ -298,7 +298,21 @@ def normalize(img, mean, std):
     return out[0] if img.ndim == 2 else out.transpose(1, 2, 0)
 
 
-def normalization(channels, mean, std):
+def to_planes(img):
+    """The image as networks take it.
+
+    Args:
+        img (np.ndarray): [H, W] or [H, W, C], any dtype.
+
+    Returns:
+        np.ndarray: float32 [1, H, W] or [C, H, W], in memory too; a view where it lies there
+        like that already, as after `normalize`.
+    """
+    planes = img[None] if img.ndim == 2 else img.transpose(2, 0, 1)
+    return np.ascontiguousarray(planes, dtype=np.float32)
+
+
+def _normalization(channels, mean, std):
     """What `normalize` multiplies by and what it adds: two float32 [channels]; errors as there."""
     values = []
     for name, value in (("mean", mean), ("std", std)):
@@ -326,11 +340,10 @@ def brightness(img, factor):
     return _clip(img * np.float32(factor))
 
 
-def contrast(img, factor, mean=None):
-    """Blends with the image's mean grey: 0 is grey, 1 the image. `mean` is what `mean_grey` gives,
-    where `img` is a part of the image."""
+def contrast(img, factor):
+    """Blends with the image's mean grey: 0 is grey, 1 the image."""
     out = img * np.float32(factor)
-    out += np.float32((1 - factor) * (mean_grey(img) if mean is None else mean))
+    out += np.float32((1 - factor) * mean_grey(img))
     return _clip(out)
 
 

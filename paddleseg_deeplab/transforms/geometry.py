@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.transforms import bands, functional
+from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.checks import (
     changed,
     check_colors,
@@ -40,16 +40,10 @@ class RandomHorizontalFlip:
     def __init__(self, prob=0.5):
         self.prob = check_number("RandomHorizontalFlip", "prob", prob, 0, 1)
 
-    def bandwise(self, data):
-        """See `transforms.bands`."""
-        if rng_of(data).random() >= self.prob:
-            return dict(data), []
-        out = changed(data, lambda img: img, functional.horizontal_flip)
-        return out, [bands.Step(functional.horizontal_flip)]
-
     def __call__(self, data):
-        out, steps = self.bandwise(data)
-        return {**out, "img": functional.horizontal_flip(data["img"])} if steps else out
+        if rng_of(data).random() < self.prob:
+            return changed(data, functional.horizontal_flip, functional.horizontal_flip)
+        return dict(data)
 
 
 @registry.TRANSFORMS.add_component

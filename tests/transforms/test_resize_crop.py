@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fast ways of the training input give what the plain ones give: a crop before its resize, the
-first rows of a PNG, and steps that run in bands of rows."""
+first rows of a PNG, and colour operations in OpenCV."""
 
 import io
 import struct
@@ -16,8 +16,8 @@ from PIL import Image
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.kernels import png
-from paddleseg_deeplab.transforms import bands, resize_crop
 from paddleseg_deeplab.transforms import functional as F
+from paddleseg_deeplab.transforms import resize_crop
 from paddleseg_deeplab.transforms.reading import source
 from paddleseg_deeplab.transforms.reading.files import read_image, read_label
 from paddleseg_deeplab.utils.errors import UserError
@@ -25,7 +25,7 @@ from paddleseg_deeplab.utils.errors import UserError
 # Grey levels, reasons in the modules: where OpenCV's float32 coordinates put a pixel; and the last
 # bits of float32 after up to five operations (an ulp of 255 is 1.5e-5; hue divides and multiplies).
 RESIZE_TOLERANCE = 1 / 8
-BANDS_TOLERANCE = 5e-3
+ROUNDING = 5e-3
 RESIZES = (
     lambda: T.ResizeStepScaling(0.5, 2.0, 0.25),
     lambda: T.ResizeStepScaling(0.3, 2.5, 0),
@@ -300,12 +300,12 @@ def test_grey_labels_as_pillow_reads_them(tmp_path, monkeypatch):
         read_label(path)
 
 
-# -- bands ---------------------------------------------------------------------------------------
+# -- colours -------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**31), st.sampled_from((1, 3, 4)), st.integers(1, 80), st.integers(1, 60))
 @settings(max_examples=60, deadline=None)
-def test_bands_equal_one_by_one(seed, channels, height, width):
+def test_compose_equals_the_functions_one_by_one(seed, channels, height, width):
     img = make_sample(seed, height, width, channels)["img"]
     probabilities = dict.fromkeys(
         [f"{n}_prob" for n in ("brightness", "contrast", "saturation", "hue", "sharpness")], 0.7
@@ -326,11 +326,9 @@ def test_bands_equal_one_by_one(seed, channels, height, width):
             expected = getattr(F, name)(np.ascontiguousarray(expected), amount)
     expected = F.normalize(expected, [0.4], [0.3]).transpose(2, 0, 1)
     ours = np.random.default_rng(seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bands, "_BAND_BYTES", 2000)
-        out = compose({"img": img, "rng": ours})["img"]
+    out = compose({"img": img, "rng": ours})["img"]
     assert out.flags.c_contiguous
-    np.testing.assert_allclose(out, expected, rtol=0, atol=BANDS_TOLERANCE / 255 / 0.3)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=ROUNDING / 255 / 0.3)
     assert ours.random() == rng.random()
 
 
@@ -342,20 +340,17 @@ def test_every_turn_of_the_hue_and_the_mean_in_closed_form():
         rise, fall = 200 * share, 200 * (1 - share)
         table = ((200, rise, 0), (fall, 200, 0), (0, 200, rise), (0, fall, 200), (rise, 0, 200))
         expected = (*table, (200, 0, fall))[sector]
-        np.testing.assert_allclose(F.hue(red, turns)[0, 0], expected, atol=BANDS_TOLERANCE)
+        np.testing.assert_allclose(F.hue(red, turns)[0, 0], expected, atol=ROUNDING)
     noise = make_sample(1, 50, 60)["img"].astype(np.float32)
     mean = (noise.astype(np.float64).mean((0, 1)) * (0.299, 0.587, 0.114)).sum()
     assert F.mean_grey(noise) == pytest.approx(mean, rel=1e-6)
 
 
-def test_only_a_class_s_own_bandwise_is_used():
+def test_a_subclass_s_own_call_is_used():
     class Own(T.Normalize):
         def __call__(self, data):
             return {**data, "img": data["img"] * 0 + 7}
 
-    assert bands.bandwise_of(T.Normalize()) is not None
-    assert bands.bandwise_of(Own()) is None
-    assert bands.bandwise_of(lambda data: data) is None
     out = T.Compose([T.RandomDistort(), Own()])(make_sample(0, 5, 6))
     np.testing.assert_array_equal(out["img"], np.full((3, 5, 6), 7, np.float32))
 
