@@ -134,7 +134,7 @@ class BaseDataset:
         has_label = sample.get("label") is not None
         sample["gt_fields"] = ["label"] if training and has_label else []
         sample["rng"] = np.random.default_rng([self.seed, int(epoch), index])
-        out = self.transforms.apply(sample)
+        out = self._transform(sample)
         result = {"img": out["img"], "im_path": self.file_list[index][0]}
         if has_label:
             label = out["label"].astype(np.int64)
@@ -146,16 +146,20 @@ class BaseDataset:
         return result
 
     def _read(self, index):
-        """A sample for `Compose.apply`: img and, where there is one, label [H, W] of classes."""
+        """The image's path and, where there is one, the label as it was read: [H, W] of classes."""
         path, label_path = self.file_list[index]
         sample = {"img": path}
         if label_path is not None:
             # The label's values are checked here, the sizes of both by Compose.
             own = type(self).load_label is not BaseDataset.load_label
-            # Compose marks what has no data, without reading the image once more for it.
+            # Compose marks as void what has no data, without reading the image once more for it.
             sample["label"] = self.load_label(index) if own else self._load_classes(index)
             sample["label_path"] = label_path
-        return self.transforms.read_lazily(sample)
+        return sample
+
+    def _transform(self, sample):
+        """Opens the image, checks its size and runs the transforms: see `Compose.__call__`."""
+        return self.transforms(sample)
 
     def load_image(self, index):
         """The untransformed image of a sample: float32 [H, W, C], 0..255, RGB."""

@@ -7,6 +7,7 @@ lists and its arrays stay as they were. Keys used: ``img`` (float32 [H, W, C], 0
 ``trans_info`` (what has to be undone after prediction) and ``rng`` (a `numpy.random.Generator`).
 """
 
+import contextlib
 import numbers
 
 import cv2
@@ -14,12 +15,24 @@ import numpy as np
 
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.reading.values import LIMIT
+from paddleseg_deeplab.utils.errors import UserError
 
 
 def rng_of(data):
     """The sample's random generator; a fresh one, seeded by the system, when it has none."""
     rng = data.get("rng")
     return np.random.default_rng() if rng is None else rng
+
+
+@contextlib.contextmanager
+def naming(transform, data):
+    """Within it, a `functional.Misfit` becomes a `UserError` that names transform and image."""
+    try:
+        yield
+    except functional.Misfit as error:
+        path = f" Image: {data['im_path']}." if "im_path" in data else ""
+        name = type(transform).__name__
+        raise UserError(f"{name}: {str(error).rstrip('.')}.{path}") from error
 
 
 def image_size(data):

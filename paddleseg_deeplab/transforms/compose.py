@@ -6,25 +6,13 @@ import os
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.transforms import functional, resize_crop
-from paddleseg_deeplab.transforms.checks import check_int, image_size
+from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.transforms.checks import check_int, image_size, naming
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.source import array_source, open_image
 from paddleseg_deeplab.transforms.reading.values import mark_void, parse_nodata
+from paddleseg_deeplab.transforms.resize_crop import ResizeCrop, with_resize_crop
 from paddleseg_deeplab.utils.errors import UserError
-
-
-def _as_source(array, img_channels, to_rgb, nodata, name):
-    """An array that holds an image as OpenCV reads it (BGR)."""
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.ndim != 3 or array.shape[2] != img_channels:
-        raise ValueError(
-            f"img has the shape {array.shape}; expected [H, W, {img_channels}], since "
-            f"img_channels is {img_channels}."
-        )
-    swap = to_rgb and img_channels == 3
-    return array_source(array, f"Image {name}", swap, nodata=nodata)
 
 
 @registry.TRANSFORMS.add_component
@@ -41,9 +29,14 @@ class Compose:
 
     Raises:
         TypeError: `transforms` is not a list of callables. UserError: `nodata` is no number.
+
+    Attributes:
+        transforms (list): The same; it may be changed or replaced at any time.
     """
 
-    nodata = None  # of a subclass with a constructor of its own
+    # Of a subclass with a constructor of its own.
+    nodata = None
+    _chosen = ((), [])
 
     def __init__(self, transforms, to_rgb=True, img_channels=3, *, nodata=None):
         if not isinstance(transforms, (list, tuple)):
@@ -57,7 +50,7 @@ class Compose:
         self.nodata = parse_nodata("Compose", nodata)
 
     def __call__(self, data):
-        """Reads and transforms one sample.
+        """Reads and transforms one sample: all that happens from a path to a network's input.
 
         Args:
             data (dict): ``img``: a path, or an array [H, W] or [H, W, C] in 0..255 that counts as
@@ -75,7 +68,18 @@ class Compose:
             UserError: A file is missing or broken, image and label differ in size, or values are
                 NaN, infinite or beyond 1e6 in magnitude in what was read.
         """
-        return self.apply(self.read_lazily(data))
+        if type(self).read is not Compose.read or type(self).apply is not Compose.apply:
+            return self.apply({**data, **self.read(data)})  # a subclass's: between them are arrays
+        steps = self._steps()
+        by_parts = bool(steps) and isinstance(steps[0], ResizeCrop)
+        sample = self._open_image(data, whole=not by_parts)  # checks its values
+        _read_label(sample)
+        _check_sizes(sample)
+        _mark_nodata(sample)
+        if not by_parts:  # else the first step makes what it crops
+            sample["img"] = sample["img"].whole()
+        sample = _transform(sample, steps)
+        return _to_planes(sample)
 
     def read(self, data):
         """The first half of a call: a new sample whose img and label are arrays.
@@ -86,117 +90,115 @@ class Compose:
         Returns:
             dict: ``img`` float32 [H, W, C] in 0..255, a copy that transforms may keep.
         """
-        out = self._open(data, whole=True)
-        out["img"] = out["img"].whole()
-        return out
-
-    def read_lazily(self, data):
-        """`read` for `apply`: ``img`` may be a source (see `transforms.reading.source`), of which
-        `apply` makes the part alone that a first random crop takes.
-
-        A subclass with a `read` or an `apply` of its own gets and gives arrays.
-        """
-        kind = type(self)
-        if kind.read is not Compose.read or kind.apply is not Compose.apply:
-            return self.read(data)
-        return self._open(data, whole=resize_crop.match(self.transforms) is None)
-
-    def _open(self, data, whole):
-        """A new sample whose img is a source and whose label is an array."""
-        if data.get("img") is None:
-            raise ValueError("Compose: the sample has no 'img'; give a path or an array.")
-        out = dict(data)
-        source = data["img"]
-        if isinstance(source, (str, os.PathLike)):
-            nodata = self.nodata
-            out["img"] = open_image(source, self.img_channels, self.to_rgb, whole, nodata)
-            out.setdefault("im_path", str(source))
-        elif isinstance(source, np.ndarray):
-            name = str(data.get("im_path", "given as an array"))
-            out["img"] = _as_source(source, self.img_channels, self.to_rgb, self.nodata, name)
-        else:
-            raise TypeError(f"Compose: 'img' must be a path or an array, not {type(source)}.")
-        label = data.get("label")
-        if isinstance(label, (str, os.PathLike)):
-            out["label"] = read_label(label)
-            out.setdefault("label_path", str(label))
-        elif isinstance(label, np.ndarray):
-            out["label"] = label.copy()
-        out["gt_fields"] = list(data.get("gt_fields", ()))
-        out["trans_info"] = list(data.get("trans_info", ()))
-        self._check_sizes(out)
-        if out["img"].void is not None:
-            out["nodata"] = out["img"].void
-            if isinstance(out.get("label"), np.ndarray):
-                out["label"] = mark_void(out["label"], out["nodata"])
-        return out
-
-    def _check_sizes(self, data):
-        size = image_size(data)
-        keys = [*data["gt_fields"], *(["label"] if data.get("label") is not None else [])]
-        for key in keys:
-            if not isinstance(data.get(key), np.ndarray):
-                raise ValueError(f"Compose: {key!r} is in gt_fields, but the sample has none.")
-            if data[key].shape[:2] != size:
-                height, width = data[key].shape[:2]
-                raise UserError(
-                    f"{key} {data.get('label_path', '')} is {width}x{height} (width x height), its "
-                    f"image {data.get('im_path', '')} is {size[1]}x{size[0]}. Make them equal; if "
-                    "sides are swapped, the image carries an EXIF rotation, which is obeyed."
-                )
+        sample = self._open_image(data, whole=True)
+        _read_label(sample)
+        _check_sizes(sample)
+        _mark_nodata(sample)
+        sample["img"] = sample["img"].whole()
+        return sample
 
     def apply(self, data):
         """The second half of a call: runs the transforms on what `read` returned."""
-        out = dict(data)
-        own_rng = out.get("rng") is None
-        if own_rng:
-            out["rng"] = np.random.default_rng()
-        transforms = self.transforms
-        if not isinstance(out["img"], np.ndarray):
-            out, transforms = self._materialize(out)
-        for transform in transforms:
-            out = self._apply(transform, out)
-            if not isinstance(out, dict):
-                raise TypeError(
-                    f"Compose: {transform!r} returned {type(out)}; a transform returns the sample."
-                )
-        out = {key: value for key, value in out.items() if key != "rng" or not own_rng}
-        return self._finish(out)
+        return _to_planes(_transform(data, self.transforms))
 
-    def _materialize(self, data):
-        """(sample whose img is an array, transforms that are left to do) of a lazy one."""
-        pair = resize_crop.match(self.transforms)
-        if pair is None:
-            return {**data, "img": data["img"].whole()}, self.transforms
-        resize, crop = pair
-        scaled, remaining = image_size(data), self.transforms[1:]
-        if resize is not None:
-            remaining = remaining[1:]
-            scaled = self._apply(resize, data, lambda sample: resize.draw(scaled, sample["rng"]))
-        out = self._apply(crop, data, lambda sample: resize_crop.run(sample, scaled, crop))
-        return out, remaining
+    def _steps(self):
+        """`transforms` as a call runs them: a random resize and crop at their start are one step.
 
-    def _apply(self, transform, data, run=None):
-        try:
-            return (run or transform)(data)
-        except UserError:
-            raise
-        except ValueError as error:
-            # Our own say what does not fit, such as three means for four channels.
-            if not type(transform).__module__.startswith("paddleseg_deeplab."):
-                raise
-            path = f" Image: {data['im_path']}." if "im_path" in data else ""
-            name = type(transform).__name__
-            raise UserError(f"{name}: {str(error).rstrip('.')}.{path}") from error
+        Chosen once, and anew when somebody has changed the list.
+        """
+        listed, steps = self._chosen
+        if [*map(id, listed)] != [*map(id, self.transforms)]:
+            listed, steps = list(self.transforms), with_resize_crop(self.transforms)
+            self._chosen = listed, steps
+        return steps
 
-    @staticmethod
-    def _finish(out):
-        """Puts the image to float32 [C, H, W]."""
-        out["img"] = functional.to_planes(out["img"])
-        label = out.get("label")
-        if isinstance(label, np.ndarray) and label.ndim == 3:
-            out["label"] = label.transpose(2, 0, 1)
-        return out
+    def _open_image(self, data, whole):
+        """A new sample whose img is a source (see `transforms.reading.source`): of a file, or of an
+        array."""
+        image = data.get("img")
+        if image is None:
+            raise ValueError("Compose: the sample has no 'img'; give a path or an array.")
+        sample = dict(data)
+        sample["gt_fields"] = list(data.get("gt_fields", ()))
+        sample["trans_info"] = list(data.get("trans_info", ()))
+        if isinstance(image, (str, os.PathLike)):
+            sample["img"] = open_image(image, self.img_channels, self.to_rgb, whole, self.nodata)
+            sample.setdefault("im_path", str(image))
+        elif isinstance(image, np.ndarray):
+            name = str(data.get("im_path", "given as an array"))
+            sample["img"] = _as_source(image, self.img_channels, self.to_rgb, self.nodata, name)
+        else:
+            raise TypeError(f"Compose: 'img' must be a path or an array, not {type(image)}.")
+        return sample
+
+
+def _as_source(array, img_channels, to_rgb, nodata, name):
+    """An array that holds an image as OpenCV reads it (BGR)."""
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] != img_channels:
+        raise ValueError(
+            f"img has the shape {array.shape}; expected [H, W, {img_channels}], since "
+            f"img_channels is {img_channels}."
+        )
+    swap = to_rgb and img_channels == 3
+    return array_source(array, f"Image {name}", swap, nodata=nodata)
+
+
+def _read_label(sample):
+    """Makes the label, a path or an array, an array that is the sample's own."""
+    label = sample.get("label")
+    if isinstance(label, (str, os.PathLike)):
+        sample["label"] = read_label(label)
+        sample.setdefault("label_path", str(label))
+    elif isinstance(label, np.ndarray):
+        sample["label"] = label.copy()
+
+
+def _check_sizes(sample):
+    size = image_size(sample)
+    keys = [*sample["gt_fields"], *(["label"] if sample.get("label") is not None else [])]
+    for key in keys:
+        if not isinstance(sample.get(key), np.ndarray):
+            raise ValueError(f"Compose: {key!r} is in gt_fields, but the sample has none.")
+        if sample[key].shape[:2] != size:
+            height, width = sample[key].shape[:2]
+            raise UserError(
+                f"{key} {sample.get('label_path', '')} is {width}x{height} (width x height), its "
+                f"image {sample.get('im_path', '')} is {size[1]}x{size[0]}. Make them equal; if "
+                "sides are swapped, the image carries an EXIF rotation, which is obeyed."
+            )
+
+
+def _mark_nodata(sample):
+    """Makes the label void where the image has no data."""
+    if sample["img"].void is not None:
+        sample["nodata"] = sample["img"].void
+        if isinstance(sample.get("label"), np.ndarray):
+            sample["label"] = mark_void(sample["label"], sample["nodata"])
+
+
+def _transform(data, steps):
+    """The sample after all steps; one without ``rng`` gets a fresh one for them."""
+    own_rng = data.get("rng") is None
+    out = {**data, "rng": np.random.default_rng()} if own_rng else dict(data)
+    for step in steps:
+        with naming(step, out):
+            out = step(out)
+        if not isinstance(out, dict):
+            raise TypeError(
+                f"Compose: {step!r} returned {type(out)}; a transform returns the sample."
+            )
+    return {key: value for key, value in out.items() if key != "rng" or not own_rng}
+
+
+def _to_planes(sample):
+    """The sample with img as float32 [C, H, W], and a label [H, W, C] as [C, H, W]."""
+    out = {**sample, "img": functional.to_planes(sample["img"])}
+    label = out.get("label")
+    if isinstance(label, np.ndarray) and label.ndim == 3:
+        out["label"] = label.transpose(2, 0, 1)
+    return out
 
 
 def is_ours(dataset):

@@ -29,6 +29,10 @@ _AREA_CHANNELS = 4
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
+class Misfit(ValueError):
+    """A setting does not fit the image, such as three means for four channels."""
+
+
 def _in_groups(operation, img, limit):
     """Runs an OpenCV operation on at most `limit` channels at a time and keeps the channel axis."""
     if img.ndim == 2:
@@ -46,7 +50,7 @@ def _colour(img, value):
     channels = 1 if img.ndim == 2 else img.shape[2]
     values = np.atleast_1d(np.asarray(value))
     if values.shape not in ((1,), (channels,)):
-        raise ValueError(
+        raise Misfit(
             f"a padding value has {values.size} numbers and the image {channels} channels; "
             f"give 1 or {channels} numbers."
         )
@@ -286,7 +290,7 @@ def normalize(img, mean, std):
         so the transposition that every batch needs costs nothing.
 
     Raises:
-        ValueError: Neither one number nor one for each channel.
+        Misfit: Neither one number nor one for each channel.
     """
     planes = img[:, :, None] if img.ndim == 2 else img
     channels = planes.shape[2]
@@ -318,7 +322,7 @@ def _normalization(channels, mean, std):
     for name, value in (("mean", mean), ("std", std)):
         value = np.atleast_1d(np.asarray(value, dtype=np.float64))
         if value.shape not in ((1,), (channels,)):
-            raise ValueError(
+            raise Misfit(
                 f"{name} has {value.size} values and the image {channels} channels; "
                 f"give 1 or {channels} values."
             )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A random resize followed by a random crop, made on the crop's part of the image alone.
 
-`Compose` takes this way when its list begins with RandomPaddingCrop, or with one of the random
+`Compose` takes this way where its list begins with RandomPaddingCrop, or with one of the random
 resizes and RandomPaddingCrop. The same random numbers are drawn in the same order as by the two
 transforms one after the other. Labels are equal to theirs. Images are equal but for rounding:
 OpenCV computes in float32 where a pixel lies, a little differently in a part than in the whole.
@@ -10,50 +10,63 @@ of the step between neighbouring pixels, so 1/8 of a grey level where black bord
 """
 
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.checks import rng_of
+from paddleseg_deeplab.transforms.checks import image_size, naming, rng_of
 from paddleseg_deeplab.transforms.crop_pad import RandomPaddingCrop
 from paddleseg_deeplab.transforms.resize import ResizeRangeScaling, ResizeStepScaling
 
 _RESIZES = (ResizeRangeScaling, ResizeStepScaling)
 
 
-def match(transforms):
-    """(resize or None, crop) at the start of a list of transforms; None where there are none.
+def with_resize_crop(transforms):
+    """A new list of transforms in which a random resize and crop at the start, or a random crop
+    alone, is one `ResizeCrop`.
 
-    A class that has its own `__call__` is never matched: what it does is not known here.
+    A class that has its own `__call__` is left alone: what it does is not known here.
     """
     first, second = [*transforms[:2], None, None][:2]
     if type(first).__call__ is RandomPaddingCrop.__call__:
-        return None, first
+        return [ResizeCrop(None, first), *transforms[1:]]
     resizes = any(type(first).__call__ is each.__call__ for each in _RESIZES)
     if resizes and type(second).__call__ is RandomPaddingCrop.__call__:
-        return first, second
-    return None
+        return [ResizeCrop(first, second), *transforms[2:]]
+    return list(transforms)
 
 
-def run(data, scaled, crop):
-    """Both transforms on a sample whose ``img`` is a source (see `transforms.reading.source`).
+class ResizeCrop:
+    """Both transforms as one step, on a sample whose ``img`` is a source (see
+    `transforms.reading.source`). It returns img as float32 [h, w, C] of the crop's size.
 
     Args:
-        data (dict): The sample.
-        scaled (tuple[int, int]): (height, width) to resize to, which the resize has drawn.
+        resize (ResizeRangeScaling | ResizeStepScaling | None): None to crop alone.
         crop (RandomPaddingCrop): The crop.
-
-    Returns:
-        dict: A copy of the sample; img float32 [h, w, C] of the crop's size, gt_fields likewise.
     """
-    part = tuple(min(s, c) for s, c in zip(scaled, crop.crop_size))  # of the crop, not padding
 
-    def label_at(top, left, key="label"):
-        label = functional.nearest_window(data[key], scaled, top, left, part)
-        return functional.pad(label, crop.crop_size, crop.label_padding_value)
+    def __init__(self, resize, crop):
+        self.resize, self.crop = resize, crop
 
-    top, left = crop.draw(scaled, rng_of(data), label_at if crop.looks(data) else None)
-    img = _resized_part(data["img"], scaled, (top, left), part)
-    out = {**data, "img": functional.pad(img, crop.crop_size, crop.im_padding_value)}
-    for key in data.get("gt_fields", ()):
-        out[key] = label_at(top, left, key)
-    return out
+    def __call__(self, data):
+        scaled, rng = image_size(data), rng_of(data)
+        if self.resize is not None:
+            with naming(self.resize, data):
+                scaled = self.resize.draw(scaled, rng)
+        with naming(self.crop, data):
+            return self._cropped(data, scaled, rng)
+
+    def _cropped(self, data, scaled, rng):
+        """The sample resized to (height, width) `scaled` and cropped."""
+        crop = self.crop
+        part = tuple(min(s, c) for s, c in zip(scaled, crop.crop_size))  # of the crop, not padding
+
+        def label_at(top, left, key="label"):
+            label = functional.nearest_window(data[key], scaled, top, left, part)
+            return functional.pad(label, crop.crop_size, crop.label_padding_value)
+
+        top, left = crop.draw(scaled, rng, label_at if crop.looks(data) else None)
+        img = _resized_part(data["img"], scaled, (top, left), part)
+        out = {**data, "img": functional.pad(img, crop.crop_size, crop.im_padding_value)}
+        for key in data.get("gt_fields", ()):
+            out[key] = label_at(top, left, key)
+        return out
 
 
 def _resized_part(source, scaled, corner, part):

@@ -28,7 +28,13 @@ class _Applies(T.Compose):
         return super().apply({**data, "img": data["img"] + 1})
 
 
-@pytest.mark.parametrize("kind", [_Reads, _Applies])
+class _Calls(T.Compose):
+    def __call__(self, data):
+        out = super().__call__(data)
+        return {**out, "img": out["img"] + 1}
+
+
+@pytest.mark.parametrize("kind", [_Reads, _Applies, _Calls])
 def test_a_compose_with_its_own_reading_gets_arrays(kind, tmp_path):
     steps = [T.ResizeStepScaling(1, 1), T.RandomPaddingCrop((30, 20))]
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
@@ -39,6 +45,25 @@ def test_a_compose_with_its_own_reading_gets_arrays(kind, tmp_path):
     np.testing.assert_array_equal(out["img"], IMAGE.transpose(2, 0, 1) + 1.0)
     out = kind(steps)({"img": str(tmp_path / "image.png")})
     np.testing.assert_array_equal(out["img"], IMAGE.transpose(2, 0, 1) + 1.0)
+
+
+class _ReadsLittle(T.Compose):
+    """Its `read` returns what it makes, and not what it was given."""
+
+    def read(self, data):
+        made = super().read({key: data[key] for key in ("img", "label")})
+        return {"img": made["img"], "label": made["label"], "trans_info": []}
+
+
+def test_what_a_compose_s_own_reading_leaves_out_is_kept(tmp_path):
+    Image.fromarray(IMAGE).save(tmp_path / "image.png")
+    Image.fromarray(IMAGE[:, :, 0] % 3).save(tmp_path / "label.png")
+    (tmp_path / "list.txt").write_text("image.png label.png\n", encoding="utf-8")
+    settings = {"dataset_root": str(tmp_path), "train_path": str(tmp_path / "list.txt")}
+    compose = _ReadsLittle([T.RandomHorizontalFlip(1)])
+    out = Dataset("train", transforms=compose, num_classes=3, **settings)[0]
+    np.testing.assert_array_equal(out["img"], IMAGE.transpose(2, 0, 1)[:, :, ::-1])
+    np.testing.assert_array_equal(out["label"], IMAGE[:, ::-1, 0] % 3)
 
 
 def chunk(name, content):

@@ -61,10 +61,9 @@ def test_crop_first_equals_one_by_one(height, width, channels, kind, crop, ratio
     if RESIZES[kind] is not None:
         steps.insert(0, RESIZES[kind]())
     compose = T.Compose([*steps, T.RandomVerticalFlip(0.5)], img_channels=channels)
-    fast = compose.read_lazily({**sample, "rng": np.random.default_rng(seed)})
-    assert not isinstance(fast["img"], np.ndarray)
-    plain = compose.read({**sample, "rng": np.random.default_rng(seed)})
-    fast, plain = compose.apply(fast), compose.apply(plain)
+    assert isinstance(compose._steps()[0], resize_crop.ResizeCrop)
+    fast = compose({**sample, "rng": np.random.default_rng(seed)})
+    plain = compose.apply(compose.read({**sample, "rng": np.random.default_rng(seed)}))
     np.testing.assert_array_equal(fast["label"], plain["label"])
     assert fast["label"].dtype == plain["label"].dtype
     np.testing.assert_allclose(fast["img"], plain["img"], rtol=0, atol=RESIZE_TOLERANCE)
@@ -110,7 +109,8 @@ class _Seen(source.ArraySource):
 def test_only_the_window_is_made():
     img = _Seen(np.zeros((1024, 2048, 3), np.uint8))
     data = {"img": img, "rng": np.random.default_rng(1), "gt_fields": []}
-    out = resize_crop.run(data, (2048, 4096), T.RandomPaddingCrop((1024, 512)))
+    step = resize_crop.ResizeCrop(T.ResizeStepScaling(2, 2), T.RandomPaddingCrop((1024, 512)))
+    out = step(data)
     assert out["img"].shape == (512, 1024, 3)
     assert img.asked[2] <= 258
     assert img.asked[3] <= 514
@@ -127,12 +127,58 @@ class _Named(T.RandomPaddingCrop):
 
 def test_what_is_matched():
     resize, crop = T.ResizeStepScaling(), T.RandomPaddingCrop((8, 8))
-    named = _Named((8, 8))
-    assert resize_crop.match([resize, crop, T.Normalize()]) == (resize, crop)
-    assert resize_crop.match([crop]) == (None, crop)
-    assert resize_crop.match([named]) == (None, named)
+    named, last = _Named((8, 8)), T.Normalize()
+    for listed, pair in (
+        ([resize, crop, last], (resize, crop)),
+        ([crop, last], (None, crop)),
+        ([named, last], (None, named)),
+    ):
+        first, *rest = resize_crop.with_resize_crop(listed)
+        assert (first.resize, first.crop) == pair
+        assert rest == [last]
     for others in ([], [resize], [_Crop((8, 8))], [T.Normalize(), crop], [resize, resize, crop]):
-        assert resize_crop.match(others) is None
+        assert resize_crop.with_resize_crop(others) == others
+
+
+def test_the_steps_are_chosen_once_and_anew_when_the_list_changes():
+    resize, crop = T.ResizeStepScaling(2, 2), T.RandomPaddingCrop((8, 8))
+    compose = T.Compose([resize, crop])
+    first = compose._steps()
+    assert compose._steps() is first
+    assert len(first) == 1
+
+    def shape():
+        return compose(make_sample(0, 20, 30))["img"].shape
+
+    assert shape() == (3, 8, 8)
+    compose.transforms.append(T.Padding((9, 8)))
+    assert shape() == (3, 8, 9)
+    compose.transforms[1] = T.RandomPaddingCrop((5, 4))
+    compose.transforms.pop()
+    assert shape() == (3, 4, 5)
+    compose.transforms.insert(1, lambda data: {**data, "img": data["img"][:2], "gt_fields": []})
+    compose.transforms.pop()
+    assert shape() == (3, 2, 60)
+    compose.transforms = [T.Resize((7, 6))]
+    assert shape() == (3, 6, 7)
+    compose.transforms = []
+    assert shape() == (3, 20, 30)
+    compose.transforms = [resize, crop]
+    assert shape() == (3, 8, 8)
+
+
+class _Minimal(T.Compose):
+    """With a constructor of its own, as PaddleSeg's users may write it."""
+
+    def __init__(self, transforms):
+        self.transforms, self.to_rgb, self.img_channels = transforms, True, 3
+
+
+def test_a_compose_with_a_constructor_of_its_own():
+    compose = _Minimal([T.ResizeStepScaling(2, 2), T.RandomPaddingCrop((8, 8))])
+    assert compose(make_sample(0, 20, 30))["img"].shape == (3, 8, 8)
+    compose.transforms = []
+    assert compose(make_sample(0, 20, 30))["img"].shape == (3, 20, 30)
 
 
 def test_custom_transforms_get_ordinary_arrays():
@@ -163,7 +209,7 @@ def test_errors_name_the_transform_and_the_sample_stays(monkeypatch):
     np.testing.assert_array_equal(sample["img"], before)
 
     def draw(*_):
-        raise ValueError("no size")
+        raise F.Misfit("no size")
 
     monkeypatch.setattr(T.ResizeStepScaling, "draw", draw)
     with pytest.raises(UserError, match="ResizeStepScaling: no size"):

@@ -139,6 +139,9 @@ class Shapes(BaseDataset):
         sample = {"img": self.load_image(index), "label": self.load_label(index)}
         return {**sample, "trans_info": [], "im_path": self.file_list[index][0]}
 
+    def _transform(self, sample):
+        return self.transforms.apply(sample)  # there is nothing to read
+
 
 def _is_pair(value, low):
     return (
