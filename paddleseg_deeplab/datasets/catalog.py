@@ -125,6 +125,7 @@ class Cityscapes(CatalogDataset):
     Mode "test" comes without labels.
     """
 
+    thread_safe = draws_from_rng = True
     ROW = Row(
         class_names.CITYSCAPES,
         _ALL,
@@ -168,6 +169,7 @@ class PascalVOC(CatalogDataset):
     SegmentationClassAug to those of "train", as in PaddleSeg.
     """
 
+    thread_safe = draws_from_rng = True
     ROW = Row(
         class_names.PASCAL_VOC,
         ("train", "trainval", "trainaug", "val"),
@@ -199,6 +201,7 @@ class ADE20K(CatalogDataset):
     In the files 0 is void and 1 to 150 are the classes 0 to 149.
     """
 
+    thread_safe = draws_from_rng = True
     ROW = Row(
         class_names.ADE20K,
         _TRAIN_VAL,
@@ -223,6 +226,7 @@ class PascalContext(CatalogDataset):
     Labels are those that PaddleSeg's convert_voc2010.py writes. See CatalogDataset.
     """
 
+    thread_safe = draws_from_rng = True
     ROW = Row(
         class_names.PASCAL_CONTEXT,
         ("train", "trainval", "val"),
@@ -246,6 +250,7 @@ class PascalContext59(CatalogDataset):
     Files, modes and colours are those of PascalContext. (PaddleSeg has no such dataset.)
     """
 
+    thread_safe = draws_from_rng = True
     ROW = dataclasses.replace(
         PascalContext.ROW,
         class_names=class_names.PASCAL_CONTEXT[1:],
@@ -272,6 +277,7 @@ class CocoStuff(CatalogDataset):
             not those that PaddleSeg's convert_cocostuff.py writes (0 to 170, 255 void).
     """
 
+    thread_safe = draws_from_rng = True
     ROW = Row(
         class_names.COCO_STUFF,
         _TRAIN_VAL,
@@ -312,6 +318,7 @@ class CamVid(CatalogDataset):
     the labels 0 to 10 are the classes and 11 is void.
     """
 
+    thread_safe = draws_from_rng = True
     ROW = Row(
         class_names.CAMVID,
         _ALL,
@@ -336,6 +343,7 @@ class OpticDiscSeg(CatalogDataset):
     `dataset_root` left out the data is downloaded to the cache.
     """
 
+    thread_safe = draws_from_rng = True
     URL = "https://paddleseg.bj.bcebos.com/dataset/optic_disc_seg.zip"
     ROW = Row(
         class_names.OPTIC_DISC,

@@ -156,6 +156,8 @@ class Dataset(BaseDataset):
         UserError: a setting, list file or file is wrong; it is named.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(
         self,
         mode,

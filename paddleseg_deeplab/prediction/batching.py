@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils.cpu import thread_count
 
@@ -22,18 +23,16 @@ def automatic_workers():
 def workers_for(dataset, num_workers=None):
     """Threads for `read_ahead`: `num_workers`, or where that is None `automatic_workers`.
 
-    A dataset or transform of one's own need not bear several threads (one open file, one random
-    state): then it is 0 unless somebody says another number.
+    A dataset or transform that does not declare that it bears several threads (one open file, one
+    random state) is read in turn, unless somebody says another number.
 
     Args:
-        dataset: With ``transforms``, a `Compose`.
+        dataset: With ``transforms``, a `Compose`; see `transforms.declared`.
         num_workers (int | None): What the user says.
     """
     if num_workers is not None:
         return num_workers
-    from paddleseg_deeplab.transforms.compose import is_ours
-
-    return automatic_workers() if is_ours(dataset) else 0
+    return automatic_workers() if declares(dataset, "thread_safe") else 0
 
 
 def read_ahead(load, keys, num_workers=0):

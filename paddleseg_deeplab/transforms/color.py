@@ -30,6 +30,8 @@ class RandomBlur:
             with 0.3, blur with 0.4.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(self, prob=0.1, blur_type="gaussian"):
         self.prob = check_number("RandomBlur", "prob", prob, 0, 1)
         if blur_type != "random" and blur_type not in _BLURS:
@@ -59,6 +61,8 @@ class RandomNoise:
         max_sigma (float): The noise's standard deviation is drawn from [0, max_sigma), in grey
             levels of 255.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, prob=0.5, max_sigma=10.0):
         self.prob = check_number("RandomNoise", "prob", prob, 0, 1)
@@ -93,6 +97,8 @@ class RandomDistort:
         sharpness_range (float): As for brightness.
         sharpness_prob (float): Probability, 0..1.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(
         self,
@@ -148,6 +154,8 @@ class Normalize:
         ValueError: When built, a std of 0 or so near to it that values become infinite; when
             called, a length that is neither 1 nor the image's number of channels.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, mean=(0.5,), std=(0.5,)):
         for name, values in (("mean", mean), ("std", std)):

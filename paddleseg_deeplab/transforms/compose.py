@@ -34,6 +34,7 @@ class Compose:
         transforms (list): The same; it may be changed or replaced at any time.
     """
 
+    thread_safe = draws_from_rng = True
     # Of a subclass with a constructor of its own.
     nodata = None
     _chosen = ((), [])
@@ -199,25 +200,3 @@ def _to_planes(sample):
     if isinstance(label, np.ndarray) and label.ndim == 3:
         out["label"] = label.transpose(2, 0, 1)
     return out
-
-
-def is_ours(dataset):
-    """Whether a dataset, its `Compose` and all transforms in it are classes of this package.
-
-    Those leave the global random states alone and may be read from several threads at a time; of
-    what else there is neither is known. What a dataset of ours wraps (``wrapped``) counts as well.
-    """
-    if not _all_ours([dataset]):
-        return False
-    if hasattr(dataset, "wrapped"):
-        return is_ours(dataset.wrapped)
-    compose = getattr(dataset, "transforms", None)
-    return isinstance(compose, Compose) and _all_ours([compose])
-
-
-def _all_ours(parts):
-    return all(
-        all(kind.__module__.startswith("paddleseg_deeplab.") for kind in type(part).__mro__[:-1])
-        and (not isinstance(part, Compose) or _all_ours(part.transforms))
-        for part in parts
-    )

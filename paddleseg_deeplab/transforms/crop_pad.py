@@ -52,6 +52,8 @@ class Padding:
         UserError: When called: the image is larger than `target_size`.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(self, target_size, im_padding_value=127.5, label_padding_value=255):
         self.target_size = check_size("Padding", "target_size", target_size)
         check_colors("Padding", im_padding_value, label_padding_value)
@@ -88,6 +90,8 @@ class PaddingByAspectRatio:
         label_padding_value (int): Label of the padding.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(self, aspect_ratio=1, im_padding_value=127.5, label_padding_value=255):
         check_number("PaddingByAspectRatio", "aspect_ratio", aspect_ratio, above=0)
         check_colors("PaddingByAspectRatio", im_padding_value, label_padding_value)
@@ -119,6 +123,8 @@ class ScalePadding:
         im_padding_value (float): Colour of the padding, one number or one for each channel.
         label_padding_value (int): Label of the padding.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, target_size=(512, 512), im_padding_value=127.5, label_padding_value=255):
         self.target_size = check_size("ScalePadding", "target_size", target_size)
@@ -152,6 +158,8 @@ class RandomPaddingCrop:
         loop_times (int): Number of crops that are looked at; the one drawn after the last of them
             is taken as it is.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(
         self,
@@ -238,6 +246,8 @@ class RandomCenterCrop:
     Args:
         retain_ratio (list | tuple): Smallest share that is left of (width, height), in 0..1.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, retain_ratio=(0.5, 0.5)):
         if not isinstance(retain_ratio, (list, tuple)):

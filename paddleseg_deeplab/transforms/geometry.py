@@ -37,6 +37,8 @@ class RandomHorizontalFlip:
         prob (float): Probability, 0..1.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(self, prob=0.5):
         self.prob = check_number("RandomHorizontalFlip", "prob", prob, 0, 1)
 
@@ -53,6 +55,8 @@ class RandomVerticalFlip:
     Args:
         prob (float): Probability, 0..1.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, prob=0.1):
         self.prob = check_number("RandomVerticalFlip", "prob", prob, 0, 1)
@@ -74,6 +78,8 @@ class RandomRotation:
         im_padding_value (float): Colour outside the image, one number or one for each channel.
         label_padding_value (int): Label outside the image.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, max_rotation=15, im_padding_value=127.5, label_padding_value=255):
         self.max_rotation = check_number("RandomRotation", "max_rotation", max_rotation, low=0)
@@ -101,6 +107,8 @@ class RandomScaleAspect:
         aspect_ratio (float): Smallest width / height of the part; the largest is its inverse;
             0..1, 0 switches the transform off.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, min_scale=0.5, aspect_ratio=0.33):
         self.min_scale = check_number("RandomScaleAspect", "min_scale", min_scale, 0, 1)
@@ -148,6 +156,8 @@ class RandomAffine:
         im_padding_value (float): Colour outside the image, one number or one for each channel.
         label_padding_value (int): Label outside the image.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(
         self,

@@ -34,6 +34,8 @@ class Resize:
         TypeError, ValueError: A parameter of the wrong type or value.
     """
 
+    thread_safe = draws_from_rng = True
+
     interp_dict = functional.INTERPOLATIONS
 
     def __init__(
@@ -71,6 +73,8 @@ class ResizeByLong:
         long_size (int): Pixels.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(self, long_size):
         self.long_size = check_int("ResizeByLong", "long_size", long_size)
 
@@ -91,6 +95,8 @@ class ResizeByShort:
         short_size (int | list[int]): Pixels, or a list to draw from for each sample.
         max_size (float): The longer side does not exceed this; the shorter one then shrinks.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, short_size, max_size=1e10):
         sizes = list(short_size) if isinstance(short_size, (list, tuple)) else [short_size]
@@ -120,6 +126,8 @@ class LimitLong:
         max_long (int | None): Pixels; None for no upper limit.
         min_long (int | None): Pixels; None for no lower limit.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, max_long=None, min_long=None):
         for name, value in (("max_long", max_long), ("min_long", min_long)):
@@ -152,6 +160,8 @@ class ResizeRangeScaling:
         max_value (int): Largest length, pixels.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(self, min_value=400, max_value=600):
         check_range("ResizeRangeScaling", "min_value", min_value, "max_value", max_value)
         self.min_value = min_value
@@ -176,6 +186,8 @@ class ResizeStepScaling:
         scale_step_size (float): Distance of the factors that are drawn from; 0 draws any factor of
             the range. If the steps do not fill the range they are stretched to do so.
     """
+
+    thread_safe = draws_from_rng = True
 
     def __init__(self, min_scale_factor=0.75, max_scale_factor=1.25, scale_step_size=0.25):
         check_range(

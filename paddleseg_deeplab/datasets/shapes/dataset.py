@@ -61,6 +61,8 @@ class Shapes(BaseDataset):
         UserError: a setting outside its range.
     """
 
+    thread_safe = draws_from_rng = True
+
     def __init__(
         self,
         transforms=(),

@@ -21,7 +21,7 @@ from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.models import CrossEntropyLoss
 from paddleseg_deeplab.prediction.batching import automatic_workers, workers_for
 from paddleseg_deeplab.transforms import Compose
-from paddleseg_deeplab.transforms.compose import is_ours
+from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.utils.errors import UserError
 
 
@@ -32,15 +32,13 @@ def shapes(kind=Shapes, count=6, mode="val"):
 class Noting(Shapes):
     """Notes the thread that reads; ``act`` is called with each index first."""
 
+    thread_safe = draws_from_rng = True
     act = staticmethod(lambda index: None)
 
     def __getitem__(self, key):
         self.__dict__.setdefault("threads", set()).add(threading.current_thread().name)
         self.act(key[0] if isinstance(key, tuple) else key)
         return super().__getitem__(key)
-
-
-Noting.__module__ = "paddleseg_deeplab.datasets.noting"  # counts as one of ours
 
 
 def reading_threads():
@@ -70,12 +68,14 @@ def quiet(data, **settings):
 
 def test_the_wrapped_dataset_counts():
     stop = StopRequest()
-    assert is_ours(StoppableDataset(shapes(), stop))
-    assert is_ours(StoppableDataset(StoppableDataset(shapes(), stop), stop))
+    for name in ("thread_safe", "draws_from_rng"):
+        assert declares(StoppableDataset(shapes(), stop), name)
+        assert declares(StoppableDataset(StoppableDataset(shapes(), stop), stop), name)
     assert workers_for(StoppableDataset(shapes(), stop)) == automatic_workers() > 0
     foreign = StoppableDataset(shapes(Foreign), stop)
-    assert not is_ours(foreign)
-    assert not is_ours(StoppableDataset(foreign, stop))
+    for name in ("thread_safe", "draws_from_rng"):
+        assert not declares(foreign, name)
+        assert not declares(StoppableDataset(foreign, stop), name)
     assert workers_for(foreign) == 0
 
 

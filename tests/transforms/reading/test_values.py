@@ -237,7 +237,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_transforms_keep_finite_values_finite(name):
-    """So that only those of others need a look at what they give."""
+    """So that a message about such values may blame those of others."""
     kind = registry.TRANSFORMS[name]
     settings = dict(TRANSFORMS.get(name, {}))
     if "prob" in kind.__init__.__code__.co_varnames[: kind.__init__.__code__.co_argcount]:

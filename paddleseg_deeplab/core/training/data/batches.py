@@ -16,7 +16,7 @@ import paddle
 
 from paddleseg_deeplab.core import out_of_memory
 from paddleseg_deeplab.core.training.watch.interrupt import obey_the_parent_alone
-from paddleseg_deeplab.transforms.compose import is_ours
+from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
 
@@ -99,16 +99,17 @@ class _Guarded:
         self.seed = seed
         # Datasets written for PaddleSeg take a plain index only.
         self.takes_epoch = getattr(dataset, "takes_epoch", False)
-        self.is_ours = is_ours(dataset)
+        self.draws_from_rng = declares(dataset, "draws_from_rng")
+        self.thread_safe = declares(dataset, "thread_safe")
 
     def __len__(self):
         return len(self.dataset)
 
     def __getitem__(self, key):
         index, epoch = key
-        if not self.is_ours:
-            # Ours have a generator of their own. What is written for PaddleSeg draws from the
-            # global ones, whose state all forked workers would share.
+        if not self.draws_from_rng:
+            # What is written for PaddleSeg draws from the global generators, whose state all
+            # forked workers would share.
             state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
             random.seed(int(state))
             np.random.seed(state)
@@ -118,8 +119,7 @@ class _Guarded:
                 sample = self.dataset[index, epoch + (self.seed << 32)]
             else:
                 sample = self.dataset[index]
-            if not self.is_ours:  # ours give finite values, since they read no others
-                check_input(sample["img"], sample_names(self.dataset, [key])[0])
+            check_input(sample["img"], sample_names(self.dataset, [key])[0])
             return sample
         except UserError as error:
             return {"error": str(error), "user": True}
@@ -266,7 +266,8 @@ def _read(guarded, sampler, num_workers, in_thread=None):
         in_thread (bool, optional): Whether to read ahead without workers; by default, see above.
     """
     if in_thread is None:
-        in_thread = paddle.get_device() != "cpu" and guarded.is_ours
+        declared = guarded.thread_safe and guarded.draws_from_rng
+        in_thread = paddle.get_device() != "cpu" and declared
     if num_workers or in_thread:
         gc.collect()  # see `_quiet_worker`: nothing is left over when processes are forked
         loader = paddle.io.DataLoader(

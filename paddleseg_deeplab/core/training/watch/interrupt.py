@@ -93,6 +93,8 @@ class StoppableDataset:
         wrapped: The dataset itself.
     """
 
+    thread_safe = draws_from_rng = True  # as far as `wrapped` is
+
     def __init__(self, dataset, stop):
         self.wrapped = dataset
         self._stop = stop

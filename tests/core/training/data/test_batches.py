@@ -27,7 +27,7 @@ from paddleseg_deeplab.transforms import (
     RandomHorizontalFlip,
     RandomPaddingCrop,
 )
-from paddleseg_deeplab.transforms.compose import is_ours
+from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
 from paddleseg_deeplab.utils.visualize import save_image
 
@@ -218,18 +218,19 @@ class OwnShapes(Shapes):
     pass
 
 
-def test_what_is_ours():
-    assert is_ours(shapes())
-    assert is_ours(Shapes(Compose([Compose([Normalize()])])))
+@pytest.mark.parametrize("name", ["thread_safe", "draws_from_rng"])
+def test_what_is_ours(name):
+    assert declares(shapes(), name)
+    assert declares(Shapes(Compose([Compose([Normalize()])])), name)
     for foreign in (OwnCompose([]), Compose([OwnCompose([])]), Compose([lambda data: data])):
-        assert not is_ours(Shapes(Compose([Normalize(), foreign])))
-    assert not is_ours(Shapes(OwnCompose([Normalize()])))
-    assert not is_ours(OwnShapes([Normalize()]))
-    assert not is_ours(Foreign())
+        assert not declares(Shapes(Compose([Normalize(), foreign])), name)
+    assert not declares(Shapes(OwnCompose([Normalize()])), name)
+    assert not declares(OwnShapes([Normalize()]), name)
+    assert not declares(Foreign(), name)
     other = shapes()
     for transforms in (None, [Normalize()], Normalize()):
         other.transforms = transforms
-        assert not is_ours(other)
+        assert not declares(other, name)
 
 
 def test_reading_ahead_ends_with_the_run(monkeypatch):
