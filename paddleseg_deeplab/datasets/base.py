@@ -46,6 +46,7 @@ class BaseDataset:
         nodata (float or None): Pixels of which a channel has this value in the file are void, and
             0 in the image; see `Compose`.
         takes_epoch (bool): Tells the training loop that (index, epoch) is a key.
+        faults (list or None): See `with_faults`.
     """
 
     takes_epoch = True
@@ -57,45 +58,60 @@ class BaseDataset:
     edge = False
     to_rgb = True
     label_map = None
+    faults = None
     _table = None
 
-    def _set_up(
-        self,
-        *,
-        mode,
-        modes,
-        transforms,
-        num_classes,
-        img_channels=3,
-        ignore_index=VOID,
-        edge=False,
-        class_names=None,
-        palette=None,
-        label_map=None,
-        seed=0,
-        to_rgb=True,
-        nodata=None,
+    @classmethod
+    def with_faults(cls, **settings):
+        """Opens a set whose lists have faults, to tell them all (`check_dataset`).
+
+        Args:
+            **settings: What the constructor takes.
+
+        Returns:
+            BaseDataset: Its `faults` has (kind, place, detail) of each: "bad_line" with file:line,
+            "unpaired" with the file. Missing files stay in `file_list`, where
+            `dataset.missing_files` finds them.
+
+        Raises:
+            UserError: As the constructor, but for such faults.
+        """
+        dataset = cls.__new__(cls)
+        dataset.faults = []  # the constructor fills it in place of raising
+        dataset.__init__(**settings)
+        return dataset
+
+    def _refuse_edge(self, edge):
+        if edge:
+            raise UserError(
+                f"{type(self).__name__}: edge labels (edge: True) serve networks other than "
+                "DeepLab; leave it out."
+            )
+
+    def _set_up_classes(
+        self, num_classes, *, ignore_index=VOID, class_names=None, palette=None, label_map=None
     ):
-        """Checks and stores what the constructors take in common."""
+        """Checks and stores what labels mean."""
+        name = type(self).__name__
+        # 255 classes: labels are often 8-bit, and one value must be left for void pixels.
+        self.num_classes = _integer(name, "num_classes", num_classes, 2, 255)
+        self.ignore_index = _integer(name, "ignore_index", ignore_index, 0, 65535)
+        self.class_names = _names(name, class_names, self.num_classes)
+        self.palette = _palette(name, palette, self.num_classes)
+        self._use_label_map(label_map)
+
+    def _set_up_samples(
+        self, mode, modes, transforms, *, img_channels=3, to_rgb=True, nodata=None, seed=0
+    ):
+        """Checks and stores which part of the data is read, and what is done to each sample."""
         name = type(self).__name__
         self.mode = str(mode).lower()
         if self.mode not in modes:
             raise UserError(f"{name}: mode must be one of {', '.join(modes)}, not {mode!r}.")
-        if edge:
-            raise UserError(
-                f"{name}: edge labels (edge: True) serve networks other than DeepLab; leave it out."
-            )
-        # 255 classes: labels are often 8-bit, and one value must be left for void pixels.
-        self.num_classes = _integer(name, "num_classes", num_classes, 2, 255)
         self.img_channels = _integer(name, "img_channels", img_channels, 1, 512)
-        self.ignore_index = _integer(name, "ignore_index", ignore_index, 0, 65535)
         self.seed = _integer(name, "seed", seed, 0, 2**32 - 1)
-        self.edge = False
         self.to_rgb = to_rgb
         self.transforms = _compose(name, transforms, to_rgb, self.img_channels, nodata)
-        self.class_names = _names(name, class_names, self.num_classes)
-        self.palette = _palette(name, palette, self.num_classes)
-        self._use_label_map(label_map)
         self.file_list = []
 
     def _use_label_map(self, label_map):

@@ -22,9 +22,9 @@ _ALL = ("train", "val", "test")
 class Row:
     """What sets one dataset apart.
 
-    `layout(root, mode, name)` lists the files; `hint` says where the data comes from and how
-    it must lie; `label_map` turns the files' values into classes; without a `palette` the VOC
-    colour table is used.
+    `layout(root, mode, name, faults)` lists the files (see `layouts`); `hint` says where the data
+    comes from and how it must lie; `label_map` turns the files' values into classes; without a
+    `palette` the VOC colour table is used.
     """
 
     class_names: tuple
@@ -75,20 +75,22 @@ class CatalogDataset(BaseDataset):
         nodata=None,
     ):
         row, name = self.ROW, type(self).__name__
-        self._set_up(
-            mode=mode,
-            modes=row.modes,
-            transforms=transforms,
-            num_classes=self.NUM_CLASSES,
-            img_channels=self.IMG_CHANNELS,
+        self._refuse_edge(edge)
+        self._set_up_classes(
+            self.NUM_CLASSES,
             ignore_index=self.IGNORE_INDEX,
-            edge=edge,
             class_names=row.class_names,
             palette=row.palette,
             label_map=row.label_map,
-            seed=seed,
+        )
+        self._set_up_samples(
+            mode,
+            row.modes,
+            transforms,
+            img_channels=self.IMG_CHANNELS,
             to_rgb=to_rgb,
             nodata=nodata,
+            seed=seed,
         )
         self.dataset_root = check_root(name, self._find_root(dataset_root), row.hint)
         try:
@@ -100,7 +102,8 @@ class CatalogDataset(BaseDataset):
         return dataset_root
 
     def _list_files(self):
-        return self.ROW.layout(self.dataset_root, self.mode, type(self).__name__)
+        name = type(self).__name__
+        return self.ROW.layout(self.dataset_root, self.mode, name, self.faults)
 
 
 def _identity(num_classes, *void):
@@ -155,7 +158,7 @@ class Cityscapes(CatalogDataset):
                 logger.info("Cityscapes: no *_labelTrainIds.png; converting *_labelIds.png.")
                 self._use_label_map(CITYSCAPES_LABEL_IDS)
                 layout = raw
-        return layout(self.dataset_root, self.mode, "Cityscapes")
+        return layout(self.dataset_root, self.mode, "Cityscapes", self.faults)
 
 
 _VOC_LISTS = "ImageSets/Segmentation"

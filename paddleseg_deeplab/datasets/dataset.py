@@ -2,7 +2,6 @@
 """The dataset of one's own files: a list file names images and labels."""
 
 import contextlib
-import contextvars
 import os
 
 import numpy as np
@@ -15,35 +14,9 @@ from paddleseg_deeplab.utils.logger import logger
 
 _SHOWN = 5  # how many faults a message names
 _LOOKED_AT = 4  # masks of a set that are looked at when it is opened
-_collected = contextvars.ContextVar("collected", default=None)
 
 
-@contextlib.contextmanager
-def collecting_faults():
-    """Within it, faulty lines and missing files do not stop a dataset from being opened.
-
-    Yields:
-        list: (kind, place, detail) of each fault found: "bad_line" with file:line, "unpaired" with
-        the file. Missing files stay in `file_list`: `missing_files` finds them.
-    """
-    faults = []
-    token = _collected.set(faults)
-    try:
-        yield faults
-    finally:
-        _collected.reset(token)
-
-
-def note_faults(faults):
-    """Keeps faults (kind, place, detail) if they are being collected; whether they are."""
-    collected = _collected.get()
-    if collected is None:
-        return False
-    collected += faults
-    return True
-
-
-def read_list_file(path, root, separator=" ", *, labels="required"):
+def read_list_file(path, root, separator=" ", *, labels="required", faults=None):
     """Reads a list file: an image and its label on each line, relative to `root`.
 
     Blank lines and lines that begin with # are skipped; a byte-order mark and Windows line
@@ -55,6 +28,8 @@ def read_list_file(path, root, separator=" ", *, labels="required"):
         root (str): What relative paths start from.
         separator (str): What stands between image and label.
         labels (str): "required", or "optional" where a line may name an image only.
+        faults (list, optional): Gets ("bad_line", file:line, what it holds) of each faulty line in
+            place of an error, and missing files stay in the result.
 
     Returns:
         list[list]: [image path, label path or None].
@@ -77,7 +52,8 @@ def read_list_file(path, root, separator=" ", *, labels="required"):
         items = line.split() if separator == " " else line.split(separator)
         items = [item.strip() for item in items]
         if len(items) > 2 or not all(items) or (len(items) == 1 and labels == "required"):
-            if note_faults([("bad_line", f"{path}:{number}", repr(line))]):
+            if faults is not None:
+                faults.append(("bad_line", f"{path}:{number}", repr(line)))
                 continue
             raise UserError(
                 f"{path}:{number}: a line must be an image, {separator!r} and a label, not "
@@ -86,9 +62,12 @@ def read_list_file(path, root, separator=" ", *, labels="required"):
             )
         items += [None] * (2 - len(items))
         pairs.append([item and os.path.normpath(os.path.join(root, item)) for item in items])
-    if not pairs and not note_faults([("bad_line", str(path), "names no files")]):
-        raise UserError(f"The list file {path} names no files.")
-    check_files_exist(pairs, path)
+    if faults is None:
+        if not pairs:
+            raise UserError(f"The list file {path} names no files.")
+        check_files_exist(pairs, path)
+    elif not pairs:
+        faults.append(("bad_line", str(path), "names no files"))
     return pairs
 
 
@@ -111,7 +90,7 @@ def missing_files(pairs):
 
 def check_files_exist(pairs, source):
     """UserError, with the first few and the count, if files of `pairs` are not there."""
-    missing = [] if note_faults([]) else missing_files(pairs)
+    missing = missing_files(pairs)
     if missing:
         shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise UserError(f"{len(missing)} of the files that {source} names are missing: {shown}.")
@@ -184,20 +163,22 @@ class Dataset(BaseDataset):
         )
         if isinstance(class_names, (str, os.PathLike)):
             class_names = self._find("class_names", class_names)
-        self._set_up(
-            mode=mode,
-            modes=("train", "val", "test"),
-            transforms=transforms,
-            num_classes=num_classes,
-            img_channels=img_channels,
+        self._refuse_edge(edge)
+        self._set_up_classes(
+            num_classes,
             ignore_index=ignore_index,
-            edge=edge,
             class_names=class_names,
             palette=palette,
             label_map=label_map,
-            seed=seed,
+        )
+        self._set_up_samples(
+            mode,
+            ("train", "val", "test"),
+            transforms,
+            img_channels=img_channels,
             to_rgb=to_rgb,
             nodata=nodata,
+            seed=seed,
         )
         key = f"{self.mode}_path"
         given = {"train": train_path, "val": val_path, "test": test_path}[self.mode]
@@ -208,8 +189,9 @@ class Dataset(BaseDataset):
             self.dataset_root,
             separator,
             labels="optional" if self.mode == "test" else "required",
+            faults=self.faults,
         )
-        if self.label_map is None and not note_faults([]):
+        if self.label_map is None and self.faults is None:
             self._warn_of_masks_of_void()
 
     def _warn_of_masks_of_void(self):

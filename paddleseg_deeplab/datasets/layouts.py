@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How public datasets lay out their files; each layout turns a folder into pairs of files.
 
-A layout is called with (dataset_root, mode) and returns the list of [image, label or None].
+A layout is called with (dataset_root, mode, the dataset's name, faults) and returns the list of
+[image, label or None]. `faults` is a list that gets (kind, place, detail) of each faulty line and
+of each file without its partner in place of an error, or None; missing files then stay listed.
 Pairs are matched by name, never by position: one file that is missing is an error that names
 it, and cannot shift the labels of all others (as sorted lists did in PaddleSeg's Cityscapes).
 A layout raises FileNotFoundError where its folders or lists are not there at all.
@@ -10,7 +12,7 @@ A layout raises FileNotFoundError where its folders or lists are not there at al
 import os
 from dataclasses import dataclass
 
-from paddleseg_deeplab.datasets.dataset import check_files_exist, note_faults, read_list_file
+from paddleseg_deeplab.datasets.dataset import check_files_exist, read_list_file
 from paddleseg_deeplab.utils.errors import UserError
 
 _SHOWN = 5
@@ -31,15 +33,22 @@ def files_by_name(folder, suffix):
     return found
 
 
-def pair_by_name(images, labels, what):
+def pair_by_name(images, labels, what, faults=None):
     """Matches two results of `files_by_name`; sorted by name.
+
+    Args:
+        images, labels (dict): The results.
+        what (str): For the message.
+        faults (list, optional): Gets ("unpaired", file, what it lacks) in place of an error.
 
     Raises:
         UserError: files without a partner (the first few and the count are named).
     """
     for one, other, kind in ((images, labels, "a label"), (labels, images, "an image")):
         alone = sorted(one.keys() - other.keys())
-        if alone and not note_faults([("unpaired", one[n], f"lacks {kind}") for n in alone]):
+        if faults is not None:
+            faults += [("unpaired", one[name], f"lacks {kind}") for name in alone]
+        elif alone:
             shown = ", ".join(one[name] for name in alone[:_SHOWN])
             more = ", ..." if len(alone) > _SHOWN else ""
             raise UserError(f"{what}: {len(alone)} of {len(one)} files lack {kind}: {shown}{more}.")
@@ -68,7 +77,7 @@ class Folders:
         """Whether there is any label file of a mode."""
         return bool(files_by_name(self._folder(root, self.labels, mode), self.label_suffix))
 
-    def __call__(self, root, mode, name):
+    def __call__(self, root, mode, name, faults=None):
         folders = [self._folder(root, self.images, mode)]
         if mode not in self.unlabelled:
             folders.append(self._folder(root, self.labels, mode))
@@ -81,7 +90,8 @@ class Folders:
         if mode in self.unlabelled:
             return [[found[key], None] for key in sorted(found)]
         labels = files_by_name(folders[1], self.label_suffix)
-        return pair_by_name(found, labels, f"{name} {mode}, {self.label_suffix} in {folders[1]}")
+        what = f"{name} {mode}, {self.label_suffix} in {folders[1]}"
+        return pair_by_name(found, labels, what, faults)
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class NameLists:
     lists: dict
     subfolder: str = ""
 
-    def __call__(self, root, mode, name):
+    def __call__(self, root, mode, name, faults=None):
         # The devkit's own folder or the year's folder in it: both are often given.
         inner = os.path.join(root, self.subfolder)
         root = inner if self.subfolder and os.path.isdir(inner) else root
@@ -115,7 +125,8 @@ class NameLists:
             ]
         if not pairs:
             raise UserError(f"{name}: the list files of mode {mode!r} in {root} name no images.")
-        check_files_exist(pairs, f"the list of {name} {mode}")
+        if faults is None:
+            check_files_exist(pairs, f"the list of {name} {mode}")
         return pairs
 
 
@@ -125,8 +136,9 @@ class PairLists:
 
     lists: str
 
-    def __call__(self, root, mode, name):
+    def __call__(self, root, mode, name, faults=None):
         path = os.path.join(root, self.lists.format(mode))
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{name}: mode {mode!r} needs the list file {path}.")
-        return read_list_file(path, root, labels="optional" if mode == "test" else "required")
+        labels = "optional" if mode == "test" else "required"
+        return read_list_file(path, root, labels=labels, faults=faults)

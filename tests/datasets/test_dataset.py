@@ -10,7 +10,7 @@ import pytest
 
 from paddleseg_deeplab import transforms as T
 from paddleseg_deeplab.datasets import Dataset, class_pixel_counts, label_table, voc_palette
-from paddleseg_deeplab.datasets.dataset import read_list_file
+from paddleseg_deeplab.datasets.dataset import missing_files, read_list_file
 from paddleseg_deeplab.utils.errors import UserError
 
 LABEL = np.arange(12, dtype=np.uint8).reshape(3, 4) % 3
@@ -264,6 +264,28 @@ def test_class_names_and_palette(root):
     # Two further rows of the devkit's table.
     np.testing.assert_array_equal(voc_palette(21)[[15, 20]], [[192, 128, 128], [0, 64, 128]])
     assert len(np.unique(voc_palette(255), axis=0)) == 255
+
+
+class Mine(Dataset):
+    """A user's, with a constructor of its own."""
+
+    def __init__(self, folder):
+        super().__init__("train", folder, [], 3, train_path="list.txt")
+
+
+def test_a_set_with_faults_can_be_opened_to_tell_them_all(root):
+    (root / "list.txt").write_text("a.png a_label.png\nlonely\nno.png no_label.png\n1 2 3\n")
+    for _ in range(2):  # nothing is kept from one to the next
+        data = Mine.with_faults(folder=str(root))
+        assert type(data) is Mine
+        assert data.faults == [
+            ("bad_line", f"{root / 'list.txt'}:2", "'lonely'"),
+            ("bad_line", f"{root / 'list.txt'}:4", "'1 2 3'"),
+        ]
+        assert len(data.file_list) == 2
+        assert missing_files(data.file_list) == [str(root / "no.png"), str(root / "no_label.png")]
+    with pytest.raises(UserError, match=r"list\.txt:2"):
+        Mine(str(root))
 
 
 BAD_SETTINGS = [

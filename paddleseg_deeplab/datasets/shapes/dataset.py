@@ -81,17 +81,13 @@ class Shapes(BaseDataset):
         most = len(_PALETTE)
         if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= most:
             raise UserError(f"Shapes: num_classes must be 2 to {most}, not {num_classes!r}.")
-        self._set_up(
-            mode=mode,
-            modes=tuple(_SPLITS),
-            transforms=transforms,
-            num_classes=num_classes,
-            img_channels=img_channels,
+        self._set_up_classes(
+            num_classes,
             ignore_index=ignore_index,
             class_names=["background", *(name for name, _ in SHAPES[: num_classes - 1])],
             palette=_PALETTE[:num_classes],
-            seed=seed,
         )
+        self._set_up_samples(mode, tuple(_SPLITS), transforms, img_channels=img_channels, seed=seed)
         if not _is_pair(image_size, 16):
             raise UserError(
                 "Shapes: image_size must be (width, height), each at least 16 pixels, "

@@ -158,7 +158,7 @@ def check_datasets(
 
     Args:
         datasets (dict): "train", "val" or both: the dataset.
-        faults (dict): Set: faults of its lists, see `dataset.collecting_faults`.
+        faults (dict): Set: faults of its lists, see `BaseDataset.with_faults`.
         num_workers (int): Threads; 0 and 1 read in the caller's. Default `default_workers()`.
             The result does not depend on it.
         max_samples (int): Read no more than this many pairs of each set, evenly spread (that all

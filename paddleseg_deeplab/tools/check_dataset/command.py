@@ -54,7 +54,7 @@ def _check_keys(config, section, component, cfg):
 def _open(config, name):
     """(dataset without its transforms, faults of its lists) of a section of the config."""
     from paddleseg_deeplab import registry
-    from paddleseg_deeplab.datasets.dataset import collecting_faults
+    from paddleseg_deeplab.datasets.base import BaseDataset
 
     section = f"{name}_dataset"
     cfg = getattr(config, f"{section}_cfg")
@@ -65,13 +65,14 @@ def _open(config, name):
     _check_keys(config, section, component, cfg)
     cfg["transforms"] = []  # files are checked as they are
     try:
-        with collecting_faults() as faults:
-            dataset = component(**cfg)
+        # One that is no BaseDataset cannot tell all: its first fault is an error.
+        tells = isinstance(component, type) and issubclass(component, BaseDataset)
+        dataset = component.with_faults(**cfg) if tells else component(**cfg)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(f"{config.path}: {section}: {error}") from error
     if not hasattr(dataset, "file_list"):
         config.fail(section, f"{component.__name__} has no file_list: its files are not known.")
-    return dataset, faults
+    return dataset, dataset.faults if tells else ()
 
 
 def _crop_size(config):
