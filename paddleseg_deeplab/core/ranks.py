@@ -12,7 +12,6 @@ import numpy as np
 import paddle
 
 from paddleseg_deeplab.core.gate import Gate
-from paddleseg_deeplab.core.out_of_memory import OutOfMemory
 from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
 from paddleseg_deeplab.utils.errors import (
     NonFiniteLoss,
@@ -20,6 +19,7 @@ from paddleseg_deeplab.utils.errors import (
     RunStopped,
     UserError,
 )
+from paddleseg_deeplab.utils.out_of_memory import OutOfMemory
 
 _PATIENCE = 1800.0  # seconds that ranks wait for each other
 # In Paddle's messages about this process's device or readers, not about the way to the others.

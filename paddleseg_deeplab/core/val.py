@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer, out_of_memory
+from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
 from paddleseg_deeplab.deploy.engine import (
@@ -28,6 +28,7 @@ from paddleseg_deeplab.prediction import crf as refine
 from paddleseg_deeplab.prediction import restore
 from paddleseg_deeplab.prediction.batching import equal_size_batches, peek, read_ahead, workers_for
 from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core import out_of_memory
 from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.compiled import compiled
 from paddleseg_deeplab.core.training.data.batches import reader_failure
@@ -20,6 +19,7 @@ from paddleseg_deeplab.models.losses.total import (
     output_sizes,
     part_count,
 )
+from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
 __all__ = ["NonFiniteLoss", "TrainStep"]

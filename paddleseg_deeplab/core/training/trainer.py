@@ -4,7 +4,6 @@
 import contextlib
 from pathlib import Path
 
-from paddleseg_deeplab.core.out_of_memory import CHECKPOINT_KEPT, OutOfMemory
 from paddleseg_deeplab.core.ranks import share_statistics
 from paddleseg_deeplab.core.slide import WINDOW_SETTINGS
 from paddleseg_deeplab.core.training.state import checkpoint
@@ -14,6 +13,7 @@ from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, NonFiniteScores
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.out_of_memory import CHECKPOINT_KEPT, OutOfMemory
 
 _PICTURES = 4  # validation images whose predictions are shown in VisualDL
 

@@ -24,6 +24,7 @@ from paddleseg_deeplab.prediction.crf import refine
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
+from paddleseg_deeplab.utils.out_of_memory import explained
 
 # What is searched, in the order of the results, and the paper's coarse grid of it.
 COARSE_GRID = {

@@ -14,10 +14,10 @@ import traceback
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core import out_of_memory
 from paddleseg_deeplab.core.training.watch.interrupt import obey_the_parent_alone
 from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
+from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
 
 

@@ -16,7 +16,6 @@ from paddle import nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.core import out_of_memory as oom
 from paddleseg_deeplab.core import val
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import evaluate
@@ -24,6 +23,7 @@ from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.tools.search_crf import search
 from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
 from paddleseg_deeplab.transforms import Compose
+from paddleseg_deeplab.utils import out_of_memory as oom
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
 # Paddle 3.3.1's, from cuda_allocator.cc, with its C++ traceback before it.
