@@ -45,10 +45,24 @@ __all__ = [
 ]
 
 
-def _logits(model, im, is_slide, stride, crop_size, slide_above):
-    """Tensor, or array from an `Engine` and from windows that are summed in host memory."""
-    window = window_for(im.shape[2:], is_slide, crop_size, stride, slide_above)
-    return run_network(model, im) if window is None else slide_logits(model, im, *window)
+def _logits(model, im, window):
+    """Tensor, or array from an `Engine` and from windows that are summed in host memory; `window`
+    has the keyword arguments of `window_for`."""
+    found = window_for(im.shape[2:], **window)
+    if found is None:
+        return run_network(model, im)
+    crop_size, stride = found
+    return slide_logits(model, im, crop_size, stride)
+
+
+def _window(is_slide, crop_size, stride, slide_above):
+    """The parameters of `inference` that say how large images go through the network, in one."""
+    return {
+        "is_slide": is_slide,
+        "crop_size": crop_size,
+        "stride": stride,
+        "slide_above": slide_above,
+    }
 
 
 def per_image_trans_info(trans_info, count):
@@ -131,11 +145,11 @@ def inference(
         UserError: `crop_size` or `stride` is missing or does not fit; or, with `trans_info`, a
             logit is NaN or infinite.
     """
+    window = _window(is_slide, crop_size, stride, slide_above)
     with paddle.no_grad():
+        logits = _logits(model, im, window)
         if trans_info is None:
-            logits = _logits(model, im, is_slide, stride, crop_size, slide_above)
             return paddle.to_tensor(logits) if isinstance(logits, np.ndarray) else logits
-        logits = _logits(model, im, is_slide, stride, crop_size, slide_above)
         return labels_and_scores(logits, trans_info, return_scores, names=names)
 
 
@@ -174,10 +188,7 @@ def aug_probabilities(
     scales=1.0,
     flip_horizontal=False,
     flip_vertical=False,
-    is_slide=False,
-    stride=None,
-    crop_size=None,
-    slide_above=None,
+    window=None,
 ):
     """Mean class probabilities over scales and flips.
 
@@ -189,7 +200,8 @@ def aug_probabilities(
     classes and n passes of the largest size h x w at a time (n is 1 from 65536 pixels on).
 
     Args:
-        As of `inference` and `aug_inference`.
+        model, im, scales, flip_horizontal, flip_vertical: As of `aug_inference`.
+        window (dict, optional): Keyword arguments of `slide.window_for`; whole images by default.
 
     Returns:
         np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU. All NaN
@@ -210,7 +222,7 @@ def aug_probabilities(
         for first in range(0, len(passes), at_once):
             group = passes[first : first + at_once]
             batch = _flipped(scaled, group)
-            logits = _logits(model, batch, is_slide, stride, crop_size, slide_above)
+            logits = _logits(model, batch, window or {})
             total = add(total, logits, group, (height, width), len(scales) * len(passes))
     return total
 
@@ -290,9 +302,7 @@ def aug_inference(
     Raises:
         UserError: As of `inference`.
     """
+    window = _window(is_slide, crop_size, stride, slide_above)
     with paddle.no_grad():
-        probabilities = aug_probabilities(
-            *(model, im, scales, flip_horizontal, flip_vertical),
-            *(is_slide, stride, crop_size, slide_above),
-        )
+        probabilities = aug_probabilities(model, im, scales, flip_horizontal, flip_vertical, window)
         return labels_and_scores(probabilities, trans_info, return_scores, names=names)

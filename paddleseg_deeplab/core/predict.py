@@ -2,20 +2,21 @@
 """Prediction of image files into files: overlays, palette PNGs, raw ids, probabilities."""
 
 import dataclasses
-from contextlib import ExitStack
-from functools import partial
 
 import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.ranks import join
-from paddleseg_deeplab.core.val import engine_for, predictions
-from paddleseg_deeplab.deploy.engine import check_engine
+from paddleseg_deeplab.core.stream import (
+    NetworkSettings,
+    engine_for,
+    predictions,
+    refuse_multilabel,
+)
 from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.postprocess.settings import make_crf
-from paddleseg_deeplab.prediction import crf as refine
+from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction import outputs as prediction_files
 from paddleseg_deeplab.prediction import pictures
 from paddleseg_deeplab.prediction.batching import equal_size_batches, workers_for
@@ -35,13 +36,6 @@ class PredictionResult:
 
     written: dict
     failed: list
-
-
-def _check_setting(aug_pred, scales, window, outputs):
-    if aug_pred:
-        infer.check_scales(scales)
-    infer.window_for((0, 0), **window)
-    return prediction_files.parse_outputs(outputs)
 
 
 class _Images:
@@ -78,6 +72,7 @@ def predict(
     stride=None,
     crop_size=None,
     custom_color=None,
+    use_multilabel=False,
     *,
     class_names=None,
     palette=None,
@@ -118,6 +113,7 @@ def predict(
         is_slide (bool): Use a sliding window. Default False.
         stride, crop_size (Sequence[int], optional): Of the window, (width, height).
         custom_color (list[int], optional): R, G, B, R, G, B, ... in place of the first colours.
+        use_multilabel (bool): PaddleSeg's; only False, since a pixel has one class here.
         class_names (list[str], optional): For the legend.
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
         slide_above (float, optional): As for `core.val.evaluate`.
@@ -137,57 +133,73 @@ def predict(
     Raises:
         UserError: A setting is wrong, or the weights do not fit. OSError: The disk is full or gone.
     """
-    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
-    settings["slide_above"] = slide_above
-    outputs = _check_setting(aug_pred, scales, settings, outputs)
-    check_engine(engine, precision)
+    refuse_multilabel(use_multilabel)
+    how = NetworkSettings(
+        aug=aug_pred,
+        scales=scales,
+        flip_horizontal=flip_horizontal,
+        flip_vertical=flip_vertical,
+        is_slide=is_slide,
+        stride=stride,
+        crop_size=crop_size,
+        slide_above=slide_above,
+        precision=precision,
+        amp_level=amp_level,
+        engine=engine,
+        batch_size=batch_size,
+    )
+    how.check()
+    outputs = prediction_files.parse_outputs(outputs)
     palette = _palette(palette, custom_color, class_names)
     image_list = [str(path) for path in image_list]
     root = image_dir if image_dir is not None else prediction_files.collect_images(image_list)[1]
     names = prediction_files.output_names(image_list, root)
     load_entire_model(model, model_path)
-    if aug_pred:
-        settings.update(scales=scales)
-        settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)
-    written, failed = {}, []
     crf = make_crf(crf)
     ranks = join()
+    written, failed = {}, []
+
+    def load(path):
+        return pictures.load_picture(path, transforms, for_crf=crf is not None)
+
+    def run(samples, images):
+        wanted = crf is not None or "prob" in outputs
+        return predictions(network, [(samples, images)], how, probabilities=wanted)
+
+    def note(name, error):
+        pictures.note_failure(failed, name, error)
+
     own = list(enumerate(image_list))[ranks.rank :: ranks.size]
     num_workers = workers_for(_Images(transforms), num_workers)
-    load = partial(pictures.load_picture, compose=transforms, for_crf=crf is not None)
-    samples = pictures.read_pictures(own, load, failed, num_workers)
+    opened = engine_for(
+        model, pictures.read_pictures(own, load, failed, num_workers), len(image_list), how
+    )
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
-    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
-        network, samples = stack.enter_context(
-            engine_for(model, samples, len(image_list), engine, precision, aug_pred, settings)
-        )
+    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), opened as (network, samples):
         batches = equal_size_batches(samples, batch_size)
-
-        def run(*batch):
-            return predictions(
-                *(network, [batch], aug_pred, settings),
-                precision=(precision, amp_level),
-                probabilities=crf is not None or "prob" in outputs,
-            )
-
         results = pictures.run_batches(run, batches, failed)
         if crf is not None:
-            note = partial(pictures.note_failure, failed)
-            results = refine.refined(
+            results = dense_crf.refined(
                 crf, results, lambda s: s["crf_image"], num_workers, on_error=note
             )
         places = {"save_dir": save_dir, "names": names, "palette": palette, "outputs": outputs}
         for path, files in pictures.write_pictures(results, failed, num_workers, **places):
             written[path] = files
             bar.update(len(written) + len(failed) - bar.n)
+    result = _of_all_ranks(ranks, written, failed, image_list)
+    with ranks.guard():
+        if ranks.is_main and class_names is not None and result.written:
+            picture = visualize.legend(palette, class_names)
+            visualize.save_image(f"{save_dir}/legend.png", picture)
+    return result
+
+
+def _of_all_ranks(ranks, written, failed, image_list):
+    """What all ranks did, in the order of the list."""
     parts = ranks.gather((written, failed))
     written = {path: files for part in parts for path, files in part[0].items()}
     failed = [item for part in parts for item in part[1]]
-    with ranks.guard():
-        if ranks.is_main and class_names is not None and written:
-            picture = visualize.legend(palette, class_names)
-            visualize.save_image(f"{save_dir}/legend.png", picture)
     order = {path: i for i, path in enumerate(image_list)}
     written = dict(sorted(written.items(), key=lambda item: order[item[0]]))
     failed.sort(key=lambda item: order[item[0]])

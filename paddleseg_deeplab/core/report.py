@@ -6,7 +6,9 @@ import dataclasses
 import json
 from pathlib import Path
 
+from paddleseg_deeplab.core.stream import label_of, name_of
 from paddleseg_deeplab.utils import visualize
+from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
@@ -90,6 +92,40 @@ class EvaluationResult:
                 f"{name:<{width}}  {iou:>7} {precision:>9} {recall:>7} {dice:>7} {share:>7}"
             )
         return "\n".join(lines)
+
+
+def count_image(confusion, sample, predicted):
+    """Adds one image to the counts of a set.
+
+    Args:
+        confusion (ConfusionMatrix): Of the set; is changed.
+        sample (dict): With ``index`` and ``label``, integers [H, W].
+        predicted (np.ndarray): Integers [H, W].
+
+    Returns:
+        dict: The image's record, as `EvaluationResult.records` has them.
+
+    Raises:
+        UserError: The sizes differ, or a label's value is out of range; the file is named.
+    """
+    name, label = name_of(sample), label_of(sample)
+    if label.shape != predicted.shape:
+        raise UserError(
+            f"{name}: the prediction has size {predicted.shape}, its label "
+            f"{sample.get('label_path', '')} {label.shape} (height, width). Image and label must "
+            "have the same size."
+        )
+    try:
+        added = confusion.update(predicted, label)
+    except ValueError as error:
+        raise UserError(f"{sample.get('label_path') or name}: {error}") from error
+    own = ConfusionMatrix.from_matrix(added)
+    return {
+        "index": int(sample["index"]),
+        "path": name,
+        "miou": own.mean_iou,
+        "accuracy": own.accuracy,
+    }
 
 
 def log_result(result):

@@ -3,33 +3,32 @@
 
 import math
 import time
-from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import cv2
 import numpy as np
 import paddle
 from tqdm import tqdm
 
-from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.ranks import join
-from paddleseg_deeplab.core.report import EvaluationResult, log_result, write_report
-from paddleseg_deeplab.deploy.engine import (
-    Engine,
-    check_engine,
-    open_engine,
-    pixels_to_run,
-    run_network,
+from paddleseg_deeplab.core.report import (
+    EvaluationResult,
+    count_image,
+    log_result,
+    write_report,
 )
-from paddleseg_deeplab.models.forward import evaluation_mode, precision_context
+from paddleseg_deeplab.core.stream import (
+    NetworkSettings,
+    engine_for,
+    label_of,
+    predictions,
+    refuse_multilabel,
+)
+from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.postprocess.settings import make_crf
-from paddleseg_deeplab.prediction import crf as refine
-from paddleseg_deeplab.prediction import restore
-from paddleseg_deeplab.prediction.batching import equal_size_batches, peek, read_ahead, workers_for
+from paddleseg_deeplab.prediction import crf as dense_crf
+from paddleseg_deeplab.prediction.batching import equal_size_batches, read_ahead, workers_for
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.utils import out_of_memory
-from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
 
@@ -85,11 +84,11 @@ class _ValidationLoss:
 
     def add(self, logits, samples):
         for i, sample in enumerate(samples):
-            label = _label_of(sample)
+            label = label_of(sample)
             size, steps = tuple(logits.shape[2:]), sample.get("trans_info", [])
             original = tuple(steps[0][1]) if steps else size
             if label.shape != original or (label == self.ignore_index).all():
-                continue  # a label of another size is an error, which `_count` raises
+                continue  # a label of another size is an error, which `count_image` raises
             label = label_like_input(label, steps, size, self.ignore_index)
             label = paddle.to_tensor(label[None].astype(np.int64))
             one = logits[i : i + 1]
@@ -98,22 +97,9 @@ class _ValidationLoss:
             self._scalars.append(value.reshape([]))
 
 
-def _label_of(sample):
-    label = np.asarray(sample["label"])
-    return label.reshape(label.shape[-2:])  # [H, W], from [1, H, W] too
-
-
-def _name_of(sample):
-    path = sample.get("im_path")
-    return str(path) if path is not None else f"sample {sample['index']}"
-
-
-def _check_setting(losses, aug_eval, scales, window):
-    if aug_eval:
-        infer.check_scales(scales)
-    infer.window_for((0, 0), **window)
-    windows = window["is_slide"] or window["slide_above"] is not None
-    if losses is not None and (aug_eval or windows):
+def _whole_image_losses(losses, how):
+    """The losses where they can be computed, else None with a warning."""
+    if losses is not None and (how.aug or how.is_slide or how.slide_above is not None):
         logger.warning("The validation loss is computed on whole images only: it is left out.")
         return None
     return losses
@@ -133,6 +119,8 @@ def evaluate(
     amp_level="O1",
     num_workers=0,
     print_detail=True,
+    auc_roc=False,
+    use_multilabel=False,
     *,
     slide_above=None,
     batch_size=1,
@@ -165,6 +153,8 @@ def evaluate(
         num_workers (int | None): Threads that read and transform images ahead (PaddleSeg:
             processes); with a CRF as many again run it. None: `feed.workers_for`.
         print_detail (bool): Log the figures and the table of classes.
+        auc_roc (bool): PaddleSeg's; that figure is not computed here, which a warning says.
+        use_multilabel (bool): PaddleSeg's; only False, since a pixel has one class here.
         batch_size (int | None): Images of equal size that go through the network together; None:
             `feed.automatic_batch`. The figures do not depend on it, beyond the last digits of
             float32.
@@ -186,45 +176,49 @@ def evaluate(
             values for it, sizes of label and image differ, or a label's value is out of range;
             the file is named. `out_of_memory.OutOfMemory` says which settings help.
     """
-    settings = {"is_slide": is_slide, "stride": stride, "crop_size": crop_size}
-    settings["slide_above"] = slide_above
-    losses = _check_setting(losses, aug_eval, scales, settings)
-    check_engine(engine, precision)
+    refuse_multilabel(use_multilabel)
+    if auc_roc:
+        logger.warning("auc_roc has no effect: the area under the ROC curve is not computed here.")
+    how = NetworkSettings(
+        aug=aug_eval,
+        scales=scales,
+        flip_horizontal=flip_horizontal,
+        flip_vertical=flip_vertical,
+        is_slide=is_slide,
+        stride=stride,
+        crop_size=crop_size,
+        slide_above=slide_above,
+        precision=precision,
+        amp_level=amp_level,
+        engine=engine,
+        batch_size=batch_size,
+    )
+    how.check()
+    loss = _ValidationLoss(
+        _whole_image_losses(losses, how), getattr(eval_dataset, "ignore_index", 255)
+    )
     crf = make_crf(crf)
     start = time.perf_counter()
-    if aug_eval:
-        settings.update(scales=scales)
-        settings.update(flip_horizontal=flip_horizontal, flip_vertical=flip_vertical)
-    ignore_index = getattr(eval_dataset, "ignore_index", 255)
     names = getattr(eval_dataset, "class_names", None) or None
     names = check_class_names(names, eval_dataset.num_classes)
-    confusion = ConfusionMatrix(eval_dataset.num_classes, ignore_index)
-    loss = _ValidationLoss(losses, ignore_index)
+    confusion = ConfusionMatrix(eval_dataset.num_classes, loss.ignore_index)
     records = []
     ranks = join()
     indices = range(ranks.rank, len(eval_dataset), ranks.size)
     num_workers = workers_for(eval_dataset, num_workers)
     samples = read_ahead(lambda i: dict(eval_dataset[i], index=i), indices, num_workers)
+    # Images that were read ahead are not worth waiting for once a stop was asked for.
+    check_stop = getattr(eval_dataset, "check_stop", lambda: None)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(indices), desc="evaluate", unit="image", disable=hide, leave=False)
-    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), ExitStack() as stack:
-        network, samples = stack.enter_context(
-            engine_for(model, samples, len(eval_dataset), engine, precision, aug_eval, settings)
-        )
-        results = predictions(
-            network,
-            equal_size_batches(samples, batch_size),
-            aug_eval,
-            settings,
-            loss=loss,
-            precision=(precision, amp_level),
-            probabilities=crf is not None,
-        )
+    opened = engine_for(model, samples, len(eval_dataset), how)
+    with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), opened as (network, samples):
+        batches = equal_size_batches(samples, batch_size)
+        results = predictions(network, batches, how, loss=loss, probabilities=crf is not None)
         if crf is not None:
-            image_of = partial(refine.image_of_sample, eval_dataset)
-            results = refine.refined(crf, results, image_of, num_workers)
-        # Images that were read ahead are not worth waiting for once a stop was asked for.
-        check_stop = getattr(eval_dataset, "check_stop", lambda: None)
+            results = dense_crf.refined(
+                crf, results, lambda s: dense_crf.image_of_sample(eval_dataset, s), num_workers
+            )
         for sample, predicted, _ in results:
             check_stop()
             records.append(count_image(confusion, sample, predicted))
@@ -257,140 +251,6 @@ def _warn_of_one_class(confusion, names):
             "label_map: {0: 0, 255: 1} on both datasets.",
             *(names[present[0]], confusion.ignore_index),
         )
-
-
-@contextmanager
-def engine_for(model, samples, count, kind, precision, aug, settings):
-    """`open_engine` for a stream of samples, and what the whole run over them needs.
-
-    That memory runs out is one line, from wherever inside. At the end a GPU's cache is emptied
-    once: the maps of whole images are of no use to a training that goes on with crops, and here
-    evaluation, prediction and a user's own loop all come by.
-
-    Args:
-        model (nn.Layer): In eval mode.
-        samples (Iterable[dict]): With ``img``, float32 [C, h, w]; the first one is drawn.
-        count (int): How many images there are, on all ranks.
-        kind, precision (str): As for `open_engine`.
-        aug (bool), settings (dict): As for `predictions`.
-
-    Yields:
-        tuple: The network, for `predictions`, and the samples, all of them.
-    """
-    facts = {"what": "images were read or results made", "settings": out_of_memory.HOST_SETTINGS}
-    with out_of_memory.explained(**facts), ExitStack() as stack:
-        stack.callback(out_of_memory.release)
-        stack.callback(getattr(samples, "close", int))  # ends threads that read ahead
-        first, samples = peek(samples)
-        image = None if first is None else np.asarray(first["img"], np.float32)
-        size = (0, 0) if image is None else image.shape[1:]
-        pixels = pixels_to_run(count, size, aug, settings)
-        engine = open_engine(model, image, kind, precision=precision, pixels=pixels)
-        network = stack.enter_context(engine)
-        del first, image, engine  # not to be held for the whole run
-        yield network, samples
-
-
-def predictions(
-    model, batches, aug, settings, *, loss=None, precision=("fp32", "O1"), probabilities=False
-):
-    """Runs the network over batches; the caller sets eval mode and turns gradients off.
-
-    Args:
-        model (nn.Layer | Engine): A layer in eval mode.
-        batches (Iterable): Of (samples, images float32 [N, C, h, w]).
-        aug (bool): Use `infer.aug_inference`, else `infer.inference`.
-        settings (dict): Keyword arguments of either.
-        loss (optional): Gets logits and samples of each batch where it holds losses.
-        precision (tuple): Arguments of `precision_context`; an `Engine` has its own.
-        probabilities (bool): Give them too.
-
-    Yields:
-        tuple: sample; labels, int32 [H, W] at the original size; mean class probabilities,
-        float32 [K, H, W], or None.
-
-    Raises:
-        OutOfMemory: Naming image, size, batch and precision, and the settings that help.
-    """
-    network = model if isinstance(model, Engine) else _InPrecision(model, precision)
-    for samples, images in batches:
-        with out_of_memory.explained(**_facts(samples, images, aug, settings, precision[0])):
-            results = _predict(network, samples, images, aug, settings, loss, probabilities)
-        yield from zip(samples, *results)
-
-
-class _InPrecision:
-    """A network in mixed precision; sums, probabilities and losses behind it stay in float32."""
-
-    def __init__(self, model, precision):
-        self._model = model
-        self._precision = precision
-        self.data_format = getattr(model, "data_format", "NCHW")
-
-    def __call__(self, images):
-        with precision_context(*self._precision):
-            return self._model(images)
-
-
-def _facts(samples, images, aug, settings, precision):
-    """What `out_of_memory.explained` tells of a batch."""
-    scale = max(infer.check_scales(settings.get("scales", 1.0))) if aug else 1.0
-    size = [round(side * scale) for side in images.shape[2:]]
-    window = {name: settings.get(name) for name in infer.WINDOW_SETTINGS}
-    window = infer.window_for(size, **window)
-    count = len(samples)
-    known = (count, precision, window and window[0], scale)
-    more = f" and {count - 1} more" if count > 1 else ""
-    return {
-        "what": f"the network ran on {_name_of(samples[0])}{more}",
-        "image_size": size[::-1],
-        "batch_size": count,
-        "precision": precision,
-        "settings": out_of_memory.evaluation_settings(*known),
-    }
-
-
-def _predict(model, samples, images, aug, settings, loss, want_probabilities):
-    """Labels and probabilities (or None) of a batch; adds its loss where that is wanted."""
-    if not isinstance(model, Engine):
-        images = paddle.to_tensor(images)
-    infos = [sample.get("trans_info", []) for sample in samples]
-    names = [_name_of(sample) for sample in samples]
-    if loss is not None and loss.losses is not None:
-        logits = run_network(model, images)
-        labels, scores = infer.labels_and_scores(logits, infos, want_probabilities, names=names)
-        loss.add(logits, samples)
-    else:
-        run = infer.aug_inference if aug else infer.inference
-        settings = {**settings, "return_scores": want_probabilities, "names": names}
-        labels, scores = run(model, images, infos, **settings)
-    if scores is None:
-        return labels, [None] * len(labels)
-    # Averaged scores are probabilities already; those of one pass are logits.
-    return labels, scores if aug else [restore.softmax(s, axis=0) for s in scores]
-
-
-def count_image(confusion, sample, predicted):
-    """Adds one image to the matrix; returns its record."""
-    name = _name_of(sample)
-    label = _label_of(sample)
-    if label.shape != predicted.shape:
-        raise UserError(
-            f"{name}: the prediction has size {predicted.shape}, its label "
-            f"{sample.get('label_path', '')} {label.shape} (height, width). Image and label must "
-            "have the same size."
-        )
-    try:
-        added = confusion.update(predicted, label)
-    except ValueError as error:
-        raise UserError(f"{sample.get('label_path') or name}: {error}") from error
-    own = ConfusionMatrix.from_matrix(added)
-    return {
-        "index": int(sample["index"]),
-        "path": name,
-        "miou": own.mean_iou,
-        "accuracy": own.accuracy,
-    }
 
 
 def _gather(ranks, confusion, records, losses):

@@ -12,8 +12,9 @@ import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import infer, slide, val
-from paddleseg_deeplab.core.val import evaluate, predictions
+from paddleseg_deeplab.core import infer, slide, stream
+from paddleseg_deeplab.core.stream import NetworkSettings, predictions
+from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.models import CrossEntropyLoss
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -144,9 +145,11 @@ def test_two_reads_a_batch(monkeypatch, aug, settings):
     model, images = Surroundings(), numbers(2, 3, 50, 70)
     samples = [{"img": image, "index": i, "trans_info": []} for i, image in enumerate(images)]
 
+    how = NetworkSettings(aug=aug, **settings)
+
     def run():
         with paddle.no_grad():
-            return [found[1] for found in predictions(model, [(samples, images)], aug, settings)]
+            return [found[1] for found in predictions(model, [(samples, images)], how)]
 
     expected = run()
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
@@ -250,13 +253,13 @@ def test_only_the_network_computes_in_half(monkeypatch):
         seen["sums"].append(list(now))
         return add(*args)
 
-    monkeypatch.setattr(val, "precision_context", context)
+    monkeypatch.setattr(stream, "precision_context", context)
     monkeypatch.setattr(infer, "_add_on_device", watched_add)
     image = numbers(1, 3, 20, 28)
     samples = [{"img": image[0], "index": 0}]
-    how = {"precision": ("fp16", "O2")}
-    settings = {"scales": [1.0, 2.0], **WINDOWS}
+    half = {"precision": "fp16", "amp_level": "O2"}
+    how = NetworkSettings(aug=True, scales=[1.0, 2.0], **WINDOWS, **half)
     with paddle.no_grad():
-        list(predictions(Watched(), [(samples, image)], True, settings, **how))
+        list(predictions(Watched(), [(samples, image)], how))
     assert set(map(tuple, seen["network"])) == {(("fp16", "O2"),)}
     assert set(map(tuple, seen["sums"])) == {()}

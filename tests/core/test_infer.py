@@ -189,7 +189,8 @@ def test_augmented_sliding_window():
     x = image(1, 3, 12, 12)
     with paddle.no_grad():
         whole = infer.aug_probabilities(model, x, [0.5, 1], True)
-        slid = infer.aug_probabilities(model, x, [0.5, 1], True, False, True, (4, 4), (8, 8))
+        window = {"is_slide": True, "stride": (4, 4), "crop_size": (8, 8)}
+        slid = infer.aug_probabilities(model, x, [0.5, 1], True, window=window)
     np.testing.assert_allclose(slid, whole, atol=TOL)
 
 

@@ -147,6 +147,7 @@ def test_bgr_preprocessing_shows_true_colours(tmp_path):
         ({"aug_pred": True, "scales": []}, "scales"),
         ({"is_slide": True, "crop_size": (4, 4)}, "stride"),
         ({"custom_color": [1, 2]}, "custom_color"),
+        ({"use_multilabel": True}, "use_multilabel"),
     ],
 )
 def test_bad_settings(tmp_path, settings, match):

@@ -14,10 +14,11 @@ from paddleseg_deeplab.cli import val as val_command
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.predict import predict
+from paddleseg_deeplab.core.stream import NetworkSettings, predictions
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.core.training.watch.preflight import check_start
 from paddleseg_deeplab.core.training.watch.preview import prediction_picture
-from paddleseg_deeplab.core.val import evaluate, predictions
+from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.models import CrossEntropyLoss
@@ -64,11 +65,11 @@ class Mixed:
 
 def results(settings, aug=False, batch_size=1):
     """Labels and probabilities of each image, in the set's order."""
-    model = Surroundings()
+    model, how = Surroundings(), NetworkSettings(aug=aug, **settings)
     model.eval()
     batches = equal_size_batches((Mixed()[i] for i in range(len(SIZES))), batch_size)
     with paddle.no_grad():
-        found = list(predictions(model, batches, aug, settings, probabilities=True))
+        found = list(predictions(model, batches, how, probabilities=True))
     found.sort(key=lambda item: item[0]["index"])
     return [(labels, probabilities) for _, labels, probabilities in found]
 
@@ -92,12 +93,15 @@ def test_each_scale_takes_its_way():
     model.eval()
     x = np.random.default_rng(0).standard_normal((1, 3, 12, 16)).astype(np.float32)
     with paddle.no_grad():
+        slide = {"is_slide": True, "crop_size": CROP, "stride": STRIDE}
         parts = [
             infer.aug_probabilities(model, x, 1.0),
-            infer.aug_probabilities(model, x, 2.0, False, False, True, STRIDE, CROP),
+            infer.aug_probabilities(model, x, 2.0, window=slide),
         ]
         model.sizes.clear()
-        got = infer.aug_probabilities(model, x, [1.0, 2.0], crop_size=CROP, slide_above=ABOVE)
+        got = infer.aug_probabilities(
+            model, x, [1.0, 2.0], window={"crop_size": CROP, "slide_above": ABOVE}
+        )
     assert set(model.sizes) == {(12, 16)}
     np.testing.assert_allclose(got, (parts[0] + parts[1]) / 2, atol=1e-6)
 

@@ -205,6 +205,19 @@ def test_masks_of_0_and_255_are_noticed(caplog):
     assert "label_map: {0: 0, 255: 1}" in record.getMessage()
 
 
+def test_what_paddleseg_has_beyond_this(caplog):
+    plain = quiet(Brightest(), Scenes())
+    caplog.clear()
+    # In PaddleSeg's order: precision, amp_level, num_workers, print_detail, auc_roc.
+    window = (False, None, None)
+    told = evaluate(Brightest(), Scenes(), False, 1.0, False, False, *window, "fp32", "O1", 0,
+                    False, True, progress=False)  # fmt: skip
+    assert told.records == plain.records
+    assert [r.message for r in caplog.records if "auc_roc has no effect" in r.message]
+    with pytest.raises(UserError, match="use_multilabel"):
+        quiet(Brightest(), Scenes(), use_multilabel=True)
+
+
 def test_mixed_precision_on_a_cpu_is_an_error():
     if paddle.get_device() != "cpu":
         pytest.skip("for CPUs")

@@ -16,7 +16,8 @@ from stub_backbone import StubBackbone
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.predict import predict
-from paddleseg_deeplab.core.val import engine_for, evaluate
+from paddleseg_deeplab.core.stream import NetworkSettings, engine_for
+from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets.shapes import Shapes
 from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.deploy.compare import ExportMismatch
@@ -181,7 +182,7 @@ def test_the_first_sample_is_let_go(model):
             held.append(weakref.ref(image))
             yield {"img": image}
 
-    with engine_for(model, samples(), 3, "dygraph", "fp32", False, {}) as (_, rest):
+    with engine_for(model, samples(), 3, NetworkSettings()) as (_, rest):
         next(rest)
         next(rest)
         assert held[0]() is None

@@ -16,10 +16,10 @@ from paddle import nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.core import val
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.prediction import crf
 from paddleseg_deeplab.tools.search_crf import search
 from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
 from paddleseg_deeplab.transforms import Compose
@@ -325,7 +325,7 @@ def test_outside_of_the_network(monkeypatch, tmp_path):
         data = Large(Compose([]), mode="val", num_classes=3, image_size=(32, 24), num_samples=2)
         with pytest.raises(oom.OutOfMemory, match=reading):
             quiet(model, data, num_workers=num_workers)
-    monkeypatch.setattr(val.refine, "refine", fail)
+    monkeypatch.setattr(crf, "refine", fail)
     with pytest.raises(oom.OutOfMemory, match=reading):
         quiet(model, shapes(), crf=True)
     monkeypatch.setattr(search, "score_image", fail)

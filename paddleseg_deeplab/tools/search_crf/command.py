@@ -85,6 +85,7 @@ def _progress(total, stage):
 def run(args):
     """Searches as the flags say; 0 when done."""
     grid, fixed, points = _check(args)
+    from paddleseg_deeplab.core.stream import NetworkSettings
     from paddleseg_deeplab.cvlibs import Config, SegBuilder
     from paddleseg_deeplab.cvlibs.inference import inference_settings
     from paddleseg_deeplab.utils.device import select_device
@@ -92,6 +93,8 @@ def run(args):
     device = select_device(args.device)
     config = Config(args.config, opts=args.opts, data_format=args.data_format, pretrained=False)
     settings = inference_settings(config, args, "aug_eval")
+    num_workers, aug = settings.pop("num_workers"), settings.pop("aug_eval")
+    how = NetworkSettings(aug=aug, **settings)
 
     from paddleseg_deeplab.tools.search_crf import search as crf_search
     from paddleseg_deeplab.tools.search_crf.probabilities import save_probabilities
@@ -105,7 +108,9 @@ def run(args):
     workers = thread_count() if args.processes is None else args.processes
     with tempfile.TemporaryDirectory(prefix="crf_search_") as folder:
         logger.info("%d images at most through the network on %s.", args.images, device)
-        count, before = save_probabilities(model, dataset, folder, args.images, **settings)
+        count, before = save_probabilities(
+            model, dataset, folder, args.images, how, num_workers=num_workers
+        )
         logger.info("%d settings on %d images, then finer ones.", points, count)
         trials = crf_search.search(
             *(folder, count, dataset.num_classes),

@@ -15,6 +15,7 @@ from places import ROOT
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli.main import run_verb
+from paddleseg_deeplab.core.stream import NetworkSettings
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.postprocess.settings import make_crf
@@ -219,8 +220,8 @@ def test_files_and_table(tmp_path, caplog):
 def test_probabilities_of_a_network(tmp_path):
     data = Shapes(transforms=[], mode="val", num_classes=3, image_size=[24, 16], num_samples=5)
     model = Guess(3)
-    settings = {"batch_size": 2, "progress": False}
-    count, confusion = save_probabilities(model, data, str(tmp_path), 4, **settings)
+    how = NetworkSettings(batch_size=2)
+    count, confusion = save_probabilities(model, data, str(tmp_path), 4, how, progress=False)
     assert count == 4
     assert len(list(tmp_path.iterdir())) == 12
     assert model.training
