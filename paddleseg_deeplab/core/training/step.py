@@ -11,14 +11,10 @@ from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.compiled import compiled
 from paddleseg_deeplab.core.training.data.batches import reader_failure
 from paddleseg_deeplab.core.training.gradients import GradientSum, square_sum
-from paddleseg_deeplab.core.training.late_losses import Figures, as_vector, check_loss
+from paddleseg_deeplab.core.training.late_losses import Figures, check_loss
+from paddleseg_deeplab.core.training.loss_sum import LossSum
 from paddleseg_deeplab.models.forward import precision_context, run_model
-from paddleseg_deeplab.models.losses.total import (
-    batch_weights,
-    compute_losses,
-    output_sizes,
-    part_count,
-)
+from paddleseg_deeplab.models.losses.total import part_count
 from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 
@@ -147,39 +143,35 @@ class TrainStep:
         network may have exchanges of its own (synchronised batch norm) that the others wait in.
         """
         ranks = self.ranks
-        logits, shares, fault = self._start(batches, fault)
-        names, loss, vector = [], None, None
+        through_host = ranks.size > 1 and ranks.on_host
+        losses = LossSum(batches, self.losses, ranks, self._layout(), self._sizes)
+        loss, vector = None, None
         if fault is None:
             try:
-                for i, (images, labels) in enumerate(batches):
-                    if i:
+                for images, labels in batches:
+                    if loss is not None:  # the last batch's goes backward below
                         self.scaler.scale(loss).backward()
-                        logits = self._logits(images)
-                    # Losses compute in float32, outside autocast.
-                    loss, parts = compute_losses(
-                        *(logits, labels, self.losses, self._layout()),
-                        shares=None if shares is None else shares[i],
-                    )
-                    names, one = list(parts), as_vector(loss, parts.values())
-                    vector = one if vector is None else vector + one
-                    logits = None
+                    loss = losses.add(self._logits(images), labels)
+                vector = losses.vector
                 if self.reads_at_once:
                     vector = vector.numpy()
-                    check_loss(names, vector)
+                    check_loss(losses.names, vector)
             except NonFiniteLoss as error:
                 fault = explain(error) if explain else error
             except Exception as error:
                 fault = self.explained(error, batches)
+        if fault is not None:
+            if not through_host:
+                raise fault
+            losses.give_up()
         number = signal()
         told = [float(number == known) for known in _SIGNALS]
-        if ranks.size > 1 and ranks.on_host:
+        if through_host:
             zeros = np.zeros(1 + part_count(self.losses))
             sums = ranks.agree(fault, [*told, *(zeros if fault else vector)])
             told, vector = sums[: len(told)], sums[len(told) :]
-        elif fault is not None:  # alone, or on a device
-            raise fault
         self._sum.backward(self.scaler.scale(loss))
-        return self._agreed(names, vector, told, explain)
+        return self._agreed(losses.names, vector, told, explain)
 
     def explained(self, error, batches, what="training", batch_size=1):
         """The error itself, or the line that says that memory ran out or a reading process is gone;
@@ -215,11 +207,13 @@ class TrainStep:
     def _agreed(self, names, vector, told, explain):
         """The `Figures` once gradients are there; see `_gradients`."""
         ranks, has = self.ranks, self._sum.present()
-        if ranks.size > 1:
+
+        def explained(error):
             # Of a sum nobody knows whose batch has spoilt it, so all ranks' are named.
-            explain = explain and partial(explain, gather=ranks.gather)
-            if ranks.on_host:
-                self._sum.complete(ranks.sum(has))
+            return explain(error) if ranks.size == 1 else explain(error, gather=ranks.gather)
+
+        if ranks.size > 1 and ranks.on_host:
+            self._sum.complete(ranks.sum(has))
         square = self._square()
         if ranks.on_host and (ranks.size > 1 or self.reads_at_once):
             vector = np.append(vector, float(square))
@@ -233,7 +227,7 @@ class TrainStep:
             self._sum.complete(counts)
             vector = sums[len(head) :]
         signal = next((int(n) for n, count in zip(_SIGNALS, told) if count), 0)
-        figures = Figures(names, vector, explain, signal)
+        figures = Figures(names, vector, explain and explained, signal)
         if not isinstance(vector, paddle.Tensor):  # it is in host memory
             try:
                 figures.read(self._not_finite)
@@ -275,53 +269,6 @@ class TrainStep:
 
     def _layout(self):
         return getattr(self.model, "data_format", "NCHW")
-
-    def _start(self, batches, fault):
-        """The first batch's logits, the factor of each batch's loss parts (Tensor [batches, parts],
-        or None for ones), and what went wrong."""
-        logits, weights = None, None
-        alone = self.ranks.size == 1
-        if fault is None:
-            try:
-                logits = self._logits(batches[0][0])
-                if not alone or len(batches) > 1:
-                    weights = self._weights(batches, logits)
-            except Exception as error:
-                fault = self.explained(error, batches)
-        if fault is not None and (alone or not self.ranks.on_host):
-            raise fault
-        if alone and len(batches) == 1:
-            return logits, None, None
-        if weights is None:
-            weights = paddle.zeros([1, part_count(self.losses)], "float64")
-        total = weights.sum(axis=0)
-        self.ranks.sum_in_place(total)
-        # Where nothing counts at all, every loss is 0 and so is any share of it.
-        shares = weights / paddle.where(total > 0, total, paddle.ones_like(total))
-        return logits, shares, fault
-
-    def _weights(self, batches, logits):
-        """How much each batch counts in each loss part, Tensor float64 [batches, parts]."""
-        first = tuple(batches[0][0].shape[2:])
-        self._sizes[first] = output_sizes(logits, self._layout())
-        rows = []
-        for images, labels in batches:
-            size = tuple(images.shape[2:])
-            # Of a size not seen yet the outputs are not known; they are as fine as the first's.
-            sizes = self._sizes.get(size) or [
-                tuple(-(-s * out // of) for s, of, out in zip(size, first, outputs))
-                for outputs in self._sizes[first]
-            ]
-            rows.append(batch_weights(labels, sizes, self.losses))
-        flat = [
-            # A loss written for PaddleSeg may give [1].
-            w.astype("float64").reshape([])
-            if isinstance(w, paddle.Tensor)
-            else paddle.full([], w, "float64")
-            for row in rows
-            for w in row
-        ]
-        return paddle.stack(flat).reshape([len(rows), -1])
 
     def _update(self):
         if self.scaler.is_enable():
