@@ -193,7 +193,7 @@ def _hyper_parameters(config, args, ranks):
 
 def _build(config, seed, do_eval, num_workers):
     """A `SegBuilder` whose parts are built, the cheap and fallible ones first."""
-    from paddleseg_deeplab.core.train import seed_everything
+    from paddleseg_deeplab.core.training.determinism import seed_everything
     from paddleseg_deeplab.core.training.watch.preflight import check_start
     from paddleseg_deeplab.cvlibs import SegBuilder
     from paddleseg_deeplab.tools.check_dataset.check import quick_check
@@ -219,10 +219,21 @@ def _build(config, seed, do_eval, num_workers):
 
 def _train(args, config, builder, ranks):
     from paddleseg_deeplab.core.train import train
+    from paddleseg_deeplab.core.training.settings import TrainSettings
     from paddleseg_deeplab.core.training.watch.preflight import warn_of_update_size
 
     warn_of_update_size(
         config.images_per_update, config.batch_size, config.accumulation_steps, ranks.size
+    )
+    settings = TrainSettings(
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_cfg.get("decay", 0.999),
+        seed=args.seed,
+        config_text=str(config),
+        hyper_parameters=_hyper_parameters(config, args, ranks.size),
+        resume_ignore_config=args.resume_ignore_config,
+        image_rates=builder.sampler.rates if builder.sampler else None,
+        save_format=args.save_format,
     )
     train(
         builder.model,
@@ -234,7 +245,6 @@ def _train(args, config, builder, ranks):
         batch_size=config.batch_size,
         early_stop_intervals=args.early_stop_intervals,
         resume_model=args.resume_model,
-        resume_ignore_config=args.resume_ignore_config,
         save_interval=args.save_interval,
         log_iters=args.log_iters,
         num_workers=args.num_workers,
@@ -245,13 +255,7 @@ def _train(args, config, builder, ranks):
         test_config=config.test_config,
         precision=args.precision,
         amp_level=args.amp_level,
-        accumulation_steps=config.accumulation_steps,
-        ema_decay=config.ema_cfg.get("decay", 0.999),
-        seed=args.seed,
-        config_text=str(config),
-        hyper_parameters=_hyper_parameters(config, args, ranks.size),
-        image_rates=builder.sampler.rates if builder.sampler else None,
-        save_format=args.save_format,
+        settings=settings,
         to_static_training=args.to_static_training or config.to_static_training,
     )
 

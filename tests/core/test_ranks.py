@@ -285,7 +285,7 @@ def test_samples_do_not_depend_on_workers(workers):
     def read(count):
         return [
             (keys, x.numpy(), y.numpy())
-            for keys, x, y in training_batches(data, 2, 0, 6, seed=4, num_workers=count)
+            for keys, x, y in training_batches(data, 2, range(6), seed=4, num_workers=count)
         ]
 
     for one, other in zip(read(0), read(workers)):

@@ -115,9 +115,8 @@ def test_workers_and_start_change_nothing_and_repeats_are_augmented_apart():
     sampler = Sampler([1, 3, 0], 3)
 
     def read(start, num_workers):
-        batches = training_batches(
-            *(dataset, 2, start, 6), seed=1, num_workers=num_workers, image_sampler=sampler
-        )
+        how = {"num_workers": num_workers, "image_sampler": sampler}
+        batches = training_batches(dataset, 2, range(start, 6), seed=1, **how)
         return [(keys, images.numpy()) for keys, images, _ in batches]
 
     whole = read(0, 0)

@@ -95,13 +95,13 @@ def run(save_dir, batch_size, dataset=None, real_norm=False, **settings):
     )
     mixed = MixedLoss([CrossEntropyLoss(weight=[1.0, 2.0, 0.5]), DiceLoss()], [0.8, 0.2])
     losses = {"types": [mixed, CrossEntropyLoss()], "coef": [1.0, 0.4]}
-    seen, record = [], TrainMonitor.record
+    seen, after_iteration = [], TrainMonitor.after_iteration
 
-    def keep(self, iteration, loss, parts, *rest):
-        seen.append([loss, *parts.values()])
-        record(self, iteration, loss, parts, *rest)
+    def keep(self, report):
+        seen.append([report.loss, *report.parts.values()])
+        after_iteration(self, report)
 
-    TrainMonitor.record = keep
+    TrainMonitor.after_iteration = keep  # a watcher of one's own is the first rank's alone
     try:
         train_run(
             model,
@@ -113,7 +113,7 @@ def run(save_dir, batch_size, dataset=None, real_norm=False, **settings):
             **settings,
         )
     finally:
-        TrainMonitor.record = record
+        TrainMonitor.after_iteration = after_iteration
     return seen, {name: value.numpy() for name, value in model.state_dict().items()}
 
 

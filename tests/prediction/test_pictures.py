@@ -232,7 +232,7 @@ def test_previews_in_training(caplog):
         def load_image(self, index):
             return np.zeros((SIZE[0] + (index == 1), SIZE[1], 3), np.uint8)
 
-    found = dict(preview.prediction_pictures(Network(), Odd(), 5))
+    found = dict(preview.Preview(Network(), Odd()).pictures(5))
     assert list(found) == [0, 2]
     assert "No preview of the validation image number 1: Image (10, 12)" in caplog.text
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The switches that make a GPU repeat a run."""
+"""What makes a run repeat itself: seeds, and the switches of a GPU."""
 
 import os
+import random
 
+import numpy as np
 import paddle
 
 from paddleseg_deeplab.utils.logger import logger
@@ -23,6 +25,13 @@ ATOMIC = (
     "the gradient of the bilinear resize, and with --data_format NHWC that of a depthwise "
     "convolution's weights"
 )
+
+
+def seed_everything(seed):
+    """Seeds Python, NumPy and Paddle; data order and augmentation have generators of their own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    paddle.seed(seed)
 
 
 def make_deterministic(on_gpu=None):

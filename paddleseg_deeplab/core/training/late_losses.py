@@ -6,11 +6,14 @@ then idles until it is given more. So losses are read together, when a line is l
 something is saved. On a CPU reading waits for nothing, and each loss is read at once.
 """
 
+import dataclasses
 import math
+import time
 
 import numpy as np
 import paddle
 
+from paddleseg_deeplab.core.training.watch.watcher import IterationReport
 from paddleseg_deeplab.utils.errors import NonFiniteLoss
 
 
@@ -106,36 +109,50 @@ def read_all(figures):
     return [np.asarray(f.vector, np.float64) for f in figures]
 
 
+@dataclasses.dataclass
+class Iteration:
+    """One update of the weights that ran, its losses perhaps still on the device.
+
+    Attributes:
+        number (int): Counted from 1.
+        figures (Figures): Its losses.
+        learning_rate, reader_seconds, step_seconds (float): As of `IterationReport`.
+    """
+
+    number: int
+    figures: Figures
+    learning_rate: float
+    reader_seconds: float
+    step_seconds: float
+
+
 class Journal:
-    """The iterations that ran and were not read yet; hands them to the monitor when they are.
+    """The iterations that ran and were not read yet; tells the watchers when they are.
 
     Args:
-        monitor (TrainMonitor): Gets each iteration's figures, in order.
+        watchers (Sequence[Watcher]): Get each iteration, in order.
+        schedule (Schedule): Says when a line is due.
         watch (Stopwatch): Of the run; waiting for the device counts as computing.
     """
 
-    def __init__(self, monitor, watch):
-        self._monitor = monitor
+    def __init__(self, watchers, schedule, watch):
+        self._watchers = watchers
+        self._schedule = schedule
         self._watch = watch
         self._waiting = []
 
-    def add(self, iteration, figures, rate, reader_seconds, step_seconds):
-        """Takes an iteration; reads all that wait where a line is due.
-
-        Args:
-            iteration (int): Counted from 1.
-            figures (Figures): Of it.
-            rate, reader_seconds, step_seconds (float): As `TrainMonitor.record` takes them.
+    def add(self, iteration):
+        """Takes an `Iteration`; reads all that wait where a line is due.
 
         Raises:
             NonFiniteLoss: See `read`.
         """
-        self._waiting.append([iteration, figures, rate, reader_seconds, step_seconds])
-        if self._monitor.tells(iteration):
+        self._waiting.append(iteration)
+        if self._schedule.logs_at(iteration.number):
             self.read()
 
     def read(self):
-        """Reads what waits and tells the monitor.
+        """Reads what waits and tells the watchers.
 
         Raises:
             NonFiniteLoss: Of the first iteration whose loss or gradient is not finite. Iterations
@@ -144,17 +161,34 @@ class Journal:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        late = isinstance(waiting[-1][1].vector, paddle.Tensor)
-        values = read_all([figures for _, figures, *_ in waiting])
+        last = waiting[-1]
+        late = isinstance(last.figures.vector, paddle.Tensor)
+        values = read_all([one.figures for one in waiting])
         if late:
-            waiting[-1][-1] += self._watch.lap()
-        for (iteration, figures, *rest), value in zip(waiting, values):
+            last.step_seconds += self._watch.lap()
+        for one, value in zip(waiting, values):
             try:
-                loss, parts = figures.checked(value)
+                loss, parts = one.figures.checked(value)
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(
-                    f"{error} This was read after iteration {waiting[-1][0]}: the weights have "
-                    f"moved since iteration {iteration} and are not saved; --resume_model auto "
+                    f"{error} This was read after iteration {last.number}: the weights have "
+                    f"moved since iteration {one.number} and are not saved; --resume_model auto "
                     "goes on from the last checkpoint."
                 ) from None
-            self._monitor.record(iteration, loss, parts, *rest)
+            report = IterationReport(
+                one.number, loss, parts, one.learning_rate, one.reader_seconds, one.step_seconds
+            )
+            for watcher in self._watchers:
+                watcher.after_iteration(report)
+
+
+class Stopwatch:
+    """Seconds since the last reading."""
+
+    def __init__(self):
+        self._last = time.perf_counter()
+
+    def lap(self):
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses that are read later: the same numbers, no waiting in the step, nothing bad is kept."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -10,8 +11,10 @@ from paddle import nn
 
 from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.gradients import square_sum
-from paddleseg_deeplab.core.training.late_losses import Figures, Journal, read_all
+from paddleseg_deeplab.core.training.late_losses import Figures, Iteration, Journal, read_all
+from paddleseg_deeplab.core.training.schedule import Schedule
 from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
+from paddleseg_deeplab.core.training.watch.watcher import Watcher
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, LovaszSoftmaxLoss, MixedLoss
 from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.optimizers.ema import ModelEMA
@@ -54,17 +57,17 @@ def weights(net):
     return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
 
 
-class Monitor:
-    """Keeps what it is told; a line is due at every fourth iteration."""
+FOURTH = Schedule(iters=100, log_iters=4)  # a line is due at every fourth iteration
+
+
+class Monitor(Watcher):
+    """Keeps what it is told."""
 
     def __init__(self):
         self.told = []
 
-    def tells(self, iteration):
-        return iteration % 4 == 0
-
-    def record(self, *figures):
-        self.told.append(figures)
+    def after_iteration(self, report):
+        self.told.append(dataclasses.astuple(report))
 
 
 def watch():
@@ -136,11 +139,11 @@ def test_one_wait_reads_what_ten_iterations_left(monkeypatch):
 
 def test_the_journal_reads_where_a_line_is_due_and_when_asked():
     monitor = Monitor()
-    journal = Journal(monitor, watch())
+    journal = Journal([monitor], FOURTH, watch())
     seen = []
     for iteration in range(1, 7):
         vector = paddle.to_tensor([iteration, 2.0, 1.0], "float64")
-        journal.add(iteration, Figures(["a"], vector), 0.1, 0.5, 1.0)
+        journal.add(Iteration(iteration, Figures(["a"], vector), 0.1, 0.5, 1.0))
         seen.append(len(monitor.told))
     assert seen == [0, 0, 0, 4, 4, 4]
     journal.read()
@@ -153,7 +156,7 @@ def test_the_journal_reads_where_a_line_is_due_and_when_asked():
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_the_first_bad_iteration_is_named_and_those_before_it_are_told(what):
     monitor = Monitor()
-    journal = Journal(monitor, watch())
+    journal = Journal([monitor], FOURTH, watch())
 
     def explain(error):
         return NonFiniteLoss(f"iteration {bad}: {error}.")
@@ -165,7 +168,7 @@ def test_the_first_bad_iteration_is_named_and_those_before_it_are_told(what):
             vector[0 if what == "loss" else 2] = float("nan")
         bound = explain if iteration == bad else None
         figures = Figures(["a"], paddle.to_tensor(vector, "float64"), bound)
-        journal.add(iteration, figures, 0.1, 0.0, 0.0)
+        journal.add(Iteration(iteration, figures, 0.1, 0.0, 0.0))
     with pytest.raises(NonFiniteLoss) as caught:
         journal.read()
     text = str(caught.value)

@@ -211,7 +211,7 @@ def test_a_file_that_goes_bad_in_training_is_named(tmp_path, name, content, word
     dataset = Dataset("train", tmp_path / "data", [Normalize()], 3, train_path="list.txt")
     (tmp_path / "data" / name).write_bytes(content)
     with pytest.raises(UserError, match=word) as caught:
-        list(training_batches(dataset, 1, 0, 2, seed=0, num_workers=num_workers, shuffle=False))
+        list(training_batches(dataset, 1, range(2), seed=0, num_workers=num_workers, shuffle=False))
     assert "\n" not in str(caught.value)
 
 
@@ -227,7 +227,7 @@ def test_a_bug_in_a_transform_names_the_image(tmp_path, num_workers):
     make(tmp_path)
     dataset = Dataset("train", tmp_path / "data", [Breaks()], 3, train_path="list.txt")
     with pytest.raises(RuntimeError, match=r"(?s)a\.png could not be read.*index out of range"):
-        list(training_batches(dataset, 1, 0, 1, seed=0, num_workers=num_workers, shuffle=False))
+        list(training_batches(dataset, 1, range(1), seed=0, num_workers=num_workers, shuffle=False))
 
 
 @pytest.mark.parametrize("num_workers", ["0", "2"])

@@ -4,6 +4,7 @@
 import atexit
 import collections
 import contextlib
+import dataclasses
 import gc
 import json
 import random
@@ -72,19 +73,42 @@ class SampleStream:
             yield [self.key(p) for p in range(first, first + batch_size)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of the stream is this process's.
+
+    Attributes:
+        rank, ranks (int): This process and how many share the stream; a batch number then is one
+            batch on each.
+        origin (int): Position in the stream, in images, of batch 0.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    origin: int = 0
+
+
 class _Batches:
     """The batch sampler that `paddle.io.DataLoader` wants: an iterable with a length."""
 
-    def __init__(self, stream, batch_size, start, stop, **place):
-        self.arguments = (batch_size, start, stop)
-        self.place = place
+    def __init__(self, stream, batch_size, numbers, share):
         self.stream = stream
+        self.batch_size = batch_size
+        self.numbers = numbers
+        self.share = share
 
     def __iter__(self):
-        return self.stream.batches(*self.arguments, **self.place)
+        return self.stream.batches(
+            self.batch_size,
+            self.numbers.start,
+            self.numbers.stop,
+            rank=self.share.rank,
+            ranks=self.share.ranks,
+            origin=self.share.origin,
+        )
 
     def __len__(self):
-        return max(self.arguments[2] - self.arguments[1], 0)
+        return len(self.numbers)
 
 
 class _Guarded:
@@ -331,31 +355,26 @@ def sample_names(dataset, keys):
 def training_batches(
     dataset,
     batch_size,
-    start,
-    stop,
+    numbers,
     *,
     seed,
     num_workers=0,
     shuffle=True,
-    rank=0,
-    ranks=1,
-    origin=0,
+    share=Share(),
     image_sampler=None,
 ):
-    """Yields ``(keys, images, labels)`` for the batches number ``start`` to ``stop - 1``.
+    """Yields ``(keys, images, labels)`` for the batches of some numbers.
 
     Args:
         dataset: Gives dicts with ``img`` float32 [C, H, W] and ``label`` int64 [H, W] for an
             index; for ``(index, epoch)`` if its attribute ``takes_epoch`` is true, where epoch is
             a number that differs by epoch and by `seed`.
         batch_size (int): Images a batch.
-        start, stop (int): Numbers of the first batch and of the one after the last.
+        numbers (range): Of the batches, in steps of one.
         seed (int): Of the order and of the samples' randomness.
         num_workers (int): Processes that read ahead; 0 reads in this process, see `_read`.
         shuffle (bool): False keeps the set's order.
-        rank, ranks (int): This process and how many share the stream; a batch number then is one
-            batch on each.
-        origin (int): Position in the stream, in images, of batch 0.
+        share (Share): Which batches of these numbers are this process's.
         image_sampler (Sampler, optional): How often an epoch holds each image; once by default.
 
     Yields:
@@ -367,11 +386,10 @@ def training_batches(
         RunStopped: A reading process is gone.
         RuntimeError: Something else went wrong in the dataset; holds its traceback.
     """
-    place = {"rank": rank, "ranks": ranks, "origin": origin}
 
     def sampler():
         stream = SampleStream(len(dataset), seed, shuffle, image_sampler)
-        return _Batches(stream, batch_size, start, stop, **place)
+        return _Batches(stream, batch_size, numbers, share)
 
     # One for the reader, which may run ahead, and one for here: each holds an epoch's order.
     keys, guarded, upload = sampler(), _Guarded(dataset, seed), _Upload()

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import yaml
 
+from paddleseg_deeplab.core.training.watch.watcher import Watcher
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+
+_PICTURES = 4  # validation images whose predictions are shown
 
 
 def _old_records(logdir, last_step):
@@ -43,11 +46,10 @@ def _old_records(logdir, last_step):
 
 
 class VisualDLWriter:
-    """Writes a run's records; does nothing when it is not enabled.
+    """Writes a run's records.
 
     Args:
         logdir (str): Folder of the log file.
-        enabled (bool): False turns every method into nothing; visualdl is then not imported.
         resumed_at (int): Records of an earlier log up to this iteration are carried over.
         resumed_from (str, optional): Folder of the earlier log; `logdir` by default.
 
@@ -55,10 +57,7 @@ class VisualDLWriter:
         UserError: visualdl is not installed.
     """
 
-    def __init__(self, logdir, enabled=True, resumed_at=0, resumed_from=None):
-        self._writer = None
-        if not enabled:
-            return
+    def __init__(self, logdir, resumed_at=0, resumed_from=None):
         try:
             from visualdl import LogWriter
         except ModuleNotFoundError as error:
@@ -70,14 +69,8 @@ class VisualDLWriter:
         for record in old:
             self._writer._get_file_writer().add_record(record)
 
-    @property
-    def enabled(self):
-        return self._writer is not None
-
     def scalars(self, values, iteration):
         """Adds ``{tag: number}`` at an iteration; NaN (an absent class) is left out."""
-        if self._writer is None:
-            return
         for tag, value in values.items():
             if value == value:
                 # VisualDL takes no % in a tag.
@@ -85,12 +78,10 @@ class VisualDLWriter:
 
     def image(self, tag, rgb, iteration):
         """Adds a picture, uint8 [H, W, 3] RGB."""
-        if self._writer is not None:
-            self._writer.add_image(tag, rgb, iteration)
+        self._writer.add_image(tag, rgb, iteration)
 
     def text(self, tag, text, iteration=0):
-        if self._writer is not None:
-            self._writer.add_text(tag, text, iteration)
+        self._writer.add_text(tag, text, iteration)
 
     def config(self, text, iteration=0):
         """Adds a config, YAML, as one text a section.
@@ -98,8 +89,6 @@ class VisualDLWriter:
         The page joins lines (VisualDL 2.5.3), which makes nonsense of indented YAML; so each
         section is written in braces.
         """
-        if self._writer is None:
-            return
         content = yaml.safe_load(text)
         plain = {k: v for k, v in content.items() if not isinstance(v, dict)}
         sections = {k: v for k, v in content.items() if isinstance(v, dict)}
@@ -123,13 +112,59 @@ class VisualDLWriter:
             values (dict): Name to str, int or float.
             metrics (list[str]): Tags of scalars whose last values complete the row.
         """
-        if self._writer is not None:
-            self._writer.add_hparams(values, metrics)
+        self._writer.add_hparams(values, metrics)
 
     def flush(self):
-        if self._writer is not None:
-            self._writer.flush()
+        self._writer.flush()
 
     def close(self):
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
+
+
+class VisualDL(Watcher):
+    """Draws a run's curves, and pictures of its predictions.
+
+    Args:
+        writer (VisualDLWriter): Takes them; is closed with this.
+        averages (Averages): Of its own.
+        preview (Preview | None): Makes the pictures of a run that evaluates.
+    """
+
+    def __init__(self, writer, averages, preview=None):
+        self._writer = writer
+        self._averages = averages
+        self._preview = preview
+
+    def after_iteration(self, report):
+        means = self._averages.add(report)
+        if means is None:
+            return
+        scalars = {
+            "Train/loss": means.loss,
+            "Train/lr": means.learning_rate,
+            "Train/batch_cost": means.batch_seconds,
+            "Train/step_cost": means.step_seconds,
+            "Train/reader_cost": means.reader_seconds,
+            "Train/images_per_second": means.images_per_second,
+            "Train/memory_mib": means.memory_mib,
+        }
+        scalars.update({f"Train/loss_{name}": value for name, value in means.parts.items()})
+        self._writer.scalars(scalars, report.iteration)
+
+    def after_saving(self, iteration, folder):
+        self._writer.flush()
+
+    def after_evaluation(self, iteration, result):
+        scalars = {"Evaluate/mIoU": result.miou, "Evaluate/Acc": result.accuracy}
+        scalars.update({"Evaluate/Kappa": result.kappa, "Evaluate/Dice": result.mean_dice})
+        if result.loss is not None:
+            scalars["Evaluate/loss"] = result.loss
+        for name, iou in zip(result.class_names, result.class_iou):
+            scalars[f"Evaluate/IoU/{name}"] = iou
+        self._writer.scalars(scalars, iteration)
+        for i, picture in self._preview.pictures(_PICTURES):
+            self._writer.image(f"Evaluate/truth_and_prediction_{i}", picture, iteration)
+        self._writer.flush()
+
+    def close(self):
+        self._writer.close()

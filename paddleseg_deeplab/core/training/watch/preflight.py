@@ -52,7 +52,7 @@ def check_start(
         if len(val_dataset):
             val_dataset[0]
     count = min(batch_size, _IMAGES)
-    _, images, labels = next(training_batches(train_dataset, count, 0, 1, seed=0))
+    _, images, labels = next(training_batches(train_dataset, count, range(1), seed=0))
     # Reading processes send labels in the smallest type that holds them.
     label_bytes = np.min_scalar_type(int(labels.max())).itemsize
     read = int(images.size) * images.element_size() + int(labels.size) * label_bytes

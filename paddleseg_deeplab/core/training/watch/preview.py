@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of predictions while a model is in training."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import paddle
+from paddle import nn
 
-from paddleseg_deeplab.core.infer import inference
-from paddleseg_deeplab.models.forward import precision_context
+from paddleseg_deeplab.core.infer import WINDOW_SETTINGS, inference
+from paddleseg_deeplab.models.forward import evaluation_mode, precision_context
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.visualize import default_palette, overlay
@@ -33,19 +36,38 @@ def _shrunk(image, labels):
     return functional.resize(image, size, cv2.INTER_AREA), labels
 
 
-def prediction_pictures(model, dataset, count, *settings, **options):
-    """Yields (index, picture) of the first `count` samples; see `prediction_picture`.
+@dataclasses.dataclass
+class Preview:
+    """Pictures of what a network in training predicts.
 
-    A picture that cannot be made is left out with a warning: it is no reason to end a training.
+    Attributes:
+        model (nn.Layer), dataset: As of `prediction_picture`.
+        settings (dict): Keyword arguments of `core.val.evaluate`: precision and window are used.
     """
-    for index in range(min(count, len(dataset))):
-        try:
-            picture = prediction_picture(model, dataset, index, *settings, **options)
-        except Exception as error:  # a dataset of one's own may give anything
-            text = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("No preview of the validation image number %d: %s", index, text)
-            continue
-        yield index, picture
+
+    model: nn.Layer
+    dataset: object
+    settings: dict = dataclasses.field(default_factory=dict)
+
+    def pictures(self, count):
+        """Yields (index, picture) of the first `count` samples, in eval mode.
+
+        A picture that cannot be made is left out with a warning: it is no reason to end a training.
+        """
+        precision = self.settings.get("precision", "fp32")
+        amp_level = self.settings.get("amp_level", "O1")
+        window = {name: self.settings.get(name) for name in WINDOW_SETTINGS}
+        with evaluation_mode(self.model):
+            for index in range(min(count, len(self.dataset))):
+                try:
+                    picture = prediction_picture(
+                        self.model, self.dataset, index, precision, amp_level, window
+                    )
+                except Exception as error:  # a dataset of one's own may give anything
+                    text = " ".join(str(error).split()) or type(error).__name__
+                    logger.warning("No preview of the validation image number %d: %s", index, text)
+                    continue
+                yield index, picture
 
 
 def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1", window=None):

@@ -63,7 +63,9 @@ def read(dataset, stop=4, start=0, batch_size=3, **settings):
     settings = {"seed": 0, **settings}
     return [
         (keys, images.numpy(), labels.numpy())
-        for keys, images, labels in training_batches(dataset, batch_size, start, stop, **settings)
+        for keys, images, labels in training_batches(
+            dataset, batch_size, range(start, stop), **settings
+        )
     ]
 
 
@@ -236,7 +238,7 @@ def test_what_is_ours(name):
 def test_reading_ahead_ends_with_the_run(monkeypatch):
     on_a_gpu(monkeypatch)
     before = set(threading.enumerate())
-    batches = training_batches(shapes(), 3, 0, 1000, seed=0)
+    batches = training_batches(shapes(), 3, range(1000), seed=0)
     next(batches)
     started = set(threading.enumerate()) - before
     assert started

@@ -71,7 +71,7 @@ def held():
                 pass
     return total
 most = 0
-batches = training_batches(Images(), 2, 0, 16, seed=0, num_workers=2)
+batches = training_batches(Images(), 2, range(16), seed=0, num_workers=2)
 for _ in batches:
     for _ in range(20):
         most = max(most, held())

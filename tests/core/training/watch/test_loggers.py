@@ -12,6 +12,7 @@ from PIL import Image
 from visualdl import LogReader
 
 from paddleseg_deeplab.core.train import train
+from paddleseg_deeplab.core.training.settings import TrainSettings
 from paddleseg_deeplab.core.training.watch.loggers import VisualDLWriter
 from paddleseg_deeplab.core.training.watch.preview import prediction_picture
 from paddleseg_deeplab.datasets import Shapes
@@ -65,12 +66,13 @@ def run(folder, iters, **settings):
         iters,
         save_interval=2,
         log_iters=1,
-        use_vdl=True,
         losses={"types": [loss], "coef": [1]},
         test_config={"print_detail": False},
-        config_text=CONFIG,
-        hyper_parameters={"model": "Net", "learning_rate": 0.1, "batch_size": 2},
-        **settings,
+        settings=TrainSettings(
+            config_text=CONFIG,
+            hyper_parameters={"model": "Net", "learning_rate": 0.1, "batch_size": 2},
+        ),
+        **{"use_vdl": True, **settings},
     )
 
 
@@ -198,14 +200,9 @@ def test_odd_tags_and_absent_classes(tmp_path):
 
 
 def test_disabled_writes_nothing(tmp_path):
-    writer = VisualDLWriter(tmp_path / "log", enabled=False, resumed_at=3)
-    writer.scalars({"a": 1}, 1)
-    writer.config(CONFIG)
-    writer.hyper_parameters({}, [])
-    writer.flush()
-    writer.close()
-    assert not writer.enabled
-    assert not (tmp_path / "log").exists()
+    run(tmp_path, 2, use_vdl=False)
+    assert (tmp_path / "iter_2").is_dir()
+    assert not list(tmp_path.rglob("vdlrecords*"))
 
 
 class Foreign:

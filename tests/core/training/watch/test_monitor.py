@@ -8,8 +8,9 @@ import paddle
 import pytest
 from places import ROOT
 
-from paddleseg_deeplab.core.training.watch.loggers import VisualDLWriter
+from paddleseg_deeplab.core.training.schedule import Schedule
 from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
+from paddleseg_deeplab.core.training.watch.watcher import IterationReport
 from paddleseg_deeplab.utils.logger import logger
 
 
@@ -21,14 +22,18 @@ def told(caplog):
     return lambda: [(r.levelname, r.getMessage()) for r in caplog.records]
 
 
-def monitor(tmp_path, iters, start=0, log_iters=10):
-    return TrainMonitor(iters, start, log_iters, 4, 100, VisualDLWriter(str(tmp_path), False, 0))
+def monitor(iters, start=0):
+    return TrainMonitor(Schedule(iters, log_iters=10), start, 4, 100)
 
 
-def test_after_the_first_iteration_the_time_left_is_told_once(tmp_path, told):
-    one = monitor(tmp_path, 101)
+def report(iteration, reader_seconds=2.0, step_seconds=10.0):
+    return IterationReport(iteration, 1.0, {}, 0.1, reader_seconds, step_seconds)
+
+
+def test_after_the_first_iteration_the_time_left_is_told_once(told):
+    one = monitor(101)
     for iteration in range(1, 4):
-        one.record(iteration, 1.0, {}, 0.1, 2.0, 10.0)
+        one.after_iteration(report(iteration))
     assert told() == [
         (
             "INFO",
@@ -39,8 +44,8 @@ def test_after_the_first_iteration_the_time_left_is_told_once(tmp_path, told):
 
 
 @pytest.mark.parametrize(("iters", "long"), [(301, False), (302, True), (2000, True)])
-def test_more_than_an_hour_on_a_cpu_names_what_is_quicker(tmp_path, told, iters, long):
-    monitor(tmp_path, iters).record(1, 1.0, {}, 0.1, 2.0, 10.0)
+def test_more_than_an_hour_on_a_cpu_names_what_is_quicker(told, iters, long):
+    monitor(iters).after_iteration(report(1))
     lines = told()
     assert len(lines) == 1 + long
     if long:
@@ -50,21 +55,21 @@ def test_more_than_an_hour_on_a_cpu_names_what_is_quicker(tmp_path, told, iters,
             assert word in text
 
 
-def test_a_resumed_run_counts_from_where_it_goes_on(tmp_path, told):
-    monitor(tmp_path, 1000, start=990).record(991, 1.0, {}, 0.1, 2.0, 500.0)
+def test_a_resumed_run_counts_from_where_it_goes_on(told):
+    monitor(1000, start=990).after_iteration(report(991, 2.0, 500.0))
     assert [level for level, _ in told()] == ["INFO", "INFO"]
     assert "the 9 that are left will take about 01:15:18" in told()[0][1]
 
 
-def test_where_nothing_is_left_nothing_is_told(tmp_path, told):
-    monitor(tmp_path, 100, start=99).record(100, 1.0, {}, 0.1, 2.0, 10.0)
+def test_where_nothing_is_left_nothing_is_told(told):
+    monitor(100, start=99).after_iteration(report(100))
     assert len(told()) == 1  # the line of the last iteration
     assert "[TRAIN]" in told()[0][1]
 
 
-def test_a_gpu_s_first_iteration_says_little(tmp_path, told, monkeypatch):
+def test_a_gpu_s_first_iteration_says_little(told, monkeypatch):
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
-    monitor(tmp_path, 100000).record(1, 1.0, {}, 0.1, 2.0, 10.0)
+    monitor(100000).after_iteration(report(1))
     assert told() == []
 
 
