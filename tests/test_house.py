@@ -36,7 +36,7 @@ NARROWER = [
 ]
 # What works without Paddle does not import it at the top of a file.
 PADDLE_FREE = (
-    *("__init__.py", "registry.py", "cvlibs/__init__.py", "cvlibs/config.py", "core/__init__.py"),
+    *("__init__.py", "registry.py", "cvlibs/__init__.py", "cvlibs/config.py"),
     *("cli/", "transforms/", "datasets/", "prediction/", "postprocess/"),
     *("tools/check_dataset/", "tools/prepare_dataset/", "tools/search_crf/search.py"),
     *("deploy/deploy_yaml.py", "deploy/runtimes.py", "deploy/settings.py"),
@@ -100,6 +100,8 @@ def test_paddle_is_imported_when_it_is_needed(path):
     top_level_only = place.startswith(("cli/", "tools/"))
     names = list(_imports(path, top_level_only))
     assert not [n for n in names if n.split(".")[0] == "paddle"], place
+    # `core/__init__` imports all of core, and with it Paddle.
+    assert not [n for n in names if n.startswith(f"{NAME}.core")], place
     if place.startswith("cli/"):
         heavy = ("core", "models", "cvlibs.builder", "optimizers", "datasets", "transforms")
         for prefix in heavy:

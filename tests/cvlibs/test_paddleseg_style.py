@@ -48,14 +48,16 @@ def test_core_gives_functions(first):
         "import paddleseg_deeplab.core as core\n"
         "import paddleseg_deeplab.core.train, paddleseg_deeplab.deploy.export\n"
         "assert core.train is train and core.export is export\n"
+        "from paddleseg_deeplab.core import infer\n"
+        "assert callable(infer.inference) and core.infer is infer\n"
         "print(*(f.__name__ for f in (train, evaluate, predict, export)))"
     )
     assert in_a_new_process(code) == "train evaluate predict export"
 
 
-def test_core_and_package_import_little():
+def test_the_package_imports_little():
     code = (
-        "import sys, paddleseg_deeplab as p, paddleseg_deeplab.core\n"
+        "import sys, paddleseg_deeplab as p\n"
         "assert 'paddle' not in sys.modules\n"
         "print(p.transforms.Normalize.__name__, p.models.DeepLabV3P.__name__)"
     )
@@ -70,6 +72,7 @@ def test_core_and_package_import_little():
         "import paddleseg_deeplab.models",
         "from paddleseg_deeplab.cvlibs import SegBuilder",
         "from paddleseg_deeplab.core import train",
+        "import paddleseg_deeplab.core",
         "import paddleseg_deeplab.optimizers",
     ],
 )

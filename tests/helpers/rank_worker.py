@@ -20,6 +20,7 @@ from paddleseg_deeplab.cli import predict as predict_command
 from paddleseg_deeplab.cli import val as val_command
 from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core import train as train_run
+from paddleseg_deeplab.core.training.settings import TrainSettings
 from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.models import CrossEntropyLoss, DiceLoss, MixedLoss
@@ -133,7 +134,8 @@ def main(out, config, photos):
     ranks = distributed.join()
     told = {"rank": ranks.rank, "size": ranks.size}
     told["plain"], state = run(out / "plain", 2, iters=20, save_interval=8)
-    told["accumulated"], _ = run(out / "accumulated", 1, iters=20, accumulation_steps=2)
+    twice = TrainSettings(accumulation_steps=2)
+    told["accumulated"], _ = run(out / "accumulated", 1, iters=20, settings=twice)
     told["weights"] = {name: value.tolist() for name, value in state.items()}
     told["early"], _ = run(
         *(out / "early", 1),
