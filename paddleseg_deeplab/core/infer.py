@@ -195,7 +195,7 @@ def aug_probabilities(
     PaddleSeg averages logits, which lets one confident pass outvote the others. Each pass' logits
     are flipped back and resized to the input's size before the softmax.
 
-    Small images go through the network with their flips in one batch (`feed.automatic_batch`).
+    Small images go through the network with their flips in one batch (`batching.automatic_batch`).
     Beside the network's own memory the CPU needs ``4 * N * K * (H * W + n * h * w)`` bytes for K
     classes and n passes of the largest size h x w at a time (n is 1 from 65536 pixels on).
 

@@ -120,7 +120,7 @@ def predict(
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
         batch_size (int | None): As for `core.val.evaluate`.
         num_workers (int | None): Threads that read ahead; as many again write the results (not
-            with "prob"), and where there is a CRF as many run it. None: `feed.workers_for`.
+            with "prob"), and where there is a CRF as many run it. None: `batching.workers_for`.
         precision, amp_level (str): As for `core.val.evaluate`.
         progress (bool): Show a progress bar on a terminal.
         crf (optional): As for `core.val.evaluate`; "prob" then is what the CRF gives.

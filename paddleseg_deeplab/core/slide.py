@@ -110,7 +110,7 @@ def slide_logits(model, im, crop_size, stride):
 
     The windows' logits are added up in one buffer of the images' size and divided by the number of
     windows over each pixel. Small windows go through the network several at a time, as many as
-    `feed.automatic_batch` puts into a batch. Beside the network's own memory it needs
+    `batching.automatic_batch` puts into a batch. Beside the network's own memory it needs
     ``4 * N * K * (H * W + n * h * w)`` bytes for K classes and n windows of h x w at a time. On a
     GPU that is the device's memory, and nothing is read back; buffers of more than 2 GiB are in
     host memory there too.

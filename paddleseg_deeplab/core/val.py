@@ -151,12 +151,12 @@ def evaluate(
             "openvino".
         amp_level (str): "O1" or "O2".
         num_workers (int | None): Threads that read and transform images ahead (PaddleSeg:
-            processes); with a CRF as many again run it. None: `feed.workers_for`.
+            processes); with a CRF as many again run it. None: `batching.workers_for`.
         print_detail (bool): Log the figures and the table of classes.
         auc_roc (bool): PaddleSeg's; that figure is not computed here, which a warning says.
         use_multilabel (bool): PaddleSeg's; only False, since a pixel has one class here.
         batch_size (int | None): Images of equal size that go through the network together; None:
-            `feed.automatic_batch`. The figures do not depend on it, beyond the last digits of
+            `batching.automatic_batch`. The figures do not depend on it, beyond the last digits of
             float32.
         losses (dict, optional): ``types`` and ``coef`` as `SegBuilder.loss`, for the validation
             loss: the first (main) one, on the network's input grid, mean over images.

@@ -10,9 +10,8 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.cli import train as train_command
-from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core.gate import Gate
-from paddleseg_deeplab.core.ranks import Ranks
+from paddleseg_deeplab.core.ranks import Ranks, join
 from paddleseg_deeplab.core.training import determinism
 from paddleseg_deeplab.core.training.data.batches import SampleStream, training_batches
 from paddleseg_deeplab.core.training.step import TrainStep
@@ -147,7 +146,7 @@ def test_one_rank_exchanges_nothing():
         raise error
     assert caught.value is error
     assert not hasattr(error, "silent")
-    assert distributed.join().size == 1
+    assert join().size == 1
 
 
 class Told(Ranks):
@@ -263,7 +262,7 @@ def test_a_rank_that_is_gone_or_late_is_named(gates):
 def test_one_gpu_for_all_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(paddle.distributed, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="--device gpu:1 names one device for 2 processes"):
-        distributed.join("gpu:1")
+        join("gpu:1")
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -18,7 +18,7 @@ from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets import Shapes
 from paddleseg_deeplab.deploy import inferer
 from paddleseg_deeplab.models import CrossEntropyLoss
-from paddleseg_deeplab.prediction import scores as averaging
+from paddleseg_deeplab.prediction.scores import check_finite
 from paddleseg_deeplab.transforms import Compose, Normalize
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
@@ -114,13 +114,13 @@ def test_evaluation_in_training_keeps_the_checkpoint(tmp_path):
 def test_scores(value):
     """Every value on device and host; sums that overflow are not infinite scores."""
     scores = np.zeros((2, 3, 4, 4), np.float32)
-    averaging.check_finite(scores)
-    averaging.check_finite(np.full_like(scores, 3e38))
-    averaging.check_finite(paddle.full([2, 3, 4, 4], 3e38))
+    check_finite(scores)
+    check_finite(np.full_like(scores, 3e38))
+    check_finite(paddle.full([2, 3, 4, 4], 3e38))
     scores[1, 2, 3, 0] = value
     for given in (scores, paddle.to_tensor(scores)):
         with pytest.raises(UserError, match="image 1 of the batch"):
-            averaging.check_finite(given)
+            check_finite(given)
         with pytest.raises(UserError, match=r"second\.png"):
             infer.labels_and_scores(given, [], names=["first.png", "second.png"])
 

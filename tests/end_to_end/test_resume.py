@@ -20,7 +20,7 @@ from small_runs import CONFIG, assert_same, config, run  # noqa: F401
 
 from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core.training.state import checkpoint
-from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.folder import fault, remove, writing
 from paddleseg_deeplab.core.training.state.progress import read_progress
 
 
@@ -89,12 +89,12 @@ def test_more_iterations_end_as_if_planned_so(config, tmp_path):
     for folder in (parts / "iter_3",):
         saved = paddle.load(str(folder / "model.pdopt"))
         saved["LR_Scheduler"]["last_lr"] = 0.0
-        with checkpoint_folder.writing(folder.with_name("iter_4")) as temporary:
+        with writing(folder.with_name("iter_4")) as temporary:
             for file in folder.iterdir():
                 if file.name != "manifest.json":
                     shutil.copy(file, temporary)
             paddle.save(saved, str(temporary / "model.pdopt"))
-        checkpoint_folder.remove(folder)
+        remove(folder)
         folder.with_name("iter_4").rename(folder)
     assert run(config, parts, *flags, "--iters", 6, "--do_eval", "--resume_model", "auto") == 0
     assert_same(whole / "iter_6", parts / "iter_6", "model.pdparams")
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_one(
         assert word in lines[0]
     assert [p.name for p in checkpoint.checkpoints(out)] == ["iter_2"]
     assert not list(out.glob("*.tmp"))
-    assert checkpoint_folder.fault(out / "iter_2") is None
+    assert fault(out / "iter_2") is None
     assert run(config, out, *flags) == 0
     assert (out / "iter_6").is_dir()
 
@@ -223,7 +223,7 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
     assert "Traceback" not in told
     assert told.count("SIGINT: stopping") == 1
     [folder] = checkpoint.checkpoints(tmp_path / "out")
-    assert checkpoint_folder.fault(folder) is None
+    assert fault(folder) is None
     assert read_progress(folder).interrupted
 
 
@@ -245,7 +245,7 @@ def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_pat
     assert "Traceback" not in told
     folders = checkpoint.checkpoints(tmp_path / "out")
     assert folders
-    assert [checkpoint_folder.fault(folder) for folder in folders] == [None] * len(folders)
+    assert [fault(folder) for folder in folders] == [None] * len(folders)
 
 
 @pytest.mark.slow

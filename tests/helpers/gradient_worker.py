@@ -13,7 +13,7 @@ import paddleseg_deeplab  # noqa: F401  (before Paddle)
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.core import ranks as distributed
+from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.training import gradients
 from paddleseg_deeplab.core.training.gradients import GradientSum
 
@@ -118,7 +118,7 @@ def parallel(ranks, find_unused):
 
 def main(out):
     paddle.set_device("cpu")
-    ranks = distributed.join()
+    ranks = join()
     told = {
         "in turn": own(ranks, False, 2**22),
         "in turn, small": own(ranks, False, 100),

@@ -13,7 +13,7 @@ from small_runs import CONFIG, DropoutNet, assert_same, config, run  # noqa: F40
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.core.training.state import checkpoint
-from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.folder import fault
 from paddleseg_deeplab.core.training.state.progress import read_progress
 
 
@@ -83,7 +83,7 @@ def assert_equal_runs(one, other, last=6, ema=True):
     ]
     ends = [vars(read_progress(d / f"iter_{last}")) for d in (one, other)]
     assert ends[0] == ends[1]
-    assert checkpoint_folder.fault(other / "best_model") is None
+    assert fault(other / "best_model") is None
 
 
 FLAGS = ["--do_eval", "--use_ema", "--save_interval", 2, "--keep_checkpoint_max", 2]

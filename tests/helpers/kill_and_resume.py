@@ -143,7 +143,7 @@ def differences(one, other, iters):
 
     import paddleseg_deeplab  # noqa: F401  (prepares the CPU environment)
     from paddleseg_deeplab.core.training.state import checkpoint
-    from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+    from paddleseg_deeplab.core.training.state.folder import fault
 
     different = []
     files = [f"iter_{iters}/{n}" for n in ("model.pdparams", "model.pdopt", "ema.pdparams")]
@@ -159,8 +159,8 @@ def differences(one, other, iters):
     ]:
         different.append("the checkpoints that are kept")
     for folder in (*checkpoint.checkpoints(other), other / "best_model"):
-        if checkpoint_folder.fault(folder):
-            different.append(checkpoint_folder.fault(folder))
+        if fault(folder):
+            different.append(fault(folder))
     return different + half_written(other)
 
 

@@ -18,8 +18,8 @@ from paddle import nn
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import predict as predict_command
 from paddleseg_deeplab.cli import val as val_command
-from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core import train as train_run
+from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.training.settings import TrainSettings
 from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
@@ -131,7 +131,7 @@ def main(out, config, photos):
     """The checks of one launch."""
     out = Path(out)
     paddle.set_device("cpu")
-    ranks = distributed.join()
+    ranks = join()
     told = {"rank": ranks.rank, "size": ranks.size}
     told["plain"], state = run(out / "plain", 2, iters=20, save_interval=8)
     twice = TrainSettings(accumulation_steps=2)

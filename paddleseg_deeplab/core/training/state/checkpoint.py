@@ -8,7 +8,7 @@ from pathlib import Path
 
 import paddle
 
-from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.folder import fault, has_manifest, remove, writing
 from paddleseg_deeplab.core.training.state.progress import (
     PROGRESS,
     iteration_of,
@@ -40,7 +40,7 @@ def save_best_model(model, save_dir, save_format="pdparams"):
     """
     weights = in_float32(model.state_dict())
     _check_finite(weights, "best_model")
-    with checkpoint_folder.writing(Path(save_dir) / "best_model") as temporary:
+    with writing(Path(save_dir) / "best_model") as temporary:
         save_weights(weights, temporary / f"model.{save_format}")
 
 
@@ -110,13 +110,13 @@ def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5, config_te
     texts = {PROGRESS: json.dumps(dataclasses.asdict(progress), indent=2) + "\n"}
     if config_text:
         texts[CONFIG] = config_text
-    with checkpoint_folder.writing(folder) as temporary:
+    with writing(folder) as temporary:
         for name, value in objects.items():
             paddle.save(value, str(temporary / name))
         for name, text in texts.items():
             (temporary / name).write_text(text, encoding="utf-8")
     for stale in _stale(folder, keep, progress.interrupted):
-        checkpoint_folder.remove(stale)
+        remove(stale)
     return folder
 
 
@@ -166,19 +166,19 @@ def find_checkpoint(resume_model, save_dir):
         _check_whole(folder)
         return folder
     for folder in reversed(checkpoints(save_dir)):
-        fault = checkpoint_folder.fault(folder)
-        if fault is None:
+        wrong = fault(folder)
+        if wrong is None:
             return folder
-        logger.warning("--resume_model auto passes %s over: %s.", folder.name, fault)
+        logger.warning("--resume_model auto passes %s over: %s.", folder.name, wrong)
     logger.info("--resume_model auto: no whole checkpoint in %s; starting anew.", save_dir)
     return None
 
 
 def _check_whole(folder):
     """Refuses a damaged checkpoint; one without a manifest (PaddleSeg's) is taken as it is."""
-    fault = checkpoint_folder.fault(folder) if checkpoint_folder.has_manifest(folder) else None
-    if fault is not None:
-        raise UserError(f"--resume_model: {fault}. Take an earlier checkpoint.")
+    wrong = fault(folder) if has_manifest(folder) else None
+    if wrong is not None:
+        raise UserError(f"--resume_model: {wrong}. Take an earlier checkpoint.")
 
 
 def resume(folder, model, step, ema=None):
@@ -301,10 +301,10 @@ def carry_best_model(folder, save_dir):
     files = [best / name for name in (_WEIGHTS, "model.safetensors") if (best / name).is_file()]
     if not files or target.exists():
         return
-    if checkpoint_folder.has_manifest(best):
-        fault = checkpoint_folder.fault(best)
-        if fault is not None:
-            logger.warning("The best model is not copied: %s.", fault)
+    if has_manifest(best):
+        wrong = fault(best)
+        if wrong is not None:
+            logger.warning("The best model is not copied: %s.", wrong)
             return
-    with checkpoint_folder.writing(target) as temporary:
+    with writing(target) as temporary:
         shutil.copy(files[0], temporary / files[0].name)

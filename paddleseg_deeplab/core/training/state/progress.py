@@ -10,7 +10,7 @@ from pathlib import Path
 
 import paddle
 
-from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.folder import write_text
 from paddleseg_deeplab.utils.cpu import processor_name
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
@@ -93,7 +93,7 @@ def save_evaluation(folder, progress):
     """Notes in a checkpoint that its evaluation is done, and with what outcome."""
     values = {name: getattr(progress, name) for name in _EVALUATED}
     text = json.dumps({**values, "sha256": _digest(values)}, indent=2) + "\n"
-    checkpoint_folder.write_text(Path(folder) / _EVALUATION, text)
+    write_text(Path(folder) / _EVALUATION, text)
 
 
 def _digest(values):

@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core.training.state import checkpoint
-from paddleseg_deeplab.core.training.state import folder as checkpoint_folder
+from paddleseg_deeplab.core.training.state.folder import fault
 from paddleseg_deeplab.core.training.state.progress import (
     Progress,
     iteration_of,
@@ -310,7 +310,7 @@ def test_best_model_is_replaced_whole_and_carried_over(tmp_path):
     for net in (one, two):
         checkpoint.save_best_model(net, tmp_path / "a")
         assert {p.name for p in best.iterdir()} == {"manifest.json", "model.pdparams"}
-        assert checkpoint_folder.fault(best) is None
+        assert fault(best) is None
     assert_same(
         {k: v.numpy() for k, v in paddle.load(str(best / "model.pdparams")).items()}, arrays(two)
     )
@@ -347,7 +347,7 @@ def test_the_evaluation_s_outcome_is_part_of_the_progress(tmp_path):
     assert read_progress(folder).evaluation_due
     progress.best_miou, progress.best_iteration, progress.evaluations_without_gain = 0.5, 4, 0
     save_evaluation(folder, progress)
-    assert checkpoint_folder.fault(folder) is None
+    assert fault(folder) is None
     found = read_progress(folder)
     assert (found.best_miou, found.best_iteration, found.evaluation_due) == (0.5, 4, False)
     # Damaged, it counts as not made.
