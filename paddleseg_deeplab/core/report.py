@@ -133,8 +133,13 @@ def log_result(result):
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     logger.info(
         "Evaluated %d images in %.1f s: mIoU %.4f, accuracy %.4f, kappa %.4f, Dice %.4f%s",
-        *(len(result.records), result.seconds, result.miou, result.accuracy),
-        *(result.kappa, result.mean_dice, loss),
+        len(result.records),
+        result.seconds,
+        result.miou,
+        result.accuracy,
+        result.kappa,
+        result.mean_dice,
+        loss,
     )
     logger.info("Classes (- means absent from truth and prediction):\n%s", result.table())
     if result.worst:

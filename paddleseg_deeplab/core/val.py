@@ -249,7 +249,8 @@ def _warn_of_one_class(confusion, names):
         logger.warning(
             "The labels hold no class but %s (and void, %d). Where masks hold 0 and 255, set "
             "label_map: {0: 0, 255: 1} on both datasets.",
-            *(names[present[0]], confusion.ignore_index),
+            names[present[0]],
+            confusion.ignore_index,
         )
 
 

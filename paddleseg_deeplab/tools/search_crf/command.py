@@ -113,7 +113,9 @@ def run(args):
         )
         logger.info("%d settings on %d images, then finer ones.", points, count)
         trials = crf_search.search(
-            *(folder, count, dataset.num_classes),
+            folder,
+            count,
+            dataset.num_classes,
             grid=grid,
             fixed=fixed,
             ignore_index=before.ignore_index,

@@ -61,7 +61,9 @@ class TrainMonitor(Watcher):
         logger.info(
             "The first iteration took %.1f s: the %d that are left will take about %s, without "
             "evaluations.",
-            *(seconds, self.iters - iteration, _clock(left)),
+            seconds,
+            self.iters - iteration,
+            _clock(left),
         )
         if left > _LONG:
             logger.info(

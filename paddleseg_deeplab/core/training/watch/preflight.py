@@ -111,7 +111,12 @@ def warn_of_wide_rates(model, size):
             "The training images are %dx%d (width x height), a map of %dx%d at output stride %d: "
             "of 3x3 kernels at rate %s, at least one side of which is no smaller, the outer taps "
             "meet only padding. Use larger crops or smaller rates (model.aspp_ratios).",
-            *(size[1], size[0], columns, rows, stride, ", ".join(map(str, wide))),
+            size[1],
+            size[0],
+            columns,
+            rows,
+            stride,
+            ", ".join(map(str, wide)),
         )
     return wide
 
