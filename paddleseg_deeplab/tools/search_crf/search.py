@@ -17,7 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import yaml
 
-from paddleseg_deeplab.core.out_of_memory import explained
 from paddleseg_deeplab.postprocess.dense_crf import LatticeCache
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.prediction.crf import refine
