@@ -172,7 +172,7 @@ def run(args):
     from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)
-    # For the comparison, see utils.tf32; the exported network runs as its user's settings say.
+    # For the comparison, see deploy.tf32; the exported network runs as its user's settings say.
     if "paddle" not in sys.modules:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     device = common.select_device(

@@ -7,9 +7,9 @@ import paddle
 
 from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
+from paddleseg_deeplab.deploy.tf32 import without_tf32
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.logger import logger
-from paddleseg_deeplab.utils.tf32 import without_tf32
 
 # Of logits up to 1, and of larger ones in proportion: float32 keeps about seven digits whatever
 # the size of a number, so that two orders of the same sums differ by a share of it.
@@ -73,7 +73,7 @@ def _stack(chw, n):
 def compare_export(model, info, sample, device="cpu"):
     """Runs both networks and raises where they differ too much.
 
-    Both compute in full float32, on a GPU too: see `utils.tf32`. In TF32 the class of 3 to 5 of
+    Both compute in full float32, on a GPU too: see `deploy.tf32`. In TF32 the class of 3 to 5 of
     10,000 pixels would differ, since the exported network has batch norms in its convolutions.
 
     Args:

@@ -2,10 +2,10 @@
 """Evaluation of a small network on a device against the CPU: whole images, windows, scales."""
 
 from paddleseg_deeplab.core.val import evaluate
+from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.tools.doctor.device import using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed
 from paddleseg_deeplab.tools.doctor.training import Samples, SmallNet
-from paddleseg_deeplab.utils.tf32 import tf32
 
 # Of mIoU. Sums in another order may turn a pixel whose two best scores are equal.
 LIMIT = 1e-4

@@ -15,12 +15,12 @@ from paddleseg_deeplab.deploy.compare import compare_outputs
 from paddleseg_deeplab.deploy.export import export
 from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.deploy.settings import FORMATS, RuntimeSettings
+from paddleseg_deeplab.deploy.tf32 import without_tf32
 from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.models.layers import ConvBNReLU
 from paddleseg_deeplab.tools.doctor.device import is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
-from paddleseg_deeplab.utils.tf32 import without_tf32
 
 LIMIT = 1e-4  # of the largest logit: float32 sums in another order give about 1e-6
 # Shares of pixels of another class: float16 keeps 11 bits, TensorRT picks kernels that sum in other

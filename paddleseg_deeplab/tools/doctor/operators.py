@@ -6,10 +6,10 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.models.layers import SyncBatchNorm, convolve, resize
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed
-from paddleseg_deeplab.utils.tf32 import tf32
 
 EXACT = 1e-5  # float32 sums of up to 2,178 products in another order
 ROUNDED = 2e-3  # TF32 keeps 10 bits of each factor

@@ -15,11 +15,11 @@ from paddle import nn
 
 from paddleseg_deeplab.core import ranks as distributed
 from paddleseg_deeplab.core.train import train
+from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.models.layers import SyncBatchNorm, freeze_batch_norm
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
 from paddleseg_deeplab.tools.doctor.training import BATCH, Samples, SmallNet, losses, optimizer_of
-from paddleseg_deeplab.utils.tf32 import tf32
 
 RANKS = 2
 SAME = 1e-5  # one backward pass, sums in another order

@@ -11,6 +11,7 @@ from paddle import nn
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.core.training.determinism import GPU_FLAGS
 from paddleseg_deeplab.core.training.step import TrainStep
+from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.models import CrossEntropyLoss
 from paddleseg_deeplab.models.forward import precision_context
 from paddleseg_deeplab.models.layers import (
@@ -23,7 +24,6 @@ from paddleseg_deeplab.models.layers import (
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.tf32 import tf32
 
 CLASSES, SIZE, BATCH = 3, 32, 4
 FIRST, TWENTIETH = 1e-5, 1e-2  # rounding, and what twenty updates make of it

@@ -8,8 +8,8 @@ import paddle
 import pytest
 from paddle.base import core
 
+from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.tools.doctor import device, operators, ranks, training
-from paddleseg_deeplab.utils.tf32 import tf32
 
 
 def test_differences_are_shares_of_the_largest():

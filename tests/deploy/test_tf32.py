@@ -23,8 +23,8 @@ from paddleseg_deeplab.deploy import compare as export_check
 from paddleseg_deeplab.deploy.compare import MAX_LABEL_SHARE, ExportMismatch, compare_export
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
+from paddleseg_deeplab.deploy.tf32 import without_tf32
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU
-from paddleseg_deeplab.utils.tf32 import without_tf32
 
 FLAGS = ("FLAGS_cudnn_allow_tf32", "FLAGS_cublas_allow_tf32")
 
