@@ -16,7 +16,7 @@ from paddleseg_deeplab.utils.cpu import thread_count
 _BLOCK = 8192
 _MOST_THREADS = 16  # beyond that the memory is the limit
 _WORTH_A_THREAD = 2**18  # logits; a thread's start takes as long as some ten thousand of them
-LARGEST = np.finfo("float32").max
+_LARGEST = np.finfo("float32").max
 
 
 def cross_entropy_numpy(logits, label, valid, smoothing, loss, probs):
@@ -40,10 +40,10 @@ def cross_entropy_numpy(logits, label, valid, smoothing, loss, probs):
         target = shifted[own]
         if np.isneginf(target).any():
             # Two finite logits may differ by more than float32 holds.
-            target = np.where(z[own] > -np.inf, np.maximum(target, -LARGEST), target)
+            target = np.where(z[own] > -np.inf, np.maximum(target, -_LARGEST), target)
         if smoothing:
             if np.isneginf(shifted).any():
-                np.copyto(shifted, -LARGEST, where=np.isneginf(shifted) & (z > -np.inf))
+                np.copyto(shifted, -_LARGEST, where=np.isneginf(shifted) & (z > -np.inf))
             mean = shifted.mean(axis=0, dtype="float64")
             target = (1.0 - smoothing) * target + smoothing * mean
         np.exp(shifted, out=shifted)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import paddle
 import paddle.nn.functional as F
 
-from paddleseg_deeplab.kernels import cpu_ops
+from paddleseg_deeplab import kernels
 
 DATA_FORMATS = ("NCHW", "NHWC")
 _LARGEST_DENOMINATOR = 100
@@ -52,7 +52,7 @@ def resize(x, size, align_corners=False, data_format="NCHW"):
         Tensor: of x's dtype, format and channels, and of the given size; float32 under autocast.
             What goes on as a feature map is brought back by `like`.
     """
-    y = cpu_ops.resize(x, size, align_corners, data_format)
+    y = kernels.resize(x, size, align_corners, data_format)
     if y is None:
         y = F.interpolate(
             x, size, mode="bilinear", align_corners=align_corners, data_format=data_format

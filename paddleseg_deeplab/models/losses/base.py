@@ -235,13 +235,6 @@ def as_numpy(tensor):
     return tensor.detach().numpy()
 
 
-def filled(shape, fill):
-    """float32 CPU tensor whose numbers ``fill(array)`` writes; without a copy where Paddle can."""
-    tensor, array = writable(shape)
-    fill(array)
-    return written(tensor, array)
-
-
 def writable(shape):
     """A new float32 CPU tensor, and an array to write its numbers to, before :func:`written`."""
     tensor = paddle.empty(shape, dtype="float32")

@@ -15,14 +15,14 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
-from paddleseg_deeplab import registry
-from paddleseg_deeplab.kernels.lovasz import lovasz_softmax_numpy
+from paddleseg_deeplab import kernels, registry
 from paddleseg_deeplab.models.losses.base import (
     SegmentationLoss,
     apply_once,
     as_numpy,
-    filled,
     in_numpy,
+    writable,
+    written,
 )
 
 # Classes that the Paddle form sorts at once: 2 to 4 rows are what Paddle's sort does fastest and
@@ -37,13 +37,12 @@ class _LovaszSoftmax(PyLayer):
     def forward(ctx, logits, label, valid, classes, per_image, seen):
         seen(ctx)
         n, c, h, w = logits.shape
-        part = _value_and_grad_numpy if in_numpy(logits) else value_and_grad_paddle
         logits = logits.detach().reshape([n, c, h * w])
         label, valid = label.reshape([n, h * w]), valid.reshape([n, h * w])
         if per_image:
-            loss, grad = _mean_of_images(part, logits, label, valid, classes)
+            loss, grad = _mean_of_images(logits, label, valid, classes)
         else:
-            loss, grad = part(logits, label, valid, classes)
+            loss, grad = _value_and_grad(logits, label, valid, classes)
         ctx.save_for_backward(grad.reshape([n, c, h, w]))
         return loss
 
@@ -53,32 +52,31 @@ class _LovaszSoftmax(PyLayer):
         return grad * upstream
 
 
-def _mean_of_images(part, logits, label, valid, classes):
+def _mean_of_images(logits, label, valid, classes):
     """Mean of each image's loss over the images that have a valid pixel."""
     counts = valid.any(axis=1).astype("float32")
     share = counts / paddle.clip(counts.sum(), min=1.0)
     pairs = [
-        part(logits[i : i + 1], label[i : i + 1], valid[i : i + 1], classes)
+        _value_and_grad(logits[i : i + 1], label[i : i + 1], valid[i : i + 1], classes)
         for i in range(logits.shape[0])
     ]
     loss = sum(value * share[i] for i, (value, _) in enumerate(pairs))
     return loss, paddle.concat([grad.multiply_(share[i]) for i, (_, grad) in enumerate(pairs)])
 
 
-def _value_and_grad_numpy(logits, label, valid, classes):
-    loss = 0.0
-
-    def fill(grad):
-        nonlocal loss
+def _value_and_grad(logits, label, valid, classes):
+    """What `value_and_grad_paddle` returns, in NumPy where the tensors lie in a CPU's memory."""
+    if in_numpy(logits):
+        tensor, grad = writable(logits.shape)
         arrays = as_numpy(logits), as_numpy(label), as_numpy(valid)
-        loss = lovasz_softmax_numpy(*arrays, classes, grad)
-
-    grad = filled(logits.shape, fill)
-    return paddle.to_tensor(loss, dtype="float32"), grad
+        loss = kernels.lovasz_softmax(*arrays, classes, grad)
+        if loss is not None:
+            return paddle.to_tensor(loss, dtype="float32"), written(tensor, grad)
+    return value_and_grad_paddle(logits, label, valid, classes)
 
 
 def value_and_grad_paddle(logits, label, valid, classes):
-    """The same in Paddle operators, without a stop of the device, a few classes at a time.
+    """Loss and gradient in Paddle operators, without a stop of the device, a few classes at a time.
 
     Which classes are present is known on the device alone, so all of them are computed and the
     absent ones count 0.

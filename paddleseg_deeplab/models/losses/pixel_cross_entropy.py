@@ -10,11 +10,7 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
-from paddleseg_deeplab.kernels.cross_entropy import (
-    LARGEST,
-    cross_entropy_gradient_numpy,
-    cross_entropy_numpy,
-)
+from paddleseg_deeplab import kernels
 from paddleseg_deeplab.models.losses.base import (
     apply_once,
     as_numpy,
@@ -23,6 +19,8 @@ from paddleseg_deeplab.models.losses.base import (
     writable,
     written,
 )
+
+_LARGEST = float(np.finfo("float32").max)
 
 
 def pixel_cross_entropy(logits, label, valid, data_format, label_smoothing=0.0):
@@ -38,7 +36,8 @@ def pixel_cross_entropy(logits, label, valid, data_format, label_smoothing=0.0):
         float32's largest number (3.4e38) counts as that number.
     """
     axis = 1 if data_format == "NCHW" else 3
-    form = _InNumpy if in_numpy(logits) else _InPaddle
+    fast = in_numpy(logits) and kernels.has("pixel_cross_entropy")
+    form = _InNumpy if fast else _InPaddle
     return apply_once(form, logits, label, valid, axis, float(label_smoothing))
 
 
@@ -77,7 +76,7 @@ class _InNumpy(_CrossEntropy):
     def fill(ctx, logits, loss):
         flat = _flat_view(as_numpy(logits), ctx.axis)
         probs = None if ctx.probs is None else _flat_view(ctx.probs[1], ctx.axis)
-        cross_entropy_numpy(flat, *ctx.pixels, loss.reshape(len(flat), -1), probs)
+        kernels.pixel_cross_entropy(flat, *ctx.pixels, loss.reshape(len(flat), -1), probs)
 
     @staticmethod
     def backward(ctx, upstream):
@@ -87,7 +86,7 @@ class _InNumpy(_CrossEntropy):
             _InNumpy.fill(ctx, logits, np.empty(upstream.shape, "float32"))
         (tensor, array), ctx.probs = ctx.probs, None
         upstream = as_numpy(upstream).reshape(len(array), -1)
-        cross_entropy_gradient_numpy(_flat_view(array, ctx.axis), *ctx.pixels, upstream)
+        kernels.pixel_cross_entropy_gradient(_flat_view(array, ctx.axis), *ctx.pixels, upstream)
         return written(tensor, array)
 
 
@@ -136,5 +135,5 @@ class _InPaddle(_CrossEntropy):
 def _reachable(shifted, logits):
     """Shifted logits: where two finite logits differ by more than float32 holds, the largest
     number that it does."""
-    lowest = paddle.clip(shifted, min=-float(LARGEST))
+    lowest = paddle.clip(shifted, min=-_LARGEST)
     return paddle.where(logits == -float("inf"), shifted, lowest)

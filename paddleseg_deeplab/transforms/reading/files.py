@@ -7,7 +7,7 @@ import os
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.kernels import png
+from paddleseg_deeplab import kernels
 from paddleseg_deeplab.transforms.reading import limit
 from paddleseg_deeplab.transforms.reading.source import load_npy, open_image, read_content
 from paddleseg_deeplab.utils.errors import UserError
@@ -73,7 +73,7 @@ def read_label(path):
 
 def _decode_label(path):
     content = read_content(path, "Label")
-    file = png.parse(content)
+    file = kernels.parse_png(content)
     if file is not None and file.is_plain_grey and math.prod(file.size) <= limit.max_pixels():
         label = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
         if label is not None and label.shape == file.size and label.dtype == np.uint8:

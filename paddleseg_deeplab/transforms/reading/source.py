@@ -26,7 +26,7 @@ import os
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.kernels import png
+from paddleseg_deeplab import kernels
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.reading import limit, tiff
 from paddleseg_deeplab.transforms.reading.values import check_values, nodata_mask
@@ -85,7 +85,7 @@ class PngSource:
     """A PNG file.
 
     Args:
-        file (png.Png): The file.
+        file (kernels.png.Png): The file.
         content (bytes): The same.
         decode (callable): Decodes a file's bytes: uint8 [H, W], or BGR uint8 [H, W, 3].
         channels (int): 1 or 3, what `decode` gives.
@@ -112,7 +112,7 @@ class PngSource:
 
     def _rows(self, count):
         """uint8 [at least `count`, W, C], in OpenCV's order of channels."""
-        if png.is_fast() or count <= _MOST_ROWS * self.shape[0]:
+        if kernels.reads_png_fast() or count <= _MOST_ROWS * self.shape[0]:
             first = self._file.first_rows(count)
             if first is not None:
                 with contextlib.suppress(UserError):  # the file itself decides
@@ -152,8 +152,8 @@ def open_image(path, img_channels=3, to_rgb=True, whole=False, nodata=None):
         raise UserError(f"Image {path} {e}.") from e
 
     file = None
-    if nodata is None and img_channels in (1, 3) and (png.is_fast() or not whole):
-        file = png.parse(content)
+    if nodata is None and img_channels in (1, 3) and (kernels.reads_png_fast() or not whole):
+        file = kernels.parse_png(content)
     if file is not None:
 
         def decode(part):
