@@ -8,24 +8,16 @@ result differs from the given network by rounding alone.
 """
 
 import copy
+import itertools
 
 import numpy as np
 import paddle
 from paddle import nn
 
+from paddleseg_deeplab.models.layers import BATCH_NORMS, Conv2D
 from paddleseg_deeplab.utils.logger import logger
 
-# Layers whose insides are known, by where they are written: core imports no models. A class that
-# someone derives from them may do something else in between.
-_OURS = "paddleseg_deeplab.models."
-_CONV_BN = ("ConvBN", "ConvBNReLU", "_PooledConvBN", "_PooledConvBNReLU")
-# Of separable convolutions: names of the depthwise and of the pointwise part.
-_SEPARABLE = {
-    "SeparableConvBNReLU": ("depthwise_conv", "piontwise_conv"),
-    "_SeparableConv": ("depthwise", "pointwise"),
-}
-_NORMS = (nn.BatchNorm2D, nn.SyncBatchNorm)
-_OUR_NORMS = ("_SyncBatchNorm",)
+_CONVS = (nn.Conv2D, Conv2D)
 # oneDNN 3.6 (Paddle 3.3.1) on AVX-512: jit_uni_dw takes six columns at a time and no more padding.
 _WIDEST_PADDING = 6
 
@@ -51,12 +43,12 @@ def folded_copy(model, widen=False):
     alone = _Alone(result)
     layers = result.sublayers(include_self=True)
     for layer in layers:
-        if _is(layer, _CONV_BN) and alone.are(layer, layer._conv, layer._batch_norm):
-            _drop_bias(layer._conv, layer._batch_norm)
+        for conv, norm in itertools.pairwise(_steps(layer)):
+            if _known_pair(conv, norm) and alone.are(layer, conv, norm):
+                _drop_bias(conv, norm)
     widen = widen and getattr(model, "data_format", "NCHW") == "NCHW"
     for layer in layers:
-        if _is(layer, _SEPARABLE):
-            _fold_depthwise(layer, *_SEPARABLE[type(layer).__name__], alone, widen)
+        _fold_depthwise(layer, alone, widen)
     return result
 
 
@@ -69,7 +61,7 @@ class WidenedDepthwise(nn.Layer):
     channels of 64x64 at rate 12 take 16 ms rather than 73. Padding of the rows is no hindrance.
 
     Args:
-        conv (nn.Conv2D): Depthwise, float32, NCHW, without bias, at stride 1.
+        conv (nn.Conv2D | layers.Conv2D): Depthwise, float32, NCHW, without bias, at stride 1.
     """
 
     def __init__(self, conv):
@@ -113,34 +105,36 @@ class _Alone:
         return True
 
 
-def _is(layer, names):
-    kind = type(layer)
-    return kind.__name__ in names and kind.__module__.startswith(_OURS)
+def _steps(layer):
+    """The sublayers that forward runs one after the other, where the layer's own class declares
+    them (`layers.ConvBN` tells how); none for others, derived classes included: those may do
+    something else in between."""
+    return [getattr(layer, name) for name in vars(type(layer)).get("forward_steps", ())]
 
 
 def _drop_bias(conv, norm):
     """Takes a convolution's bias off the batch norm's mean: (x + b) - mean = x - (mean - b)."""
-    if not _known_pair(conv, norm) or conv.bias is None:
+    if conv.bias is None:
         return
     norm._mean.set_value(_rounded(_double(norm._mean) - _double(conv.bias), norm._mean))
     conv.bias = None
 
 
-def _fold_depthwise(layer, first, second, alone, widen):
+def _fold_depthwise(layer, alone, widen):
     """Puts a depthwise convolution's batch norm into its weights and into the next batch norm.
 
     Nothing stands between the two but a 1x1 convolution without padding, so that a constant for
     each channel comes out as a constant for each channel.
     """
-    depthwise, pointwise = getattr(layer, first), getattr(layer, second)
-    if not _is(depthwise, ("ConvBN",)) or not _is(pointwise, _CONV_BN):
+    blocks = [_steps(block) for block in _steps(layer)]
+    if len(blocks) != 2 or len(blocks[0]) != 2 or len(blocks[1]) < 2:
         return
-    conv, norm, after = depthwise._conv, depthwise._batch_norm, pointwise._batch_norm
-    known = _known_pair(conv, norm) and _known_pair(pointwise._conv, after)
+    (depthwise, pointwise), (conv, norm), (mix, after) = _steps(layer), blocks[0], blocks[1][:2]
+    known = _known_pair(conv, norm) and _known_pair(mix, after)
     one_place = alone.are(layer, depthwise, pointwise) and alone.are(depthwise, conv, norm)
-    if not known or not one_place or not alone.are(pointwise, pointwise._conv, after):
+    if not known or not one_place or not alone.are(pointwise, mix, after):
         return
-    if _has_hooks(depthwise) or _has_hooks(pointwise) or not _is_pointwise(pointwise._conv):
+    if _has_hooks(depthwise) or _has_hooks(pointwise) or not _is_pointwise(mix):
         return
     if conv.bias is not None or not conv._groups == conv._in_channels == conv._out_channels:
         return
@@ -148,15 +142,16 @@ def _fold_depthwise(layer, first, second, alone, widen):
     if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
         return  # the comparison with the trained network has to see it
     conv.weight.set_value(_rounded(_double(conv.weight) * scale[:, None, None, None], conv.weight))
-    constant = _double(pointwise._conv.weight)[:, :, 0, 0] @ shift
+    constant = _double(mix.weight)[:, :, 0, 0] @ shift
     after._mean.set_value(_rounded(_double(after._mean) - constant, after._mean))
+    first = type(layer).forward_steps[0]
     setattr(layer, first, WidenedDepthwise(conv) if widen and _is_wide(conv) else conv)
 
 
 def _known_pair(conv, norm):
     """Whether the two do what their names say: no hooks (weight norm is one), no class of somebody
     else's, and the batch norm uses its running statistics."""
-    known = type(conv) is nn.Conv2D and (type(norm) in _NORMS or _is(norm, _OUR_NORMS))
+    known = type(conv) in _CONVS and type(norm) in BATCH_NORMS
     return (
         known
         and not _has_hooks(conv)

@@ -12,8 +12,8 @@ from paddle import nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
+    Conv2D,
     check_aspp_ratios,
-    convolve,
     resize,
     resize_by,
     scale_fraction,
@@ -126,7 +126,7 @@ class DeepLabV2Head(nn.Layer):
         zero = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
         self.aspp = nn.LayerList(
             [
-                nn.Conv2D(
+                Conv2D(
                     in_channels,
                     num_classes,
                     3,
@@ -134,6 +134,7 @@ class DeepLabV2Head(nn.Layer):
                     dilation=rate,
                     weight_attr=normal,
                     bias_attr=zero,
+                    keep_bias=True,
                     data_format=data_format,
                 )
                 for rate in atrous_rates
@@ -143,9 +144,9 @@ class DeepLabV2Head(nn.Layer):
     def forward(self, feat_list):
         """Features to [logits], at the size of the feature that is read."""
         x = feat_list[self.index]
-        logits = convolve(self.aspp[0], x, keep_bias=True)
+        logits = self.aspp[0](x)
         for classifier in self.aspp[1:]:
-            logits = logits + convolve(classifier, x, keep_bias=True)
+            logits = logits + classifier(x)
         return [logits]
 
 

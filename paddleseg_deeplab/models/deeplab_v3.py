@@ -10,6 +10,7 @@ from paddle import nn
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
     ASPPModule,
+    Conv2D,
     ConvBNReLU,
     check_dropouts,
     check_head_bias,
@@ -202,12 +203,13 @@ class DeepLabV3Head(nn.Layer):
                 bias_attr=None if "decoder" in with_bias else False,
                 data_format=data_format,
             )
-        self.cls = nn.Conv2D(
+        self.cls = Conv2D(
             aspp_out_channels,
             num_classes,
             1,
             bias_attr=None if "classifier" in with_bias else False,
             data_format=data_format,
+            keep_bias=True,
         )
 
     def forward(self, feat_list):
@@ -241,7 +243,7 @@ class AuxiliaryHead(nn.Layer):
             data_format=data_format,
         )
         self.dropout = nn.Dropout(0.1)
-        self.cls = nn.Conv2D(in_channels // 4, num_classes, 1, data_format=data_format)
+        self.cls = Conv2D(in_channels // 4, num_classes, 1, data_format=data_format, keep_bias=True)
 
     def forward(self, feat_list):
         """Features to [logits], at the size of the feature that is read."""

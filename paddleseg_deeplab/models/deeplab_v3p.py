@@ -12,6 +12,7 @@ from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
     ASPPModule,
     BilinearDeconv,
+    Conv2D,
     ConvBNReLU,
     SeparableConvBNReLU,
     channel_axis,
@@ -269,12 +270,13 @@ class Decoder(nn.Layer):
         joined = aspp_out_channels + low_level_channels
         self.conv_bn_relu2 = conv(joined, decoder_channels, 3, **kwargs)
         self.conv_bn_relu3 = conv(decoder_channels, decoder_channels, 3, **kwargs)
-        self.conv = nn.Conv2D(
+        self.conv = Conv2D(
             decoder_channels,
             num_classes,
             1,
             bias_attr=None if "classifier" in with_bias else False,
             data_format=data_format,
+            keep_bias=True,
         )
         self.dropout = nn.Dropout(dropout) if dropout else None
         self.classifier_dropout = nn.Dropout(classifier_dropout) if classifier_dropout else None

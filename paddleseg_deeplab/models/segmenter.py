@@ -7,6 +7,7 @@ from paddle import nn
 
 from paddleseg_deeplab.models.layers import (
     DEFAULT_ASPP_RATIOS,
+    Conv2D,
     channel_axis,
     check_aspp_ratios,
     freeze_batch_norm,
@@ -120,7 +121,7 @@ class ClassifierHead(nn.Layer):
     def __init__(self, num_classes, index, in_channels, data_format="NCHW"):
         super().__init__()
         self.index = index
-        self.cls = nn.Conv2D(in_channels, num_classes, 1, data_format=data_format)
+        self.cls = Conv2D(in_channels, num_classes, 1, data_format=data_format, keep_bias=True)
 
     def forward(self, feat_list):
         """Features to [logits], at the size of the feature that is read."""

@@ -9,7 +9,7 @@ shortcuts. For segmentation the last stages trade their stride for dilation. Key
 from paddle import nn
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis
+from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis, conv_bn
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
@@ -37,6 +37,8 @@ class _PooledConvBN(ConvBN):
     Sizes round up (ceil_mode), as a 3x3 convolution of stride 2 and padding 1 does.
     """
 
+    forward_steps = ("_pool2d_avg", "_conv", "_batch_norm")
+
     def __init__(self, in_channels, out_channels, **kwargs):
         super().__init__(in_channels, out_channels, 1, **kwargs)
         self._pool2d_avg = nn.AvgPool2D(
@@ -44,7 +46,7 @@ class _PooledConvBN(ConvBN):
         )
 
     def forward(self, x):
-        return self.conv_bn(self._pool2d_avg(x))
+        return conv_bn(self._conv, self._batch_norm, self._pool2d_avg(x))
 
 
 class _Block(nn.Layer):

@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.models.layers import ReLU, channel_axis, check_dropouts, convolve
+from paddleseg_deeplab.models.layers import Conv2D, ReLU, channel_axis, check_dropouts
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # (3x3 convolutions, their channels) of the five blocks; a pool follows each.
@@ -96,7 +96,7 @@ class VGG16_LargeFOV(nn.Layer):
                 3, stride=1, padding=1, exclusive=False, data_format=data_format
             )
         rate, padding = _fov(fov_kernel, fov_rate, output_stride)
-        self.fc6 = nn.Conv2D(
+        self.fc6 = Conv2D(
             _BLOCKS[-1][1],
             fov_channels,
             fov_kernel,
@@ -104,7 +104,7 @@ class VGG16_LargeFOV(nn.Layer):
             dilation=rate,
             data_format=data_format,
         )
-        self.fc7 = nn.Conv2D(fov_channels, fov_channels, 1, data_format=data_format)
+        self.fc7 = Conv2D(fov_channels, fov_channels, 1, data_format=data_format)
         self.relu = ReLU()
         self.dropout = nn.Dropout(dropout)
 
@@ -125,7 +125,7 @@ class VGG16_LargeFOV(nn.Layer):
         for b, (count, width) in enumerate(_BLOCKS):
             block = []
             for i in range(count):
-                conv = nn.Conv2D(
+                conv = Conv2D(
                     channels,
                     width,
                     3,
@@ -147,8 +147,8 @@ class VGG16_LargeFOV(nn.Layer):
         kwargs = {"data_format": self.data_format}
         return nn.LayerList(
             [
-                nn.Conv2D(channels, _FUSION_CHANNELS, 3, stride=stride, padding=1, **kwargs),
-                nn.Conv2D(_FUSION_CHANNELS, _FUSION_CHANNELS, 1, **kwargs),
+                Conv2D(channels, _FUSION_CHANNELS, 3, stride=stride, padding=1, **kwargs),
+                Conv2D(_FUSION_CHANNELS, _FUSION_CHANNELS, 1, **kwargs),
             ]
         )
 
@@ -165,18 +165,18 @@ class VGG16_LargeFOV(nn.Layer):
         y, pools = inputs, []
         for block, pool in zip(self.block_list, self.pool_list):
             for conv in block:
-                y = self.relu(convolve(conv, y))
+                y = self.relu(conv(y))
             y = pool(y)
             pools.append(y)
         if self.average_pool is not None:
             y = self.average_pool(y)
-        y = self.dropout(self.relu(convolve(self.fc6, y)))
-        y = self.dropout(self.relu(convolve(self.fc7, y)))
+        y = self.dropout(self.relu(self.fc6(y)))
+        y = self.dropout(self.relu(self.fc7(y)))
         if self.fusion is not None:
             joined = [y]
             for branch, x in zip(self.fusion, [inputs, *pools[:4]]):
                 for conv in branch:
-                    x = self.relu(convolve(conv, x))
+                    x = self.relu(conv(x))
                 joined.append(x)
             y = paddle.concat(joined, axis=self._axis)
         return [*(pools[i - 1] for i in _RETURNED), y]

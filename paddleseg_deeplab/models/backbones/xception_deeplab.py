@@ -39,6 +39,8 @@ _EPSILON = 1e-3
 class _SeparableConv(nn.Layer):
     """Depthwise 3x3 (stride and rate) and pointwise 1x1, each with batch norm."""
 
+    forward_steps = ("depthwise", "pointwise")
+
     def __init__(self, in_channels, out_channels, stride, rate, relu_between, relu_after, layout):
         super().__init__()
         kwargs = {"bias_attr": False, "data_format": layout}

@@ -12,13 +12,15 @@ from paddleseg_deeplab.models.layers.aspp import (
 from paddleseg_deeplab.models.layers.conv import (
     Activation,
     Add,
+    Conv2D,
     ConvBN,
     ConvBNReLU,
     ReLU,
     SeparableConvBNReLU,
-    convolve,
+    conv_bn,
 )
 from paddleseg_deeplab.models.layers.norm import (
+    BATCH_NORMS,
     SyncBatchNorm,
     batch_norms,
     freeze_batch_norm,
@@ -35,12 +37,14 @@ from paddleseg_deeplab.models.layers.resize import (
 from paddleseg_deeplab.models.layers.upsample import BilinearDeconv
 
 __all__ = [
+    "BATCH_NORMS",
     "DEFAULT_ASPP_RATIOS",
     "HEAD_BIASES",
     "ASPPModule",
     "Activation",
     "Add",
     "BilinearDeconv",
+    "Conv2D",
     "ConvBN",
     "ConvBNReLU",
     "ReLU",
@@ -51,7 +55,7 @@ __all__ = [
     "check_aspp_ratios",
     "check_dropouts",
     "check_head_bias",
-    "convolve",
+    "conv_bn",
     "freeze_batch_norm",
     "like",
     "resize",

@@ -2,10 +2,10 @@
 """Atrous spatial pyramid pooling (V3 paper, section 3.3)."""
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab.models.layers.conv import ConvBNReLU, SeparableConvBNReLU
+from paddleseg_deeplab.models.layers.conv import ConvBNReLU, SeparableConvBNReLU, conv_bn
+from paddleseg_deeplab.models.layers.norm import running_batch_norm
 from paddleseg_deeplab.models.layers.resize import channel_axis, like, resize, spatial_size
 
 # Rates by output stride: the paper's for 16, in proportion for the others (it doubles them at 8).
@@ -30,23 +30,13 @@ class _PooledConvBNReLU(ConvBNReLU):
     ``nn.SyncBatchNorm`` (which sees the other ranks' images too), are untouched.
     """
 
+    forward_steps = ("_conv", "_batch_norm", "_relu")
+
     def forward(self, x):
         norm = self._batch_norm
         if self.training and x.shape[0] == 1 and isinstance(norm, nn.BatchNorm2D):
-            y = F.batch_norm(
-                self._conv(x),
-                norm._mean,
-                norm._variance,
-                norm.weight,
-                norm.bias,
-                training=True,
-                momentum=norm._momentum,
-                epsilon=norm._epsilon,
-                data_format=norm._data_format,
-                use_global_stats=True,
-            )
-            return self._relu(y)
-        return self._relu(self.conv_bn(x))
+            return self._relu(running_batch_norm(norm, self._conv(x)))
+        return self._relu(conv_bn(self._conv, norm, x))
 
 
 class ASPPModule(nn.Layer):

@@ -10,7 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab.kernels import cpu_ops
+from paddleseg_deeplab import kernels
 from paddleseg_deeplab.models.layers.norm import SyncBatchNorm
 from paddleseg_deeplab.models.layers.resize import like
 
@@ -60,47 +60,65 @@ class ReLU(nn.Layer):
     def forward(self, x):
         if not paddle.in_dynamic_mode():
             return F.relu(x)
-        y = cpu_ops.relu_(x)
+        y = kernels.relu_(x)
         return F.relu_(x) if y is None else y
 
 
-def convolve(conv, x, with_bias=True, *, keep_bias=False):
-    """What an ``nn.Conv2D`` gives for x; in dygraph on a CPU the faster way, see `cpu_ops`.
+class Conv2D(nn.Conv2D):
+    """``nn.Conv2D``; in dygraph on a CPU the faster way, where `kernels` has one.
 
-    A layer of a class derived from it, or with hooks, is called as it is.
+    Under autocast a bias is added in the map's type, where Paddle's own takes the map to float32.
 
     Args:
-        conv (nn.Conv2D): The layer.
-        x (Tensor): Its input.
-        with_bias (bool): With its bias, where it has one. False asks for a layer that
-            `_may_be_bypassed`.
-        keep_bias (bool): Under autocast the bias stays float32, and so does the output. For
-            logits; feature maps stay in half precision.
+        keep_bias (bool): Under autocast the bias stays float32, and so does the output. For logits;
+            feature maps stay in half precision.
+        (the others): Those of ``nn.Conv2D``.
     """
-    # A program that is traced for export stays what Paddle makes of the layer.
-    if not _may_be_bypassed(conv, nn.Conv2D) or not (paddle.in_dynamic_mode() or _autocasts()):
-        return conv(x)
-    geometry = conv._stride, conv._updated_padding, conv._dilation, conv._groups
-    y = None
-    if paddle.in_dynamic_mode() and conv._data_format == "NCHW":
-        y = cpu_ops.conv2d(x, conv.weight, *geometry)
-    if y is None:
-        y = F.conv2d(x, conv.weight, None, *geometry, conv._data_format)
-    if conv.bias is None or not with_bias:
+
+    def __init__(self, *args, keep_bias=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.keep_bias = keep_bias
+
+    def forward(self, x):
+        """[N, in_channels, H, W] to [N, out_channels, H', W'], or both channels last."""
+        # A program that is traced for export stays what Paddle makes of the layer.
+        if not self.says_padding() or not (paddle.in_dynamic_mode() or _autocasts()):
+            return nn.Conv2D.forward(self, x)
+        y = self.without_bias(x)
+        if self.bias is None:
+            return y
+        shape = [1, -1, 1, 1] if self._data_format == "NCHW" else [1, 1, 1, -1]
+        return y + (self.bias if self.keep_bias else like(self.bias, y)).reshape(shape)
+
+    def says_padding(self):
+        """Whether the padding is zeros, and so many as numbers say: not "SAME", not "reflect"."""
+        return self._padding_mode == "zeros" and self._padding_algorithm != "SAME"
+
+    def without_bias(self, x):
+        """The convolution of x alone, of a layer that `says_padding`."""
+        stride, padding, dilation = self._stride, self._updated_padding, self._dilation
+        y = None
+        if self._data_format == "NCHW":
+            y = kernels.conv2d(x, self.weight, stride, padding, dilation, self._groups)
+        if y is None:
+            layout = self._data_format
+            y = F.conv2d(x, self.weight, None, stride, padding, dilation, self._groups, layout)
         return y
-    shape = [1, -1, 1, 1] if conv._data_format == "NCHW" else [1, 1, 1, -1]
-    return y + (conv.bias if keep_bias else like(conv.bias, y)).reshape(shape)
 
 
-def _may_be_bypassed(layer, kind):
+def conv_bn(conv, norm, x):
+    """``norm(conv(x))``; by way of `kernels` where both layers are as they were made."""
+    y = None
+    if _is_plain(conv, Conv2D) and conv.says_padding() and _is_plain(norm, nn.BatchNorm2D):
+        y = kernels.conv_bn(conv, norm, x)
+    return norm(conv(x)) if y is None else y
+
+
+def _is_plain(layer, kind):
     """Whether a call of the layer does what is known of `kind`, and nobody looks on: hooks and a
     forward of its own belong to the call."""
-    if type(layer) is not kind or getattr(layer, "_padding_mode", "zeros") != "zeros":
-        return False
-    if getattr(layer, "_padding_algorithm", "EXPLICIT") == "SAME":  # not said by numbers
-        return False
     hooks = layer._forward_pre_hooks or layer._forward_post_hooks
-    return not hooks and "forward" not in vars(layer)
+    return type(layer) is kind and not hooks and "forward" not in vars(layer)
 
 
 def _autocasts():
@@ -133,68 +151,42 @@ class ConvBN(nn.Layer):
         padding (int|str): Zeros on each side; "same" keeps the size at stride 1 for any dilation
             (at stride 2 it halves rounding up, with equal padding on both sides: PaddleSeg's
             "same" pads unequally there).
-        **kwargs: What ``nn.Conv2D`` takes more (stride, dilation, groups, bias_attr, data_format).
+        **kwargs: What `Conv2D` takes more (stride, dilation, groups, bias_attr, data_format).
             As in PaddleSeg the convolution has a bias unless bias_attr is False.
+
+    Attributes:
+        forward_steps (tuple[str]): Names of the sublayers that `forward` runs one after the other,
+            with nothing in between. `deploy.fold` reads it, of the layer's own class alone: a class
+            that is derived from this one declares its own, or is taken as it is.
     """
+
+    forward_steps = ("_conv", "_batch_norm")
 
     def __init__(self, in_channels, out_channels, kernel_size, padding="same", **kwargs):
         super().__init__()
         if padding == "same":
             padding = _same_padding(kernel_size, kwargs.get("dilation", 1))
-        self._conv = nn.Conv2D(in_channels, out_channels, kernel_size, padding=padding, **kwargs)
+        self._conv = Conv2D(in_channels, out_channels, kernel_size, padding=padding, **kwargs)
         self._batch_norm = SyncBatchNorm(
             out_channels, data_format=kwargs.get("data_format", "NCHW")
         )
 
     def forward(self, x):
-        return self.conv_bn(x)
-
-    # A method of its own, since to_static loses its way in a chain of super().forward().
-    def conv_bn(self, x):
-        """Convolution and batch norm of x.
-
-        A bias here only moves the mean that batch norm takes off again, yet adding it to the map
-        costs a tenth of a training step on a CPU. So it is added to the mean instead.
-        """
-        conv, norm = self._conv, self._batch_norm
-        if conv.bias is None or not paddle.in_dynamic_mode():
-            return norm(convolve(conv, x))
-        if not _may_be_bypassed(conv, nn.Conv2D) or not _may_be_bypassed(norm, nn.BatchNorm2D):
-            return norm(convolve(conv, x))
-        trains = norm.training and not norm._use_global_stats
-        if not trains and paddle.is_grad_enabled():
-            return norm(convolve(conv, x))  # frozen statistics: the bias has a gradient
-        bias = conv.bias.detach().astype(norm._mean.dtype)
-        mean, beta = norm._mean - bias, norm.bias
-        if trains:
-            # The bias has a gradient of 0, and it must be there: weight decay acts on it, and
-            # training on several ranks waits for it.
-            beta = beta + (0.0 * conv.bias).astype(beta.dtype)
-        y = F.batch_norm(
-            convolve(conv, x, with_bias=False),
-            mean,
-            norm._variance,
-            norm.weight,
-            beta,
-            training=trains,
-            momentum=norm._momentum,
-            epsilon=norm._epsilon,
-            data_format=norm._data_format,
-        )
-        if trains:  # batch norm has updated `mean` where it lies
-            paddle.assign(mean + bias, output=norm._mean)
-        return y
+        return conv_bn(self._conv, self._batch_norm, x)
 
 
 class ConvBNReLU(ConvBN):
     """Convolution, batch norm, ReLU; the arguments are `ConvBN`'s."""
 
+    forward_steps = ("_conv", "_batch_norm", "_relu")
+
     def __init__(self, in_channels, out_channels, kernel_size, padding="same", **kwargs):
         super().__init__(in_channels, out_channels, kernel_size, padding, **kwargs)
         self._relu = ReLU()
 
+    # Not super().forward(x): to_static loses its way in a chain of them.
     def forward(self, x):
-        return self._relu(self.conv_bn(x))
+        return self._relu(conv_bn(self._conv, self._batch_norm, x))
 
 
 class SeparableConvBNReLU(nn.Layer):
@@ -208,8 +200,10 @@ class SeparableConvBNReLU(nn.Layer):
         kernel_size (int): Of the depthwise convolution.
         padding (int|str): Of the depthwise convolution, see `ConvBN`.
         pointwise_bias: ``bias_attr`` of the pointwise convolution; None gives it a bias.
-        **kwargs: What the depthwise ``nn.Conv2D`` takes more; data_format goes to both.
+        **kwargs: What the depthwise `Conv2D` takes more; data_format goes to both.
     """
+
+    forward_steps = ("depthwise_conv", "piontwise_conv")
 
     def __init__(
         self,

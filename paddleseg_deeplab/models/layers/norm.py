@@ -35,17 +35,32 @@ class _SyncBatchNorm(nn.SyncBatchNorm):
         if self.training:
             return nn.SyncBatchNorm.forward(self, x)
         self._check_data_format()
-        return F.batch_norm(
-            x,
-            self._mean,
-            self._variance,
-            self.weight,
-            self.bias,
-            training=False,
-            momentum=self._momentum,
-            epsilon=self._epsilon,
-            data_format=self._data_format,
-        )
+        return running_batch_norm(self, x)
+
+
+# The classes that do what a batch norm does; one that is derived from them may do something else.
+BATCH_NORMS = (*_KINDS, _SyncBatchNorm)
+
+
+def running_batch_norm(norm, x):
+    """A batch norm of x with its running statistics, in training, too; they stay as they are.
+
+    Args:
+        norm (nn.BatchNorm2D | nn.SyncBatchNorm): The layer; it is not called.
+        x (Tensor): Its input.
+    """
+    return F.batch_norm(
+        x,
+        norm._mean,
+        norm._variance,
+        norm.weight,
+        norm.bias,
+        training=norm.training,
+        momentum=norm._momentum,
+        epsilon=norm._epsilon,
+        data_format=norm._data_format,
+        use_global_stats=True,
+    )
 
 
 def batch_norms(layer):

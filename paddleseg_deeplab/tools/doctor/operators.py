@@ -4,10 +4,9 @@
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
 
 from paddleseg_deeplab.deploy.tf32 import tf32
-from paddleseg_deeplab.models.layers import SyncBatchNorm, convolve, resize
+from paddleseg_deeplab.models.layers import Conv2D, SyncBatchNorm, resize
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
 from paddleseg_deeplab.tools.doctor.rows import failed, passed
 
@@ -69,11 +68,11 @@ def _convolution(name, device, channels, out, kernel, **how):
         return F.conv2d(x, weight, bias, **how)
 
     def ours(data_format):
-        layer = nn.Conv2D(channels, out, kernel, data_format=data_format, **how)
+        layer = Conv2D(channels, out, kernel, data_format=data_format, **how)
 
         def run(x, weight, bias):
             layer._parameters.update(weight=weight, bias=bias)
-            return convolve(layer, x)
+            return layer(x)
 
         return run
 

@@ -17,7 +17,6 @@ from paddleseg_deeplab.models.forward import precision_context
 from paddleseg_deeplab.models.layers import (
     ConvBNReLU,
     SeparableConvBNReLU,
-    convolve,
     resize,
     spatial_size,
 )
@@ -201,7 +200,7 @@ def depthwise_type(device):
         for precision in able:
             with paddle.no_grad(), precision_context(precision):
                 y = network.stem(x)
-                maps = [y, convolve(network.body.depthwise_conv._conv, y), network.body(y)]
+                maps = [y, network.body.depthwise_conv._conv(y), network.body(y)]
             types = [str(m.dtype).rpartition(".")[2] for m in maps]
             good = good and all(m.dtype == _DTYPES[precision] for m in maps)
             told.append(f"{precision}: {', '.join(types)}")

@@ -9,6 +9,7 @@ import pytest
 from paddle.base import core
 
 from paddleseg_deeplab.deploy.tf32 import tf32
+from paddleseg_deeplab.models.layers import Conv2D
 from paddleseg_deeplab.tools.doctor import device, operators, ranks, training
 
 
@@ -33,11 +34,21 @@ def test_the_device_and_the_tf32_switches_are_as_before():
     assert paddle.get_device() == "cpu"
 
 
+def convolving(change):
+    """A convolution that does `change` to its result."""
+
+    class Changed(Conv2D):
+        def forward(self, x):
+            return change(super().forward(x))
+
+    return Changed
+
+
 @pytest.mark.parametrize("row", operators.ROWS)
 def test_operators(row, monkeypatch):
     assert row("cpu").status == "PASS"
     wrong = {
-        "convolve": lambda layer, x: 1.0001 * layer(x),
+        "Conv2D": convolving(lambda y: 1.0001 * y),
         "resize": lambda x, size, align, data_format: operators.F.interpolate(
             x, size, mode="bilinear", data_format=data_format
         ),
@@ -51,12 +62,11 @@ def test_operators(row, monkeypatch):
 
 
 def test_an_operator_with_a_wrong_gradient(monkeypatch):
-    def convolve(layer, x):
-        y = layer(x)
+    def change(y):
         y.register_hook(lambda g: 1.001 * g)
         return y
 
-    monkeypatch.setattr(operators, "convolve", convolve)
+    monkeypatch.setattr(operators, "Conv2D", convolving(change))
     assert operators.plain_convolution("cpu").status == "FAIL"
 
 
@@ -70,16 +80,16 @@ def test_a_gpu_is_tried_with_tf32_off_and_on(monkeypatch):
         yield
         on.pop()
 
-    def convolve(layer, x):
-        return layer(x) * (1 + 1e-3) if on[-1] else layer(x)
+    def change(y):
+        return y * (1 + 1e-3) if on[-1] else y
 
     monkeypatch.setattr(operators, "using", lambda name: contextlib.nullcontext())
     monkeypatch.setattr(operators, "tf32", tf32)
-    monkeypatch.setattr(operators, "convolve", convolve)
+    monkeypatch.setattr(operators, "Conv2D", convolving(change))
     row = operators.plain_convolution("gpu")
     assert row.status == "PASS"
     assert "TF32 on" in row.detail
-    monkeypatch.setattr(operators, "convolve", lambda layer, x: layer(x) * (1 + 1e-3))
+    monkeypatch.setattr(operators, "Conv2D", convolving(lambda y: y * (1 + 1e-3)))
     assert operators.plain_convolution("gpu").status == "FAIL"
 
 
@@ -168,8 +178,20 @@ def test_type_of_a_depthwise_convolution(monkeypatch):
     kinds = {"fp16": paddle.float32, "bf16": paddle.float32}
     monkeypatch.setattr(training, "_DTYPES", kinds)
     assert training.depthwise_type("cpu").status == "PASS"
+
     # One map that goes back to another type.
-    monkeypatch.setattr(training, "convolve", lambda layer, x: layer(x).astype("float64"))
+    class Wide(training.SmallNet):
+        def __init__(self):
+            super().__init__()
+            conv = self.body.depthwise_conv._conv
+
+            def widen_once(layer, inputs, y):
+                handle.remove()
+                return y.astype("float64")
+
+            handle = conv.register_forward_post_hook(widen_once)
+
+    monkeypatch.setattr(training, "SmallNet", Wide)
     assert training.depthwise_type("cpu").status == "FAIL"
 
 
