@@ -23,8 +23,8 @@ from works.input import transforms
 from works.pictures import CLASSES, make_files
 
 import paddleseg_deeplab.transforms as T
+from paddleseg_deeplab import kernels
 from paddleseg_deeplab.datasets import Dataset
-from paddleseg_deeplab.kernels import png
 
 VARIABLE = "ALBUMENTATIONS_PYTHON"
 PEER, PLAIN = "albumentations", "same transforms one by one"
@@ -222,7 +222,8 @@ def measured(options, folder, peer, samples, sizes):
         note = "per image, one core"
         yield Row(f"decode {kind} and label alone", ours=decoded, our_seconds=seconds, note=note)
         if kind == "PNG":
-            note += ", decompressed by " + ("isal" if png.is_fast() else "zlib, isal is missing")
+            by = "isal" if kernels.reads_png_fast() else "zlib, isal is missing"
+            note += f", decompressed by {by}"
         dataset = make_dataset(folder, name, crop)
         whole = make_dataset(folder, name, crop)
         whole.transforms = OneByOne(transforms(crop))
