@@ -4,26 +4,14 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from house import FLOORS
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "paddleseg_deeplab"
 NAME = "paddleseg_deeplab"
 
-# Rooms, the upper floors first. A room imports what lies on lower floors, and itself; of its own
-# floor nothing else.
-FLOORS = [
-    ("cli",),
-    ("tools",),
-    ("core",),
-    ("deploy", "cvlibs"),
-    ("datasets", "prediction", "models"),
-    ("transforms", "optimizers", "postprocess"),
-    ("kernels",),
-    ("utils", "registry"),
-]
 # Parts of a room that may import less; the first row that matches decides.
 NARROWER = [
     ("registry.py", ()),
@@ -34,6 +22,20 @@ NARROWER = [
     ("__init__.py", ("utils.cpu", "utils.installed", "__version__")),
     ("__main__.py", ("cli.main",)),
 ]
+_FULLEST = 16  # files in one folder
+# Parameters that PaddleSeg or a config gives.
+PADDLESEG_SIGNATURES = {
+    "core/train.py:train",
+    "core/val.py:evaluate",
+    "core/predict.py:predict",
+    "core/infer.py:inference",
+    "core/infer.py:aug_inference",
+    "models/backbones/resnet.py:build",  # a component that is a function
+}
+# Rooms whose constructors take what a config gives.
+COMPONENTS = ("datasets/", "models/", "optimizers/", "postprocess/", "transforms/")
+# A tool that checks what another one states.
+USES = {"doctor": {"inspect_model"}}
 # What works without Paddle does not import it at the top of a file.
 PADDLE_FREE = (
     *("__init__.py", "registry.py", "cvlibs/__init__.py", "cvlibs/config.py"),
@@ -86,7 +88,9 @@ def _allowed(place):
 @pytest.mark.parametrize("path", _modules(), ids=_place)
 def test_imports_go_down(path):
     place, allowed = _place(path), _allowed(_place(path))
+    banned = "cvlibs" if place.startswith("core/") else "nothing"  # objects come built
     for target in _ours(path):
+        assert target.split(".")[0] != banned, f"{place} imports {target}"
         assert any(target == room or target.startswith(room + ".") for room in allowed), (
             f"{place} imports {target}; it may import {allowed}"
         )
@@ -119,16 +123,84 @@ def test_deployment_and_help_need_no_paddle():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
+def test_no_circles():
+    """No module needs, over any number of imports, itself; imports inside functions count."""
+    modules = {}
+    for path in _modules():
+        name = _place(path)[: -len(".py")].replace("/", ".")
+        modules[name.removesuffix(".__init__").removesuffix("__init__")] = path
+    needs = {}
+    for name, path in modules.items():
+        found = set()
+        for target in _ours(path):
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            found.add(target)
+        needs[name] = found - {name, ""}
+    left = dict(needs)
+    while left:
+        free = [name for name, found in left.items() if not found & left.keys()]
+        assert free, f"among these there is a circle: {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+def test_a_tool_uses_no_other_tool():
+    for path in _modules():
+        place = _place(path)
+        if place.startswith("tools/"):
+            name = place.split("/")[1]
+            others = {t.split(".")[1] for t in _ours(path) if t.startswith("tools.")}
+            assert others <= {name, *USES.get(name, ())}, place
+
+
+def test_folders_can_be_looked_over():
+    """About a dozen files in a folder; more want sub-folders."""
+    for folder in {path.parent for path in _modules()}:
+        count = len(list(folder.glob("*.py")))
+        assert count <= _FULLEST, f"{folder} holds {count} files"
+
+
+def _functions():
+    """(path, function, whether it is a method) of all functions."""
+    for path in [*_modules(), *(ROOT / "deploy").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        methods = {
+            id(each)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef)
+            for each in node.body
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield path, node, id(node) in methods
+
+
 def test_functions_are_short():
-    """No function past 60 lines without its docstring."""
+    """No function past 60 lines, its signature and docstring apart."""
+    for path, node, _ in _functions():
+        doc = ast.get_docstring(node, clean=False)
+        body = node.end_lineno - node.body[0].lineno + 1 - (len(doc.splitlines()) if doc else 0)
+        assert body <= 60, f"{path}: {node.name} has {body} lines"
+
+
+def test_functions_take_few_parameters():
+    """No more than 8; where PaddleSeg or a config gives the parameters, as many as those need."""
+    for path, node, is_method in _functions():
+        if PACKAGE not in path.parents:
+            continue
+        place, arguments = _place(path), node.args
+        if f"{place}:{node.name}" in PADDLESEG_SIGNATURES:
+            continue
+        if node.name == "__init__" and place.startswith(COMPONENTS):
+            continue
+        count = len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+        static = any(getattr(d, "id", "") == "staticmethod" for d in node.decorator_list)
+        count -= is_method and not static
+        assert count <= 8, f"{place}: {node.name} takes {count} parameters"
+
+
+def test_files_say_their_licence():
     for path in [*_modules(), *(ROOT / "deploy").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
         assert text.startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                doc = ast.get_docstring(node, clean=False)
-                lines = node.end_lineno - node.lineno + 1
-                # The signature and docstring of a public function are documentation.
-                body = lines - (len(doc.splitlines()) if doc else 0)
-                body -= node.body[0].lineno - node.lineno
-                assert body <= 60, f"{path}: {node.name} has {body} lines"
