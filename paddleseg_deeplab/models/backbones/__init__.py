@@ -64,6 +64,8 @@ __all__ = [
 ]
 
 # Nothing in these files asks for a tensor's size or values, so that tracing for export need not
-# rewrite their Python; `kernels` steps aside while a program is traced. Paddle 3.3.1 rewrites each
-# layer anew, which takes two thirds of the tracing of DeepLabV3+ on ResNet50_vd.
-paddle.jit.ignore_module([mobilenet_v2, resnet, resnet_vd, vgg, xception_deeplab, conv, kernels])
+# rewrite their Python. Paddle 3.3.1 rewrites each layer anew, which takes two thirds of the tracing
+# of DeepLabV3+ on ResNet50_vd: 4.1 s with it, 1.3 s without.
+_TRACED_AS_THEY_ARE = [mobilenet_v2, resnet, resnet_vd, vgg, xception_deeplab, conv]
+# `kernels` steps aside while a program is traced.
+paddle.jit.ignore_module([*_TRACED_AS_THEY_ARE, kernels])
