@@ -41,6 +41,8 @@ class PredictionResult:
 class _Images:
     """Stands for a dataset where there are a `Compose` and files."""
 
+    thread_safe = True  # its transforms speak for themselves
+
     def __init__(self, transforms):
         self.transforms = transforms
 
