@@ -8,7 +8,7 @@ import paddle
 from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.deploy.tf32 import without_tf32
-from paddleseg_deeplab.models.forward import infer_logits
+from paddleseg_deeplab.models.forward import evaluation_mode, infer_logits
 from paddleseg_deeplab.utils.logger import logger
 
 # Of logits up to 1, and of larger ones in proportion: float32 keeps about seven digits whatever
@@ -95,16 +95,9 @@ def compare_export(model, info, sample, device="cpu"):
     settings = RuntimeSettings(device=device, runtime="paddle")
     if info.format == "onnx":
         settings = RuntimeSettings(runtime="onnxruntime")
-    batches = sample_batches(sample, info.input_shape)
-    results = []
-    with without_tf32(), paddle.no_grad():
+    with without_tf32():
         runtime = open_runtime(info, settings)
-        for batch in batches:
-            logits = infer_logits(model, paddle.to_tensor(batch)).numpy()
-            results.append(compare_outputs(logits, runtime.run(batch), info.output_op))
-    checks = {"inputs": [list(b.shape) for b in batches]}
-    for key in results[0]:
-        checks[key] = float(max(r[key] for r in results))
+        checks = differences(model, runtime, info, sample)
     text = ", ".join(f"{k} {v:.3g}" for k, v in checks.items() if k != "inputs")
     onednn = " with oneDNN" if runtime.mkldnn else ""
     logger.info(
@@ -114,11 +107,41 @@ def compare_export(model, info, sample, device="cpu"):
         checks["inputs"],
         text,
     )
-    _judge(checks, info)
+    judge(checks, info)
     return checks
 
 
-def _judge(checks, info):
+def differences(model, runtime, info, sample):
+    """Runs both networks on `sample_batches`.
+
+    Args:
+        model, info, sample: As of `compare_export`; the model may be in any mode.
+        runtime: Of `deploy.runtimes`, which runs the export.
+
+    Returns:
+        dict: As of `compare_export`.
+
+    Raises:
+        ExportMismatch: The output has another shape or type than ``info.output_op`` promises.
+    """
+    batches = sample_batches(sample, info.input_shape)
+    with evaluation_mode(model), paddle.no_grad():
+        results = [
+            compare_outputs(
+                infer_logits(model, paddle.to_tensor(batch)).numpy(),
+                np.asarray(runtime.run(batch)),
+                info.output_op,
+            )
+            for batch in batches
+        ]
+    checks = {"inputs": [list(b.shape) for b in batches]}
+    for key in results[0]:
+        checks[key] = float(max(r[key] for r in results))
+    return checks
+
+
+def judge(checks, info):
+    """Raises the `ExportMismatch` that `compare_export` tells of, where `differences` are large."""
     # Of a picture below 10,000 pixels one may differ: its two classes tie but for rounding, else
     # the margin tells.
     pixels = min((n * h * w for n, _, h, w in checks.get("inputs", [])), default=float("inf"))

@@ -18,16 +18,12 @@ import time
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.deploy.compare import (
-    MAX_LOGIT_DIFFERENCE,
-    ExportMismatch,
-    compare_outputs,
-    sample_batches,
-)
-from paddleseg_deeplab.deploy.export import export
+from paddleseg_deeplab.deploy.compare import ExportMismatch, differences, judge
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.export import write_network
 from paddleseg_deeplab.deploy.runtimes import SmallInputError, open_runtime, openvino_core
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
-from paddleseg_deeplab.models.forward import evaluation_mode, infer_logits
+from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
@@ -211,12 +207,8 @@ def _exported(model, sample, kind, precision, folder):
             _check_runtime(name, precision, model)
             form = _FORMATS[name]
             if form not in infos:
-                with _warnings_only():
-                    infos[form] = export(
-                        model, f"{folder}/{form}", sample=sample, format=form, output_op="none"
-                    )
-            runtime = open_runtime(infos[form], _settings(name, precision))
-            note = "" if name != "openvino" else _checked(model, runtime, sample, precision)
+                infos[form] = _written(model, f"{folder}/{form}", form, len(sample))
+            runtime, note = _opened(model, infos[form], name, precision, sample)
         # A network of one's own may do what no export can hold.
         except Exception as error:
             reason = _reason(error) + _about_disk(error, folder)
@@ -245,6 +237,15 @@ def _check_runtime(kind, precision, model):
         import_extra("onnxruntime", need="--engine onnxruntime")
 
 
+def _written(model, folder, form, channels):
+    """The network in a folder of its own, which gives logits; a `DeployInfo` of it."""
+    os.makedirs(folder, exist_ok=True)  # a first try may have failed
+    shape = [None, channels, None, None]
+    info = DeployInfo(form, shape, "none", img_channels=channels, folder=folder)
+    write_network(model, info)
+    return info
+
+
 def _settings(kind, precision):
     # oneDNN or an error, and then dygraph: Paddle's own way without would read the files again.
     mkldnn = True if kind == "paddle" else None
@@ -253,38 +254,20 @@ def _settings(kind, precision):
     )
 
 
-def _checked(model, runtime, sample, precision):
-    """Compares the logits with the model's; what to tell of it.
+def _opened(model, info, kind, precision, sample):
+    """The runtime that is to run an export, compared with the model; and what to tell of it.
 
     Raises:
-        ExportMismatch: Those of float32 differ by more than rounding.
+        ExportMismatch: Logits of float32 differ by more than rounding.
     """
-    batch = sample_batches(sample, [1, len(sample), None, None])[0]
-    with evaluation_mode(model), paddle.no_grad():
-        logits = infer_logits(model, paddle.to_tensor(batch)).numpy()
-    found = compare_outputs(logits, np.asarray(runtime.run(batch)), "none")
-    difference, share = found["max_abs_logits_difference"], found["argmax_pixels_differing"]
-    if precision != "fp32":
-        return f"; rounding changes the class of {share:.2%} of the first image's pixels"
-    # A NaN is beyond every limit, unless the model gives it too: then `core.infer` says so.
-    limit = MAX_LOGIT_DIFFERENCE * max(1.0, found["largest_logit"])
-    if np.isfinite(logits).all() and not difference <= limit:
-        raise ExportMismatch(
-            f"{runtime.name}: a logit differs by {difference:.3g}, {limit:.3g} is allowed."
-        )
-    return ""
-
-
-@contextlib.contextmanager
-def _warnings_only():
-    """Without the export's own lines, which are about a folder that is to stay."""
-    level = logger.level
-    if logger.getEffectiveLevel() > logging.DEBUG:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    runtime = open_runtime(info, _settings(kind, "fp32"))
+    judge(differences(model, runtime, info, sample), info)
+    if precision == "fp32":
+        return runtime, ""
+    # Its rounding would hide a wrong export, so that it is told and not judged.
+    runtime = open_runtime(info, _settings(kind, precision))
+    share = differences(model, runtime, info, sample)["argmax_pixels_differing"]
+    return runtime, f"; rounding changes the class of {share:.2%} of the first image's pixels"
 
 
 def _reason(error):

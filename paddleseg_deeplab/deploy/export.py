@@ -139,16 +139,23 @@ def _ir_guard(form):
     )
 
 
-def _save(model, info, target):
-    """Writes a rearranged copy of the network into ``info.folder``."""
+def write_network(model, info, target="cpu"):
+    """Writes a rearranged copy of the network into ``info.folder``; nobody has compared it yet.
+
+    Args:
+        model (nn.Layer): The trained network.
+        info (DeployInfo): Its folder, format, output operator and input shape count.
+        target (str): As of `export`.
+    """
     # Widened for oneDNN: ONNX's runtimes and GPUs have no need of it.
     widen = info.format != "onnx" and target == "cpu"
-    wrapper = ExportedModel(folded_copy(model, widen), info.output_op)
-    wrapper.eval()
-    if info.format == "onnx":
-        _save_onnx(wrapper, info.folder, info.input_shape)
-    else:
-        _save_paddle(wrapper, info.folder, info.format, info.input_shape)
+    with evaluation_mode(model), paddle.no_grad():
+        wrapper = ExportedModel(folded_copy(model, widen), info.output_op)
+        wrapper.eval()
+        if info.format == "onnx":
+            _save_onnx(wrapper, info.folder, info.input_shape)
+        else:
+            _save_paddle(wrapper, info.folder, info.format, info.input_shape)
 
 
 def _save_paddle(model, folder, form, input_shape):
@@ -292,10 +299,9 @@ def export(
     temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
     try:
         info.folder = temporary
-        with evaluation_mode(model), paddle.no_grad():
-            _save(model, info, target)
-            device = "cpu" if target == "cpu" else paddle.get_device()
-            info.checks = compare_export(model, info, sample, device)
+        write_network(model, info, target)
+        device = "cpu" if target == "cpu" else paddle.get_device()
+        info.checks = compare_export(model, info, sample, device)
         deploy_yaml.write(info, os.path.join(temporary, deploy_yaml.FILE_NAME))
         _move_into_place(temporary, save_dir)
     finally:

@@ -21,6 +21,7 @@ from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.datasets.shapes import Shapes
 from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.deploy.compare import ExportMismatch
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.engine import Engine, open_engine
 from paddleseg_deeplab.deploy.runtimes import SmallInputError
 from paddleseg_deeplab.models import DeepLabV3P
@@ -108,18 +109,19 @@ def test_messages_tell_nothing_of_files_that_nobody_asked_for(model, monkeypatch
         raise OSError(28, "No space left on device")
 
     image = Photos()[0]["img"]
-    monkeypatch.setattr(engine, "export", mismatch)
+    monkeypatch.setattr(engine, "_written", lambda *_: None)
+    monkeypatch.setattr(engine, "_opened", mismatch)
     with pytest.raises(
         UserError, match=r"^--engine paddle: A logit differs\. Or use --engine dygraph"
     ):
         open_engine(model, image, "paddle").__enter__()
-    monkeypatch.setattr(engine, "export", full)
+    monkeypatch.setattr(engine, "_written", full)
     with pytest.raises(UserError, match=r"No space left.*TMPDIR names another folder"):
         open_engine(model, image, "paddle").__enter__()
 
 
 def test_what_cannot_run_is_told_before_the_export(model, monkeypatch):
-    monkeypatch.setattr(engine, "export", lambda *_, **__: pytest.fail("exported"))
+    monkeypatch.setattr(engine, "write_network", lambda *_: pytest.fail("exported"))
     image = Photos()[0]["img"]
     nhwc = DeepLabV3P(3, StubBackbone("NHWC"), (0, 2), (1, 2), 16, data_format="NHWC")
     with pytest.raises(UserError, match=r"--engine paddle: .*NCHW.*dygraph"):
@@ -133,15 +135,59 @@ def test_what_cannot_run_is_told_before_the_export(model, monkeypatch):
         open_engine(model, image, "openvino", precision="bf16").__enter__()
 
 
-def test_a_mismatch_is_a_warning(model, monkeypatch, caplog):
-    def mismatch(*_, **__):
-        raise ExportMismatch("A logit differs.")
+class Rounding:
+    """Runs the network itself, a little wrong; remembers what it was opened for."""
 
-    monkeypatch.setattr(engine, "export", mismatch)
+    name, opened = "Rounding", []
+
+    def __init__(self, model, settings, wrong):
+        self.opened.append(settings.precision)
+        self.model = model
+        self.wrong = wrong
+
+    def run(self, batch):
+        logits = infer_logits(self.model, paddle.to_tensor(batch)).numpy()
+        return logits + np.float32(self.wrong * np.abs(logits).max()) * (logits > logits.mean())
+
+
+@pytest.fixture
+def rounding(model, monkeypatch):
+    """Opens runtimes that are wrong by a share of the largest logit, one for each precision."""
+    wrong = {"fp32": 0.0, "bf16": 0.05}
+    monkeypatch.setattr(Rounding, "opened", [])
+    monkeypatch.setattr(
+        engine, "_written", lambda model, *_: DeployInfo("legacy", [None] * 4, "none")
+    )
+    monkeypatch.setattr(engine, "_check_runtime", lambda *_: None)
+    monkeypatch.setattr(
+        engine,
+        "open_runtime",
+        lambda _, settings: Rounding(model, settings, wrong[settings.precision]),
+    )
+    return wrong
+
+
+def test_a_wrong_runtime_is_a_warning(model, rounding, caplog):
+    rounding["fp32"] = 0.05
     caplog.set_level("WARNING")
     with open_engine(model, Photos()[0]["img"], "auto", pixels=1e9) as network:
         assert network is model
-    assert "A logit differs." in caplog.text
+    assert "max_abs_logits_difference is " in caplog.text
+    with pytest.raises(UserError, match=r"^--engine paddle: .*differs.*is allowed.*dygraph\.$"):
+        open_engine(model, Photos()[0]["img"], "paddle").__enter__()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_compared_is_what_runs(model, rounding, precision, caplog):
+    """Rounding to bf16 is told, not judged: the float32 of the same runtime is."""
+    caplog.set_level("INFO")
+    with open_engine(model, Photos()[0]["img"], "openvino", precision=precision) as found:
+        assert isinstance(found, Engine)
+        assert Rounding.opened == ["fp32", "bf16"][: 1 + (precision == "bf16")]
+    assert ("rounding changes the class of " in caplog.text) == (precision == "bf16")
+    rounding["fp32"] = 0.05
+    with pytest.raises(UserError, match=r"--engine openvino: .*differs"):
+        open_engine(model, Photos()[0]["img"], "openvino", precision=precision).__enter__()
 
 
 @pytest.mark.parametrize("count", [1, 5])

@@ -30,7 +30,7 @@ def devices(monkeypatch):
         tried.append(device)
         return {"argmax_pixels_differing": 0.0}
 
-    monkeypatch.setattr(exporting, "_save", save)
+    monkeypatch.setattr(exporting, "write_network", save)
     monkeypatch.setattr(exporting, "compare_export", compare)
     return tried
 

@@ -204,7 +204,7 @@ def test_verdicts(output_op, output, good):
     info = deploy_yaml.DeployInfo("pir", [None, 3, None, None], output_op)
 
     def judge():
-        compare._judge(compare_outputs(BASE, output, output_op), info)
+        compare.judge(compare_outputs(BASE, output, output_op), info)
 
     if good:
         judge()
@@ -221,12 +221,12 @@ def test_large_logits_may_differ_by_more(share, good, scale):
     logits = BASE * np.float32(scale)
     checks = compare_outputs(logits, logits + np.float32(share * scale), "none")
     if good:
-        compare._judge(checks, info)
+        compare.judge(checks, info)
     else:
         with pytest.raises(ExportMismatch, match=r"No pixel's class differs: .*--output_op argmax"):
-            compare._judge(checks, info)
+            compare.judge(checks, info)
     with pytest.raises(ExportMismatch, match=r"written\. Try another --format"):
-        compare._judge({**checks, "argmax_pixels_differing": 0.5}, info)
+        compare.judge({**checks, "argmax_pixels_differing": 0.5}, info)
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
@@ -236,10 +236,10 @@ def test_probabilities_move_by_half_of_what_logits_may(scale):
     for factor, good in ((0.9, True), (1.1, False)):
         difference = {"max_abs_probability_difference": factor * limit, "largest_logit": scale}
         if good:
-            compare._judge(difference, info)
+            compare.judge(difference, info)
         else:
             with pytest.raises(ExportMismatch, match="probability"):
-                compare._judge(difference, info)
+                compare.judge(difference, info)
 
 
 @pytest.mark.parametrize(("count", "good"), [(1, True), (2, False)])
@@ -251,18 +251,18 @@ def test_one_pixel_in_ten_thousand_may_differ(count, good):
     checks = compare_outputs(near, output, "argmax")
     checks["inputs"] = [[1, 3, 100, 100]]
     if good:
-        compare._judge(checks, info)
+        compare.judge(checks, info)
     else:
         with pytest.raises(ExportMismatch, match="argmax_pixels_differing"):
-            compare._judge(checks, info)
+            compare.judge(checks, info)
 
 
 def test_one_pixel_of_a_small_picture_may_differ():
     info = deploy_yaml.DeployInfo("pir", [None, 3, None, None])
     checks = {"argmax_pixels_differing": 1 / 4096, "inputs": [[1, 3, 64, 64]]}
-    compare._judge(checks, info)
+    compare.judge(checks, info)
     with pytest.raises(ExportMismatch):
-        compare._judge({**checks, "argmax_pixels_differing": 2 / 4096}, info)
+        compare.judge({**checks, "argmax_pixels_differing": 2 / 4096}, info)
 
 
 @pytest.mark.parametrize(
