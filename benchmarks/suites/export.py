@@ -244,7 +244,6 @@ def rows(options):
             model = build(options.small)
             scores = prepare(model, sample)
             paddle.save(model.state_dict(), weights)
-            # "auto" tries Paddle out in a child process.
             form = "legacy" if options.small else "auto"
             form, ours = make_ours(model, form, folder, sample, image)
             bf16 = not isinstance(ours["--precision bf16"], Missing)

@@ -18,7 +18,6 @@ from paddleseg_deeplab import __version__
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.deploy.compare import ExportMismatch, compare_export
 from paddleseg_deeplab.deploy.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployFacts, DeployInfo
-from paddleseg_deeplab.deploy.export_probe import best_cpu_format
 from paddleseg_deeplab.deploy.fold import folded_copy
 from paddleseg_deeplab.deploy.tensorrt import CACHE_FOLDER, SHAPE_FILE
 from paddleseg_deeplab.models.forward import evaluation_mode, run_model
@@ -88,9 +87,9 @@ def resolve_format(form="auto", target="cpu"):
     """The format to write: "pir", "legacy" or "onnx".
 
     Args:
-        form (str): One of these, or "auto": on a CPU PIR where this Paddle runs it with oneDNN
-            (tried out in a child process), else legacy, which is several times faster than PIR
-            without oneDNN; on a GPU PIR, where this Paddle has it.
+        form (str): One of these, or "auto": on a CPU legacy, where this Paddle can write it: PIR
+            does not run with oneDNN in Paddle 3.3.0 and 3.3.1, and without it takes several times
+            as long (test_export.py tells when that is mended); else PIR, where it has that.
         target (str): "cpu" or "gpu"; read for "auto" only.
 
     Raises:
@@ -108,8 +107,10 @@ def resolve_format(form="auto", target="cpu"):
         chosen, reason = "legacy", "this Paddle has no PIR"
     elif target == "gpu":
         chosen, reason = "pir", "Paddle's current format, for a GPU"
+    elif _guard_class("legacy") is None:
+        chosen, reason = "pir", f"Paddle {paddle.__version__} does not write legacy here"
     else:
-        chosen, reason = best_cpu_format()
+        chosen, reason = "legacy", "with oneDNN the fastest on a CPU"
     logger.info("Format %s: %s.", chosen, reason)
     return chosen
 
@@ -118,20 +119,23 @@ def _has_pir():
     return hasattr(paddle, "pir_utils") and hasattr(paddle, "pir")
 
 
-def _ir_guard(form):
-    """Makes `paddle.jit.save` write ``form``.
+def _guard_class(form):
+    """The class of the context in which `paddle.jit.save` writes ``form``; None where none can.
 
     The documented switch, FLAGS_enable_pir_api, is read once while Paddle is imported, so it would
     need a process of its own; Paddle's own guards switch within one (3.0 to 3.3).
     """
-    if not _has_pir():
-        return contextlib.nullcontext()
-    utils = paddle.pir_utils
+    if not _has_pir() or (form == "pir") == bool(paddle.framework.use_pir_api()):
+        return contextlib.nullcontext
     name = "DygraphPirGuard" if form == "pir" else "DygraphOldIrGuard"
-    if (form == "pir") == bool(paddle.framework.use_pir_api()):
-        return contextlib.nullcontext()
-    if hasattr(utils, name):
-        return getattr(utils, name)()
+    return getattr(paddle.pir_utils, name, None)
+
+
+def _ir_guard(form):
+    """Makes `paddle.jit.save` write ``form``."""
+    guard = _guard_class(form)
+    if guard is not None:
+        return guard()
     flag = int(form == "pir")
     raise UserError(
         f"--format {form}: this Paddle ({paddle.__version__}) cannot switch formats while it "
