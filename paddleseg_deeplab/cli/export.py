@@ -5,7 +5,7 @@ import os
 import sys
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference_flags import dataset_facts
+from paddleseg_deeplab.cli.inference_flags import compose_for, dataset_facts
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Exports a trained model for deployment.
@@ -78,22 +78,6 @@ def _nchw_unless_asked(config, args, form):
             )
         return
     config.set_data_format("NCHW")
-
-
-def _compose(builder, config):
-    """(Compose, its dicts for deploy.yaml): ``export.transforms``, or else the validation set's."""
-    from paddleseg_deeplab import registry
-    from paddleseg_deeplab.transforms import Compose
-
-    val = config.val_dataset_cfg
-    dataset_class = registry.DATASETS[val["type"]] if val else None
-    backbone = config.model_cfg.get("backbone") or {}
-    channels = backbone.get("in_channels", getattr(dataset_class, "IMG_CHANNELS", 3))
-    channels = val.get("img_channels", channels)
-    dicts = config.export_cfg.get("transforms", val.get("transforms", []))
-    keys = {"to_rgb": val.get("to_rgb", True), "nodata": val.get("nodata")}
-    compose = Compose(builder.export_transforms, img_channels=channels, **keys)
-    return compose, dicts
 
 
 def _sample(args, compose, dataset):
@@ -191,7 +175,8 @@ def run(args):
     crf = exporting.check_crf(config.test_config.get("crf"), args.output_op)
     builder = SegBuilder(config)
     _load_weights(builder.model, args.model_path)
-    compose, dicts = _compose(builder, config)
+    compose = compose_for(builder, builder.export_transforms)
+    dicts = config.export_cfg.get("transforms", config.val_dataset_cfg.get("transforms", []))
     dataset, names, palette = dataset_facts(builder)
     sample, resized = _sample(args, compose, dataset)
     shape = exporting.check_input_shape(args.input_shape, sample.shape[0])

@@ -109,3 +109,29 @@ def dataset_facts(builder):
         usable = value is not None and not isinstance(value, str) and len(value) == count
         facts.append(value if usable else made_up)
     return dataset, list(facts[0]), np.asarray(facts[1], np.uint8)
+
+
+def compose_for(builder, transforms):
+    """A `Compose` that reads images as the validation set does, which need not be there.
+
+    Args:
+        builder (SegBuilder): Of the run.
+        transforms (list): Its ``val_transforms`` or ``export_transforms``.
+
+    Returns:
+        Compose: For as many channels as ``val_dataset`` says, else the backbone, else the dataset's
+        class; else 3.
+    """
+    from paddleseg_deeplab import registry
+    from paddleseg_deeplab.transforms import Compose
+
+    val = builder.config.val_dataset_cfg
+    component = registry.DATASETS[val["type"]] if val else None
+    backbone = builder.config.model_cfg.get("backbone") or {}
+    channels = backbone.get("in_channels", getattr(component, "IMG_CHANNELS", 3))
+    return Compose(
+        transforms,
+        to_rgb=val.get("to_rgb", True),
+        img_channels=val.get("img_channels", channels),
+        nodata=val.get("nodata"),
+    )

@@ -6,6 +6,7 @@ import sys
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import (
     add_inference_arguments,
+    compose_for,
     dataset_facts,
 )
 from paddleseg_deeplab.utils.errors import UserError
@@ -54,18 +55,11 @@ def _preprocessing(builder, dataset):
     """The validation set's Compose, made from the config alone where the set cannot be opened."""
     if dataset is not None:
         return dataset.transforms
-    from paddleseg_deeplab import registry
-    from paddleseg_deeplab.transforms import Compose
-
-    config = builder.config.val_dataset_cfg
-    if not config:
+    if not builder.config.val_dataset_cfg:
         raise UserError(
             f"{builder.config.path}: val_dataset is missing; its transforms are needed."
         )
-    component = registry.DATASETS[config["type"]]
-    channels = config.get("img_channels", getattr(component, "IMG_CHANNELS", 3))
-    keys = {"to_rgb": config.get("to_rgb", True), "nodata": config.get("nodata")}
-    return Compose(builder.val_transforms, img_channels=channels, **keys)
+    return compose_for(builder, builder.val_transforms)
 
 
 def run(args):

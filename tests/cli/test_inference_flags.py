@@ -5,9 +5,11 @@ import argparse
 
 import pytest
 
+from paddleseg_deeplab import datasets  # noqa: F401, for its registrations
 from paddleseg_deeplab.cli.inference_flags import (
     ENGINES,
     add_inference_arguments,
+    compose_for,
 )
 from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.deploy import engine
@@ -84,3 +86,25 @@ def test_bad_numbers(flags):
 
 def test_engines_are_those_there_are():
     assert engine.KINDS == ENGINES
+
+
+@pytest.mark.parametrize(
+    ("val", "backbone", "expected"),
+    [
+        ({}, {}, (True, 3, None)),
+        ({}, {"in_channels": 4}, (True, 4, None)),
+        ({"type": "CamVid", "to_rgb": False}, {}, (False, 3, None)),
+        ({"type": "Dataset", "img_channels": 2, "nodata": 7}, {"in_channels": 4}, (True, 2, 7)),
+        ({"type": "Dataset"}, {"in_channels": 4}, (True, 4, None)),
+    ],
+)
+def test_images_are_read_as_the_validation_set_reads_them(val, backbone, expected):
+    """Predict and export ask it where the set itself cannot be opened."""
+
+    class Builder:
+        config = Config()
+
+    Builder.config.val_dataset_cfg = val
+    Builder.config.model_cfg = {"backbone": backbone}
+    compose = compose_for(Builder, [])
+    assert (compose.to_rgb, compose.img_channels, compose.nodata) == expected
