@@ -26,7 +26,7 @@ from paddleseg_deeplab.core.slide import (
 from paddleseg_deeplab.deploy.engine import run_network
 from paddleseg_deeplab.prediction import restore
 from paddleseg_deeplab.prediction.batching import automatic_batch
-from paddleseg_deeplab.prediction.scores import add_probabilities, best_classes, check_finite
+from paddleseg_deeplab.prediction.scores import add_probabilities, all_finite, check_finite
 from paddleseg_deeplab.utils.errors import UserError
 
 __all__ = [
@@ -95,19 +95,13 @@ def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):
     check_finite(scores, names)
     infos = per_image_trans_info(trans_info, scores.shape[0])
     resized = any(step[0] == "resize" for info in infos for step in info)
-    on_host = isinstance(scores, np.ndarray)
-    if not (resized or return_scores or on_host):
+    if not (resized or return_scores or isinstance(scores, np.ndarray)):
         # Cropping padding off commutes with argmax: K times less to copy from the device.
         labels = paddle.argmax(scores, axis=1, dtype="int32").numpy()
         return [restore.labels_to_original(m, info) for m, info in zip(labels, infos)], None
-    host = scores if on_host else scores.numpy()
-    if not (resized or return_scores):
-        labels = [best_classes(s) for s in host]
-        return [restore.labels_to_original(m, info) for m, info in zip(labels, infos)], None
-    if not return_scores:
-        return [restore.scores_to_labels(s, info) for s, info in zip(host, infos)], None
-    restored = [restore.restore(s, info, "linear") for s, info in zip(host, infos)]
-    return [best_classes(s) for s in restored], restored
+    pairs = zip(np.asarray(scores), infos)
+    found = [restore.labels_and_scores(s, info, return_scores) for s, info in pairs]
+    return [one[0] for one in found], [one[1] for one in found] if return_scores else None
 
 
 def inference(
@@ -229,11 +223,10 @@ def aug_probabilities(
 
 def _flipped(images, passes):
     """The images once for each pass's flips: [len(passes) * N, C, H, W]."""
-    if isinstance(images, np.ndarray):
-        flipped = [np.flip(images, axes) for axes in passes]
-        return np.ascontiguousarray(np.concatenate(flipped) if len(flipped) > 1 else flipped[0])
-    flipped = [paddle.flip(images, axes) if axes else images for axes in passes]
-    return paddle.concat(flipped) if len(flipped) > 1 else flipped[0]
+    on_host = isinstance(images, np.ndarray)
+    flip, join = (np.flip, np.concatenate) if on_host else (paddle.flip, paddle.concat)
+    flipped = [flip(images, axes) if axes else images for axes in passes]
+    return join(flipped) if len(flipped) > 1 else flipped[0]
 
 
 def _add_on_host(total, logits, passes, size, count):
@@ -242,17 +235,11 @@ def _add_on_host(total, logits, passes, size, count):
     if total is None:
         total = np.zeros((images, logits.shape[1], *size), np.float32)
     for i, one in enumerate(logits):
-        if _all_finite(one):
+        if all_finite(one):
             add_probabilities(total[i % images], one, passes[i // images], count)
         else:
             total[i % images] = np.nan
     return total
-
-
-def _all_finite(array):
-    # The sum is quicker; where it overflows, each number is looked at.
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 def _add_on_device(total, logits, passes, size, count):

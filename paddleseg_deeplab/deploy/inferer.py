@@ -47,11 +47,10 @@ def postprocess(output, trans_info, output_op, want_probabilities=False):
     """
     if output_op == "argmax":
         return restore.labels_to_original(output, trans_info), None
-    if not want_probabilities:
-        return restore.scores_to_labels(output, trans_info), None
-    scores = restore.restore(output, trans_info)
-    labels = restore.scores_to_labels(scores, [])
-    return labels, restore.softmax(scores) if output_op == "none" else scores
+    labels, scores = restore.labels_and_scores(output, trans_info, want_probabilities)
+    if scores is not None and output_op == "none":
+        scores = restore.softmax(scores)
+    return labels, scores
 
 
 class Inferer:

@@ -4,13 +4,14 @@
 Training, evaluation, prediction and the deployed model share it, so their masks are the same. It
 stands on NumPy, OpenCV and Pillow alone and never imports Paddle.
 
-Order of work: `preprocess` -> the network -> `scores_to_labels` (or `labels_to_original`, when the
+Order of work: `preprocess` -> the network -> `labels_and_scores` (or `labels_to_original`, when the
 network was exported with its argmax). The two give the same mask whenever the transforms only pad.
 """
 
 import cv2
 import numpy as np
 
+from paddleseg_deeplab.prediction.scores import best_classes
 from paddleseg_deeplab.transforms import functional
 
 
@@ -115,6 +116,27 @@ def scores_to_labels(scores, trans_info):
         np.copyto(labels, np.int32(c), where=plane > best)
         np.maximum(best, plane, out=best)
     return labels
+
+
+def labels_and_scores(scores, trans_info, want_scores=False):
+    """A network's result for one image at the size of the image that was read.
+
+    Args:
+        scores (np.ndarray): Logits or probabilities, float [C, h, w], finite.
+        trans_info (list): As for `restore`.
+        want_scores (bool): Give the scores too, which takes their memory at the original size.
+
+    Returns:
+        tuple: Labels, int32 [H, W], equal scores to the lower class; scores, float32 [C, H, W], or
+        None.
+    """
+    if want_scores:
+        restored = restore(scores, trans_info)
+        return best_classes(restored), restored
+    if any(step[0] == "resize" for step in trans_info):
+        return scores_to_labels(scores, trans_info), None
+    # Cropping padding off commutes with taking the best class.
+    return labels_to_original(best_classes(scores), trans_info), None
 
 
 def labels_to_original(labels, trans_info):

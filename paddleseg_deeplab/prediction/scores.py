@@ -104,6 +104,13 @@ def _in_threads(work, items):
         list(pool.map(work, items))
 
 
+def all_finite(array):
+    """Whether an array, float of any shape, holds neither NaN nor infinity."""
+    # The sum is quicker; where it overflows, each number is looked at.
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
+
+
 def check_finite(scores, names=None):
     """Refuses scores that are NaN or infinite, whose best class would mean nothing.
 
@@ -114,13 +121,12 @@ def check_finite(scores, names=None):
     Raises:
         NonFiniteScores: Naming the image.
     """
-    # One sum for a batch; only where it fails, which may be its own overflow, each is looked at.
+    # One sum for a batch, one number from a device; only where it fails each is looked at.
     with np.errstate(all="ignore"):
         if np.isfinite(float(scores.sum())):
             return
     for i in range(scores.shape[0]):
-        one = scores[i] if isinstance(scores, np.ndarray) else scores[i].numpy()
-        if not np.isfinite(one).all():
+        if not all_finite(np.asarray(scores[i])):
             name = names[i] if names else f"image {i} of the batch"
             raise NonFiniteScores(
                 f"{name}: the network gives NaN or infinite values, which have no best class. "

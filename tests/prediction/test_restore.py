@@ -325,6 +325,21 @@ def test_argmax_and_scores_agree_when_only_padded():
     )
 
 
+@pytest.mark.parametrize("kinds", [(), ("padding",), ("resize",), ("resize", "padding")])
+def test_labels_are_those_of_the_restored_scores(kinds):
+    """Whichever way is taken: with the scores or without, before a crop or after it."""
+    scores = np.random.default_rng(3).standard_normal((4, 20, 24)).astype(np.float32).round(1)
+    steps = {"resize": ("resize", (31, 29)), "padding": ("padding", (17, 22), (1, 2))}
+    info = [steps[kind] for kind in kinds]
+    labels, restored = restore.labels_and_scores(scores, info, want_scores=True)
+    np.testing.assert_array_equal(restored, restore.restore(scores, info))
+    np.testing.assert_array_equal(labels, restored.argmax(0))
+    alone, none = restore.labels_and_scores(scores, info)
+    assert none is None
+    np.testing.assert_array_equal(alone, labels)
+    assert labels.dtype == alone.dtype == np.int32
+
+
 def test_scores_to_labels_ties_and_input():
     scores = np.zeros((3, 4, 5), np.float32)
     scores[2, 0] = 1

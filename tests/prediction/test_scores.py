@@ -12,7 +12,7 @@ from paddle import nn
 from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.prediction import scores as averaging
 from paddleseg_deeplab.prediction.batching import automatic_batch, equal_size_batches, peek
-from paddleseg_deeplab.prediction.scores import add_probabilities, best_classes
+from paddleseg_deeplab.prediction.scores import add_probabilities, all_finite, best_classes
 
 TOL = 1e-5
 
@@ -65,6 +65,15 @@ def test_best_classes(monkeypatch, classes, pixels):
     assert got.dtype == np.int32
     np.testing.assert_array_equal(got, scores.argmax(0))
     np.testing.assert_array_equal(best_classes(scores[:, 2:9, 3:]), scores.argmax(0)[2:9, 3:])
+
+
+@pytest.mark.parametrize(
+    ("values", "good"),
+    [([0, -1], True), ([3e38, 3e38], True), ([0, np.nan], False), ([np.inf, -np.inf], False)],
+)
+def test_all_finite(values, good):
+    """A sum that overflows says nothing yet."""
+    assert all_finite(np.array(values, np.float32)) is good
 
 
 class Blur(nn.Layer):
