@@ -2,11 +2,9 @@
 """Flags and settings that val and predict share."""
 
 from paddleseg_deeplab.cli.common import add_crf_arguments
+from paddleseg_deeplab.deploy.settings import ENGINES
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
-
-# As deploy.engine.KINDS, which needs Paddle.
-ENGINES = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")
 
 
 def add_inference_arguments(parser, aug_flag, crf=True):

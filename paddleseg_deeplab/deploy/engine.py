@@ -22,14 +22,13 @@ from paddleseg_deeplab.deploy.compare import ExportMismatch, differences, judge
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.export import write_network
 from paddleseg_deeplab.deploy.runtimes import SmallInputError, open_runtime, openvino_core
-from paddleseg_deeplab.deploy.settings import RuntimeSettings
+from paddleseg_deeplab.deploy.settings import ENGINES, RuntimeSettings
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import check_finite_weights
 
-KINDS = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")
 # "auto" exports from so many input pixels on. On two cores an export takes 2 s (ResNet18_vd at
 # stride 16) to 7 s (ResNet50_vd at stride 8) and saves 0.25 to 3.3 s a million pixels: it is paid
 # for by 8 million pixels there, by 2 million here.
@@ -170,8 +169,8 @@ def check_engine(kind, precision="fp32"):
     Raises:
         UserError: Saying what can.
     """
-    if kind not in KINDS:
-        raise UserError(f"--engine {kind}: use one of {', '.join(KINDS)}.")
+    if kind not in ENGINES:
+        raise UserError(f"--engine {kind}: use one of {', '.join(ENGINES)}.")
     on_cpu = paddle.get_device() == "cpu"
     if kind == "auto" and precision == "bf16" and on_cpu:
         raise UserError(

@@ -10,6 +10,7 @@ OUTPUT_OPS = ("argmax", "softmax", "none")
 FORMATS = ("pir", "legacy", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 RUNTIMES = ("auto", "paddle", "onnxruntime", "openvino")
+ENGINES = ("auto", "dygraph", "paddle", "onnxruntime", "openvino")  # see `deploy.engine`
 # Format: the runtimes that read it, the one that "auto" takes first.
 _RUNTIMES_OF = {
     "pir": ("paddle",),
