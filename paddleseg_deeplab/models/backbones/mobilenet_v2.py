@@ -13,6 +13,7 @@ from paddle import nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
+from paddleseg_deeplab.models.backbones.variants import variant
 from paddleseg_deeplab.models.layers import ConvBN, channel_axis
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
@@ -199,34 +200,9 @@ def _scaled(channels, scale):
     return rounded if rounded >= 0.9 * exact else rounded + 8
 
 
-def _variant(suffix, scale):
-    """The function that builds MobileNetV2_{suffix}: `MobileNetV2`'s arguments without scale."""
-
-    def build(
-        in_channels=3,
-        pretrained=None,
-        *,
-        output_stride=16,
-        data_format="NCHW",
-        pretrained_skip=(),
-    ):
-        return MobileNetV2(
-            scale,
-            in_channels,
-            pretrained,
-            output_stride=output_stride,
-            data_format=data_format,
-            pretrained_skip=pretrained_skip,
-        )
-
-    build.__name__ = build.__qualname__ = f"MobileNetV2_{suffix}"
-    build.__doc__ = f"Builds `MobileNetV2` of scale {scale}; its other arguments, same defaults."
-    return registry.BACKBONES.add_component(build)
-
-
-MobileNetV2_x0_25 = _variant("x0_25", 0.25)
-MobileNetV2_x0_5 = _variant("x0_5", 0.5)
-MobileNetV2_x0_75 = _variant("x0_75", 0.75)
-MobileNetV2_x1_0 = _variant("x1_0", 1.0)
-MobileNetV2_x1_5 = _variant("x1_5", 1.5)
-MobileNetV2_x2_0 = _variant("x2_0", 2.0)
+MobileNetV2_x0_25 = variant("MobileNetV2_x0_25", MobileNetV2, 0.25, "scale 0.25")
+MobileNetV2_x0_5 = variant("MobileNetV2_x0_5", MobileNetV2, 0.5, "scale 0.5")
+MobileNetV2_x0_75 = variant("MobileNetV2_x0_75", MobileNetV2, 0.75, "scale 0.75")
+MobileNetV2_x1_0 = variant("MobileNetV2_x1_0", MobileNetV2, 1.0, "scale 1.0")
+MobileNetV2_x1_5 = variant("MobileNetV2_x1_5", MobileNetV2, 1.5, "scale 1.5")
+MobileNetV2_x2_0 = variant("MobileNetV2_x2_0", MobileNetV2, 2.0, "scale 2.0")

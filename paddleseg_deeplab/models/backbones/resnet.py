@@ -8,7 +8,7 @@ block7, replicas of block4 (section 3.2, figure 3).
 
 from paddle import nn
 
-from paddleseg_deeplab import registry
+from paddleseg_deeplab.models.backbones.variants import variant
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
@@ -202,39 +202,6 @@ def _check_multi_grid(multi_grid, layers):
     return tuple(multi_grid)
 
 
-def _variant(layers):
-    """The function that builds ResNet{layers}: `ResNet`'s arguments without layers."""
-
-    def build(
-        output_stride=8,
-        multi_grid=None,
-        in_channels=3,
-        pretrained=None,
-        data_format="NCHW",
-        *,
-        stride_in="3x3",
-        ceil_mode=None,
-        extra_stages=0,
-        pretrained_skip=(),
-    ):
-        return ResNet(
-            layers,
-            output_stride,
-            multi_grid,
-            in_channels,
-            pretrained,
-            data_format,
-            stride_in=stride_in,
-            ceil_mode=ceil_mode,
-            extra_stages=extra_stages,
-            pretrained_skip=pretrained_skip,
-        )
-
-    build.__name__ = build.__qualname__ = f"ResNet{layers}"
-    build.__doc__ = f"Builds `ResNet` of {layers} layers; its other arguments, same defaults."
-    return registry.BACKBONES.add_component(build)
-
-
-ResNet50 = _variant(50)
-ResNet101 = _variant(101)
-ResNet152 = _variant(152)
+ResNet50 = variant("ResNet50", ResNet, 50, "50 layers")
+ResNet101 = variant("ResNet101", ResNet, 101, "101 layers")
+ResNet152 = variant("ResNet152", ResNet, 152, "152 layers")

@@ -8,7 +8,7 @@ shortcuts. For segmentation the last stages trade their stride for dilation. Key
 
 from paddle import nn
 
-from paddleseg_deeplab import registry
+from paddleseg_deeplab.models.backbones.variants import variant
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis, conv_bn
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
@@ -242,35 +242,8 @@ def _check_multi_grid(multi_grid, layers):
     return tuple(multi_grid[:blocks])
 
 
-def _variant(layers):
-    """The function that builds ResNet{layers}_vd: `ResNet_vd`'s arguments without layers."""
-
-    def build(
-        output_stride=8,
-        multi_grid=(1, 1, 1),
-        in_channels=3,
-        pretrained=None,
-        data_format="NCHW",
-        *,
-        pretrained_skip=(),
-    ):
-        return ResNet_vd(
-            layers,
-            output_stride,
-            multi_grid,
-            in_channels,
-            pretrained,
-            data_format,
-            pretrained_skip=pretrained_skip,
-        )
-
-    build.__name__ = build.__qualname__ = f"ResNet{layers}_vd"
-    build.__doc__ = f"Builds `ResNet_vd` of {layers} layers; its other arguments, same defaults."
-    return registry.BACKBONES.add_component(build)
-
-
-ResNet18_vd = _variant(18)
-ResNet34_vd = _variant(34)
-ResNet50_vd = _variant(50)
-ResNet101_vd = _variant(101)
-ResNet152_vd = _variant(152)
+ResNet18_vd = variant("ResNet18_vd", ResNet_vd, 18, "18 layers")
+ResNet34_vd = variant("ResNet34_vd", ResNet_vd, 34, "34 layers")
+ResNet50_vd = variant("ResNet50_vd", ResNet_vd, 50, "50 layers")
+ResNet101_vd = variant("ResNet101_vd", ResNet_vd, 101, "101 layers")
+ResNet152_vd = variant("ResNet152_vd", ResNet_vd, 152, "152 layers")

@@ -12,8 +12,8 @@ import re
 import paddle.nn.functional as F
 from paddle import nn
 
-from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
+from paddleseg_deeplab.models.backbones.variants import variant
 from paddleseg_deeplab.models.layers import (
     ConvBN,
     ConvBNReLU,
@@ -255,7 +255,7 @@ _PADDLESEG_NAMES = (
     (r"^(conv[12])\.", lambda m, _: f"_{m[1]}."),
     (
         r"^(entry|middle)_flow\.(\d+)\.",
-        lambda m, variant: f"{variant}/{m[1]}_flow/block{int(m[2]) + 1}.",
+        lambda m, backbone: f"{backbone}/{m[1]}_flow/block{int(m[2]) + 1}.",
     ),
     (r"^exit_block\.", lambda *_: "_exit_flow_1."),
     (r"^exit_convs\.(\d)\.", lambda m, _: f"_exit_flow_2._conv{int(m[1]) + 1}."),
@@ -269,35 +269,6 @@ _PADDLESEG_NAMES = (
 )
 
 
-def _variant(layers):
-    """The function that builds Xception{layers}_deeplab: `XceptionDeeplab`'s other arguments."""
-
-    def build(
-        in_channels=3,
-        pretrained=None,
-        output_stride=16,
-        *,
-        data_format="NCHW",
-        relu_after_depthwise=False,
-        pretrained_skip=(),
-    ):
-        return XceptionDeeplab(
-            f"xception_{layers}",
-            in_channels,
-            pretrained,
-            output_stride,
-            data_format=data_format,
-            relu_after_depthwise=relu_after_depthwise,
-            pretrained_skip=pretrained_skip,
-        )
-
-    build.__name__ = build.__qualname__ = f"Xception{layers}_deeplab"
-    build.__doc__ = (
-        f"Builds `XceptionDeeplab` of {layers} layers; its other arguments and defaults."
-    )
-    return registry.BACKBONES.add_component(build)
-
-
-Xception41_deeplab = _variant(41)
-Xception65_deeplab = _variant(65)
-Xception71_deeplab = _variant(71)
+Xception41_deeplab = variant("Xception41_deeplab", XceptionDeeplab, "xception_41", "41 layers")
+Xception65_deeplab = variant("Xception65_deeplab", XceptionDeeplab, "xception_65", "65 layers")
+Xception71_deeplab = variant("Xception71_deeplab", XceptionDeeplab, "xception_71", "71 layers")
