@@ -3,7 +3,7 @@
 (arXiv 1412.7062).
 
 A classification network made dense (section 3.1), one 1x1 classifier, bilinear upsampling; the
-fully connected CRF (section 4.2) is `paddleseg_deeplab.postprocess.DenseCRF`.
+fully connected CRF (section 4.2) is `paddleseg_deeplab.postprocess.dense_crf.DenseCRF`.
 """
 
 from paddleseg_deeplab import registry
@@ -23,7 +23,7 @@ class DeepLabV1(Segmenter):
         pretrained (str): Path or URL of weights for the whole model; loading is strict.
         data_format (str): "NCHW" or "NHWC", for input and logits.
         logits_size (str): "input", or "stride" as published, in training, see `Segmenter`.
-        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter`.
+        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter.set_batch_norms`.
         pretrained_skip (Sequence[str]): Names (or patterns with ``*``) of tensors that are not
             taken from ``pretrained``, such as ``"head.cls.*"`` for another number of classes.
 
@@ -50,8 +50,6 @@ class DeepLabV1(Segmenter):
             num_classes, backbone, backbone_indices, ["classifier's input"], data_format
         )
         head = ClassifierHead(num_classes, backbone_indices[0], channels[0], data_format)
-        batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
-        super().__init__(
-            num_classes, backbone, head, align_corners, data_format, logits_size, **batch_norm
-        )
+        super().__init__(num_classes, backbone, head, align_corners, data_format, logits_size)
+        self.set_batch_norms(freeze_bn, bn_momentum, bn_epsilon)
         self.load(pretrained, pretrained_skip)

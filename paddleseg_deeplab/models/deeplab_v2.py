@@ -4,7 +4,7 @@ Convolution, and Fully Connected CRFs" (arXiv 1606.00915).
 
 Atrous spatial pyramid pooling as a sum of dilated classifiers (section 3.2, figure 4), at several
 scales of the image that are joined by their maximum (section 4.1.2); the CRF is
-`paddleseg_deeplab.postprocess.DenseCRF`.
+`paddleseg_deeplab.postprocess.dense_crf.DenseCRF`.
 """
 
 import paddle
@@ -45,7 +45,7 @@ class DeepLabV2(Segmenter):
         logits_size (str): "input", or "stride" as published (each scale on its own grid), in
             training, see `Segmenter`.
         freeze_bn (bool): True as published: the batch norms keep their pretrained statistics.
-        bn_momentum, bn_epsilon: See `Segmenter`.
+        bn_momentum, bn_epsilon: See `Segmenter.set_batch_norms`.
         pretrained_skip (Sequence[str]): Names (or patterns with ``*``) of tensors that are not
             taken from ``pretrained``, such as ``"head.aspp.*"`` for another number of classes.
 
@@ -77,10 +77,8 @@ class DeepLabV2(Segmenter):
         head = DeepLabV2Head(
             num_classes, backbone_indices[0], channels[0], atrous_rates, data_format
         )
-        batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
-        super().__init__(
-            num_classes, backbone, head, align_corners, data_format, logits_size, **batch_norm
-        )
+        super().__init__(num_classes, backbone, head, align_corners, data_format, logits_size)
+        self.set_batch_norms(freeze_bn, bn_momentum, bn_epsilon)
         self.scales = own_scales
         self.load(pretrained, pretrained_skip)
 

@@ -57,7 +57,7 @@ class DeepLabV3(Segmenter):
         aux (bool): In training a second output, from a 3x3 convolution and a classifier on an
             earlier feature, for a loss of its own (torchvision weights it with 0.5).
         aux_index (int): Which feature that is; not the one that the head reads.
-        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter`.
+        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter.set_batch_norms`.
 
     Raises:
         ValueError, TypeError: parts and numbers that do not fit; the text says what is allowed.
@@ -121,10 +121,8 @@ class DeepLabV3(Segmenter):
             _check_aux_index(aux_index, backbone_indices[0], len(backbone.feat_channels))
             # A part of the head, so that a parameter group named "head" holds it too.
             layer.aux = AuxiliaryHead(num_classes, aux_index, width, data_format, head_bias)
-        batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
-        super().__init__(
-            num_classes, backbone, layer, align_corners, data_format, logits_size, **batch_norm
-        )
+        super().__init__(num_classes, backbone, layer, align_corners, data_format, logits_size)
+        self.set_batch_norms(freeze_bn, bn_momentum, bn_epsilon)
         self.has_aux = bool(aux)
         self.load(pretrained, pretrained_skip)
 

@@ -61,7 +61,7 @@ class DeepLabV3P(Segmenter):
             output and of the logits), see `layers.BilinearDeconv`. They know no align_corners,
             which then is image pooling's alone; their weights depend on the output stride, so
             that a trained model keeps its own.
-        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter`.
+        freeze_bn, bn_momentum, bn_epsilon: See `Segmenter.set_batch_norms`.
         pretrained_skip (Sequence[str]): Names (or patterns with ``*``) of tensors that are not
             taken from ``pretrained``, such as ``"head.decoder.conv.*"`` for another number of
             classes.
@@ -118,10 +118,8 @@ class DeepLabV3P(Segmenter):
             backbone_strides=getattr(backbone, "feat_strides", None),
         )
         _check_logits_size(upsample, logits_size)
-        batch_norm = {"freeze_bn": freeze_bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
-        super().__init__(
-            num_classes, backbone, head, align_corners, data_format, logits_size, **batch_norm
-        )
+        super().__init__(num_classes, backbone, head, align_corners, data_format, logits_size)
+        self.set_batch_norms(freeze_bn, bn_momentum, bn_epsilon)
         self.load(pretrained, pretrained_skip)
 
     def forward(self, x):

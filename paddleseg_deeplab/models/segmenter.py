@@ -33,28 +33,12 @@ class Segmenter(nn.Layer):
         logits_size (str): Size of the logits in training: "input", or "stride" for the logits'
             own grid (then labels have to be resized to it by nearest). Inference always gives
             the input's size.
-        freeze_bn (bool): Every batch norm uses its running statistics in training too and keeps
-            them, and its weight and bias are not trained (V3 paper, section 4.1, second phase).
-        bn_momentum, bn_epsilon (float): Of every batch norm, see `layers.set_batch_norm`; None
-            leaves what the backbone and the head have.
 
     Raises:
-        ValueError: an unknown logits_size, or a number out of range.
+        ValueError: an unknown logits_size.
     """
 
-    def __init__(
-        self,
-        num_classes,
-        backbone,
-        head,
-        align_corners,
-        data_format,
-        logits_size,
-        *,
-        freeze_bn=False,
-        bn_momentum=None,
-        bn_epsilon=None,
-    ):
+    def __init__(self, num_classes, backbone, head, align_corners, data_format, logits_size):
         super().__init__()
         if logits_size not in _LOGITS_SIZES:
             raise ValueError(f"logits_size is {logits_size!r}; give one of {list(_LOGITS_SIZES)}.")
@@ -64,8 +48,22 @@ class Segmenter(nn.Layer):
         self.align_corners = align_corners
         self.data_format = data_format
         self.logits_size = logits_size
-        self.freeze_bn = bool(freeze_bn)
+        self.freeze_bn = False
+
+    def set_batch_norms(self, freeze_bn, bn_momentum, bn_epsilon):
+        """Sets what all batch norms of backbone and head have in common.
+
+        Args:
+            freeze_bn (bool): Every batch norm uses its running statistics in training too and keeps
+                them; its weight and bias are not trained (V3 paper, section 4.1, second phase).
+            bn_momentum, bn_epsilon (float): See `layers.set_batch_norm`; None leaves what the
+                backbone and the head have.
+
+        Raises:
+            ValueError: a number out of range.
+        """
         set_batch_norm(self, bn_momentum, bn_epsilon)
+        self.freeze_bn = bool(freeze_bn)
         if self.freeze_bn:
             freeze_batch_norm(self)
 
