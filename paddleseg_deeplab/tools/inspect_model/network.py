@@ -210,8 +210,8 @@ def inspect_network(build, input_size, in_channels=3):
     """Finds a network's costs, atrous layers and receptive fields.
 
     Args:
-        build (callable): Gives a fresh network; called up to three
-            times.Its weights do not matter.
+        build (callable): Gives a fresh network; called up to three times. Its weights do not
+            matter.
         input_size (tuple[int, int]): (height, width) of the image.
         in_channels (int): Of the image.
 

@@ -5,7 +5,7 @@ import re
 
 from paddle import nn
 
-BATCH_NORM = nn.BatchNorm2D.__mro__[1]  # the base of BatchNorm2D and SyncBatchNorm
+BATCH_NORMS = (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D, nn.SyncBatchNorm)
 
 
 def _is_list(layer):
@@ -41,7 +41,7 @@ def _unfold(name, child):
         return units
     children = [c for _, c in child.named_children()]
     convs = any(isinstance(c, nn.Conv2D) for c in children)
-    norms = any(isinstance(c, BATCH_NORM) for c in children)
+    norms = any(isinstance(c, BATCH_NORMS) for c in children)
     if not name.startswith("head.") or not convs or norms:  # with a norm it is one block
         return [(name, child)]
     # A decoder: its single convolution, the classifier, counts apart from its blocks.

@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from paddleseg_deeplab.models.forward import evaluation_mode
-from paddleseg_deeplab.tools.inspect_model.stages import BATCH_NORM
+from paddleseg_deeplab.tools.inspect_model.stages import BATCH_NORMS
 
 CONVS = (nn.Conv2D, nn.Conv2DTranspose)
 _ADAPTIVE_POOLS = (nn.AdaptiveAvgPool2D, nn.AdaptiveMaxPool2D)
@@ -57,7 +57,7 @@ def make_thin(model):
     layers = list(model.sublayers(include_self=True))
     for layer in layers:
         own = [p for p in layer.parameters(include_sublayers=False) if p is not None]
-        if own and not isinstance(layer, (*CONVS, BATCH_NORM)):
+        if own and not isinstance(layer, (*CONVS, *BATCH_NORMS)):
             raise NotThin(f"{type(layer).__name__} has weights of its own")
     for layer in layers:
         if isinstance(layer, CONVS):
@@ -65,7 +65,7 @@ def make_thin(model):
             layer.bias = None
             layer._groups = layer._in_channels = layer._out_channels = 1
             layer._op_type = "conv2d_transpose" if isinstance(layer, CONVS[1]) else "conv2d"
-        elif isinstance(layer, BATCH_NORM):
+        elif isinstance(layer, BATCH_NORMS):
             for name in ("weight", "bias", "_mean", "_variance"):
                 value = 1.0 if name in ("weight", "_variance") else 0.0
                 setattr(layer, name, _constant([1], value))
