@@ -30,7 +30,6 @@ PADDLESEG_SIGNATURES = {
     "core/predict.py:predict",
     "core/infer.py:inference",
     "core/infer.py:aug_inference",
-    "models/backbones/resnet.py:build",  # a component that is a function
 }
 # Rooms whose constructors take what a config gives.
 COMPONENTS = ("datasets/", "models/", "optimizers/", "postprocess/", "transforms/")

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A gate through which ranks go together, however long the slowest takes to come.
 
-gloo ends an exchange for which a rank comes more than 30 seconds late, and Paddle gives no way to
-set that; saving a checkpoint or reading from a slow disk may well take longer. Paddle's store,
-over which one could wait too, takes 40 ms a call (3.3.1). This takes a tenth of a millisecond, and
-notices at once when a process has ended.
+gloo does not wait for long (paddle_quirks: gloo_gives_up); saving a checkpoint or reading from a
+slow disk may well take longer. This takes a tenth of a millisecond, and notices at once when a
+process has ended.
 """
 
 import hmac

@@ -67,9 +67,7 @@ class ExportedModel(nn.Layer):
 def _argmax(logits):
     """int32 [N, H, W] from [N, C, H, W].
 
-    While Paddle 3.3.1 traces for the legacy format, `paddle.argmax` refuses the old kind of
-    variable ("must be Value, but got Variable"), so the operator is added by hand there;
-    test_export.py tells when that is mended.
+    An operator added by hand for the legacy format (paddle_quirks: argmax_in_the_legacy_format).
     """
     try:
         return paddle.argmax(logits, axis=1, dtype="int32")
@@ -87,9 +85,9 @@ def resolve_format(form="auto", target="cpu"):
     """The format to write: "pir", "legacy" or "onnx".
 
     Args:
-        form (str): One of these, or "auto": on a CPU legacy, where this Paddle can write it: PIR
-            does not run with oneDNN in Paddle 3.3.0 and 3.3.1, and without it takes several times
-            as long (test_export.py tells when that is mended); else PIR, where it has that.
+        form (str): One of these, or "auto": on a CPU legacy, where this Paddle can write it, since
+            PIR takes several times as long (paddle_quirks: pir_with_onednn); else PIR, where it
+            has that.
         target (str): "cpu" or "gpu"; read for "auto" only.
 
     Raises:
@@ -317,8 +315,7 @@ def export(
 
 def _check_layout(model, form):
     if form != "pir" and getattr(model, "data_format", "NCHW") == "NHWC":
-        # Paddle Inference 3.3.1 folds batch norm into an NHWC convolution wrongly ("Broadcast
-        # dimension mismatch"), oneDNN reads its channels as rows.
+        # It would be folded wrongly (paddle_quirks: nhwc_fold).
         raise UserError(
             f"--format {form} needs a network of data_format NCHW. The weights serve both: build "
             "it with NCHW and load them, or use --format pir."

@@ -28,8 +28,7 @@ def make_config(info, settings, inference, *, mkldnn=True):
     if not settings.print_detail:
         config.disable_glog_info()
     config.switch_ir_optim(True)
-    # With a PIR model this fails ("Not find predictor_id 0 and pass_name memory_optimize_pass") on
-    # Paddle 3.2.2 and 3.3.1; test_export.py tells when that is mended.
+    # It fails with a PIR model (paddle_quirks: pir_with_memory_optim).
     if info.format == "legacy":
         config.enable_memory_optim()
     if settings.device == "cpu":
@@ -60,8 +59,7 @@ def _set_cpu(config, settings, mkldnn):
         _call(config, ("enable_onednn", "enable_mkldnn"))
         if settings.precision == "bf16":
             _call(config, ("enable_onednn_bfloat16", "enable_mkldnn_bfloat16"))
-            # Only where the work is. With all that it would take, Paddle 3.3.1 stops at the
-            # classifier's bias: "(float32) does not match the type of data (bfloat16)".
+            # Only where the work is; all would be too much (paddle_quirks: bf16_addition).
             config.set_bfloat16_op({"conv2d", "fused_conv2d"})
     else:
         # On by default since Paddle 3.3; older versions may lack the call, and have it off.
@@ -144,7 +142,7 @@ class PaddleRuntime:
         return self._predictor.get_output_handle(name).copy_to_cpu()
 
     def _run_without_mkldnn(self, batch, error):
-        """Paddle 3.3.0 and 3.3.1 cannot run a PIR model's bilinear resize in oneDNN: do without.
+        """Does without oneDNN where it stops at a PIR model (paddle_quirks: pir_with_onednn).
 
         From then on, and only if that helps: else it was not oneDNN, and ``error`` is raised.
         """
@@ -184,7 +182,7 @@ def _check_bf16_processor():
 
 
 def _check_program(path):
-    """Refuses a damaged ``.pdmodel``, which Paddle 3.3.1 ends the whole process over."""
+    """Refuses a damaged ``.pdmodel``; it could end the process (paddle_quirks: damaged_program)."""
     try:
         from paddle.base.proto.framework_pb2 import ProgramDesc
     except ImportError:  # not a public module

@@ -94,8 +94,7 @@ def _plain(x):
 def _apply(layer, *arguments):
     """`layer.apply`, and an error where a second backward pass would end the process.
 
-    Paddle 3.3.1 drops a PyLayer's context after its backward pass, also with retain_graph, and
-    follows the dangling pointer in the next one. Hooks on the result run before.
+    A fault of Paddle's (paddle_quirks: py_layer_second_pass). Hooks on the result run before it.
     """
     contexts = []
     y = layer.apply(*arguments, lambda ctx: contexts.append(weakref.ref(ctx)))

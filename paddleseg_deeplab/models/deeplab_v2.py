@@ -152,9 +152,7 @@ class DeepLabV2Head(nn.Layer):
 def _maximum(x, y):
     """Pixelwise maximum of two tensors of one shape.
 
-    While Paddle 3.3.1 traces for the legacy format, `paddle.maximum` refuses the old kind of
-    variable, so the operator is added by hand there; test_deeplab_v1_v2.py tells when that is
-    mended.
+    An operator added by hand for the legacy format (paddle_quirks: maximum_in_the_legacy_format).
     """
     try:
         return paddle.maximum(x, y)

@@ -36,7 +36,7 @@ class DeepLabV3(Segmenter):
         backbone_indices (Sequence[int]): One index: which of the backbone's features the head
             reads. Behind `ResNet` with extra stages it is -1.
         aspp_ratios (Sequence[int] | None): Rates of ASPP; None follows the backbone's output
-            stride (PaddleSeg: (1, 6, 12, 18) at every stride), see `choose_aspp_ratios`.
+            stride, see `choose_aspp_ratios`.
         aspp_out_channels (int): Channels of each ASPP branch and of ASPP's output.
         align_corners (bool): Of every bilinear resize: False for even sizes such as 1024x512, True
             for sizes 8k+1 such as 513 and 769.

@@ -37,7 +37,7 @@ class DeepLabV3P(Segmenter):
         backbone_indices (Sequence[int]): Two indices into the backbone's features: the low-level
             one for the decoder, and ASPP's input.
         aspp_ratios (Sequence[int] | None): Rates of ASPP; None follows the backbone's output
-            stride (PaddleSeg: (1, 6, 12, 18) at every stride), see `choose_aspp_ratios`.
+            stride, see `choose_aspp_ratios`.
         aspp_out_channels (int): Channels of each ASPP branch and of ASPP's output. (PaddleSeg's
             decoder works with 256 only.)
         align_corners (bool): Of every bilinear resize: False for even sizes such as 1024x512, True

@@ -38,8 +38,7 @@ def precision_context(precision="fp32", amp_level="O1", data_format="NCHW"):
     # convolution, and the maps around it, back to float32.
     lists = {"custom_white_list": {"depthwise_conv2d"}}
     if (precision, data_format) == ("bf16", "NHWC"):
-        # Its weight gradient adds pairs of bfloat16 at addresses that are not aligned to pairs
-        # (3.3.1, phi/kernels/gpu/depthwise_conv.h, NoReturnAtomicAdd), which a GPU refuses.
+        # Its weight gradient is one that a GPU refuses (paddle_quirks: bf16_nhwc_depthwise).
         lists = {"custom_black_list": {"depthwise_conv2d"}}
     return paddle.amp.auto_cast(level=amp_level, dtype=_DTYPES[precision], **lists)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizers by name, with settings per group of parameters.
 
-Paddle 3.3.1 reads groups given as dicts, but then clips each group by its own "global" norm. Here
+Paddle clips groups given as dicts each by its own norm (paddle_quirks: clip_by_group). Here
 all parameters stay in one list, and each parameter carries its learning rate factor
 (``optimize_attr``) and its decay (``regularizer``), which Paddle's kernels honour one by one; so
 ``ClipGradByGlobalNorm`` sees the whole network. (A deviation from PaddleSeg, which passes groups.)

@@ -309,10 +309,10 @@ def test_auto_follows_the_target_and_what_this_paddle_writes(tiny, tmp_path, mon
 
 
 # The faults below are worked around. When one of these is reported as XPASS with the newest Paddle
-# and the oldest supported one, the work-around that the reason names can go.
+# and the oldest supported one, the work-around can go: docs/paddle_quirks.md says where it is.
 
 
-@pytest.mark.xfail(raises=UserError, reason="3.3.0, 3.3.1: PIR, oneDNN (deploy/export.py, auto)")
+@pytest.mark.xfail(raises=UserError, reason="paddle_quirks: pir_with_onednn")
 def test_fault_pir_with_onednn(tiny, tmp_path):
     """Where this passes, `auto` may choose PIR on a CPU."""
     info = export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="pir")
@@ -321,7 +321,7 @@ def test_fault_pir_with_onednn(tiny, tmp_path):
 
 @pytest.mark.xfail(
     raises=ValueError,
-    reason="3.2.2, 3.3.1: PIR, memory optimisation (deploy/paddle_runtime.py)",
+    reason="paddle_quirks: pir_with_memory_optim",
 )
 def test_fault_pir_with_memory_optim(tiny, tmp_path):
     from paddle import inference
@@ -334,7 +334,7 @@ def test_fault_pir_with_memory_optim(tiny, tmp_path):
     inference.create_predictor(config)
 
 
-@pytest.mark.xfail(raises=TypeError, reason="3.3.1: argmax in the legacy format (deploy/export.py)")
+@pytest.mark.xfail(raises=TypeError, reason="paddle_quirks: argmax_in_the_legacy_format")
 def test_fault_argmax_in_the_legacy_format():
     guard = paddle.pir_utils.OldIrGuard()
     with guard, paddle.static.program_guard(paddle.static.Program()):

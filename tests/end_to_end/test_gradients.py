@@ -71,7 +71,7 @@ def test_data_parallel_that_looks_for_unused_parameters_agrees(told, expected):
         assert_near(one, expected[case])
 
 
-@pytest.mark.xfail(strict=True, reason="Paddle 3.3.1: looks for them in the first iteration only")
+@pytest.mark.xfail(strict=True, reason="paddle_quirks: unused_parameters")
 def test_data_parallel_that_does_not(told, expected):
     for one in told:
         assert_near(one["parallel"]["gradients"]["always"], expected["always"])

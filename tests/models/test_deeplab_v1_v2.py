@@ -202,9 +202,7 @@ def test_the_maximum_is_exported(form, tmp_path):
     assert info.checks
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Paddle 3.3.1: paddle.maximum fails while the legacy format is traced"
-)
+@pytest.mark.xfail(strict=True, reason="paddle_quirks: maximum_in_the_legacy_format")
 def test_paddle_maximum_while_tracing_the_legacy_format(tmp_path):
     """Where it passes, `_maximum` in deeplab_v2.py can be `paddle.maximum` again."""
 

@@ -153,7 +153,7 @@ def test_deconv_kernel():
         np.testing.assert_allclose(padded.reshape(2, factor, 2, factor).sum((0, 2)), 1)
 
 
-@pytest.mark.xfail(strict=True, reason="Paddle 3.3.1 floors no row numbers in this initializer")
+@pytest.mark.xfail(strict=True, reason="paddle_quirks: bilinear_initializer")
 def test_paddles_own_initializer_is_bilinear():
     """Where this passes, `bilinear_kernel` can be ``nn.initializer.Bilinear``."""
     attr = paddle.ParamAttr(initializer=nn.initializer.Bilinear())

@@ -43,7 +43,7 @@ def compiled(model):
         size = tuple(images.shape)
         if size in traced:
             return program(images)
-        # Paddle (3.3.1) drops all gradients when it traces: those of the micro-batches before.
+        # Those of the micro-batches before (paddle_quirks: tracing_drops_gradients).
         kept = [(p, p.grad) for p in model.parameters() if p.grad is not None]
         try:
             logits = program(images)

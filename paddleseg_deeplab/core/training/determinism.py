@@ -19,8 +19,7 @@ GPU_FLAGS = {
 # Read by NVIDIA's libraries when they start: cuBLAS repeats its sums with a fixed workspace (cuBLAS
 # guide, "Results reproducibility"), and NCCL with one way to go round the ranks.
 GPU_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
-# Kernels of Paddle's that add with atomic operations whatever is set (phi/kernels/gpu, 3.0 to
-# 3.3.1: interpolate_grad_kernel.cu, depthwise_conv.h).
+# What no switch makes repeatable (paddle_quirks: unordered_gpu_sums).
 ATOMIC = (
     "the gradient of the bilinear resize, and with --data_format NHWC that of a depthwise "
     "convolution's weights"

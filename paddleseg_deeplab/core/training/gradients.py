@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gradients of all processes added up, while the backward pass still runs where that pays.
 
-Not `paddle.DataParallel` (Paddle 3.3.1, compared on two processes in tests/end_to_end/
-test_gradients.py). Without ``find_unused_parameters`` it looks in the first iteration which
-parameters get gradients, and gives wrong sums in silence when others do later. With it sums are
-right, but it reads from the device in each iteration, where here the one read of `step` does.
+Not `paddle.DataParallel` (paddle_quirks: unused_parameters), whose sums are wrong, or cost a read
+from the device in each iteration; here the one read of `step` does.
 """
 
 import collections

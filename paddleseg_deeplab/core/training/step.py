@@ -250,8 +250,7 @@ class TrainStep:
         return f"{shown} and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else shown
 
     def _check_order(self):
-        """Refuses what `use_multi_tensor` would silently do wrong: Paddle (3.3.1) pairs gradients
-        and parameters by their places, and lists the parameters at the first update only."""
+        """Refuses what `use_multi_tensor` would do wrong (paddle_quirks: multi_tensor_order)."""
         if not getattr(self.optimizer, "_use_multi_tensor", False):
             return
         have = [p.grad is not None for p in self._trained]

@@ -23,11 +23,10 @@ HEAD_BIASES = {
 class _PooledConvBNReLU(ConvBNReLU):
     """`ConvBNReLU` for a 1x1 map, which in a batch of one has a single value per channel.
 
-    One value has no variance. In training Paddle's batch norm then returns its input unchanged:
-    the branch gets no gradient, and what it computes differs from what it computes in evaluation.
-    Here such a batch is normalised with the running statistics, which it leaves as they are, so
-    that training and evaluation agree and the branch learns. Batches of two or more, and
-    ``nn.SyncBatchNorm`` (which sees the other ranks' images too), are untouched.
+    One value has no variance (paddle_quirks: batch_norm_of_one_value). Such a batch is normalised
+    with the running statistics, which it leaves as they are, so that training and evaluation agree
+    and the branch learns. Batches of two or more, and ``nn.SyncBatchNorm`` (which sees the other
+    ranks' images too), are untouched.
     """
 
     forward_steps = ("_conv", "_batch_norm", "_relu")

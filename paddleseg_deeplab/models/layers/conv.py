@@ -131,8 +131,8 @@ def _autocasts():
 def _same_padding(kernel_size, dilation):
     """Padding on each side that keeps the size at stride 1.
 
-    Paddle's own padding="same" sets the dilation to 1 without a word, so a dilated convolution
-    would silently lose its rate. The number below is what "same" means at stride 1.
+    The number is what "same" means at stride 1; Paddle's own drops the rate
+    (paddle_quirks: same_padding_drops_dilation).
     """
     if not isinstance(kernel_size, int) or kernel_size % 2 == 0:
         raise ValueError(

@@ -26,9 +26,7 @@ def SyncBatchNorm(*args, **kwargs):
 class _SyncBatchNorm(nn.SyncBatchNorm):
     """``nn.SyncBatchNorm`` that has a gradient where it is frozen, too.
 
-    Paddle's (3.0 to 3.3.1) calls its one operator in evaluation mode as well, whose gradient reads
-    the batch's statistics, which a forward pass in that mode does not make. With running
-    statistics there is nothing to synchronise.
+    With running statistics there is nothing to synchronise (paddle_quirks: frozen_sync_batch_norm).
     """
 
     def forward(self, x):

@@ -67,10 +67,9 @@ def resize_by(x, scale, align_corners=False, data_format="NCHW"):
     input, also where the size was rounded down; with align_corners the corners' centres coincide,
     whatever was rounded.
 
-    Paddle's ``interpolate(scale_factor=...)`` means the same, but paddle2onnx 2.1.0 ends the
-    process on it with Paddle 3.3.1 ("MUST be ir::FloatAttribute"). Here the edge is repeated up
-    to a size that the scale divides, and the surplus cut off again, for which a resize to a size
-    is enough.
+    Paddle's ``interpolate(scale_factor=...)`` means the same, but has no way to ONNX
+    (paddle_quirks: scale_factor_in_onnx). Here the edge is repeated up to a size that the scale
+    divides, and the surplus cut off again, for which a resize to a size is enough.
 
     Args:
         x (Tensor): float [N, C, H, W], or [N, H, W, C] for "NHWC".

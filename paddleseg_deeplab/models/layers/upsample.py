@@ -84,8 +84,7 @@ class BilinearDeconv(nn.Layer):
 def bilinear_kernel(factor):
     """The transposed convolution kernel that interpolates bilinearly.
 
-    Not ``nn.initializer.Bilinear``: in Paddle 3.3.1 it divides row numbers where it should take
-    whole ones, so its kernel is skewed and partly negative.
+    Not ``nn.initializer.Bilinear`` (paddle_quirks: bilinear_initializer).
 
     Args:
         factor (int): Of the upsampling.

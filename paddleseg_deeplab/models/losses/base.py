@@ -254,7 +254,7 @@ def written(tensor, array):
 def exact_products():
     """Inside, matrix products of float32 keep float32's digits on a GPU.
 
-    Paddle 3.0 to 3.2 multiply in TF32 (10 bits after the point) on Ampere and newer by default.
+    Some Paddles take TF32 by default (paddle_quirks: products_in_tf32).
     """
     if not hasattr(core, "set_cublas_switch"):  # a Paddle for CPUs
         yield
@@ -270,8 +270,7 @@ def exact_products():
 def apply_once(layer, *arguments):
     """``layer.apply``, and an error where a second backward pass would end the process.
 
-    Paddle (3.0.0 to 3.3.1) drops a PyLayer's context after its backward pass, also with
-    retain_graph, and follows the dangling pointer in the next one. Hooks on the result run before.
+    A fault of Paddle's (paddle_quirks: py_layer_second_pass). Hooks on the result run before it.
     ``forward`` gets a function as its last argument, to be called with the context.
     """
     contexts = []

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Softmax cross-entropy of each pixel, for finite logits of any size.
 
-Paddle's CPU kernels of softmax, log_softmax and cross_entropy (3.0.0 to 3.3.1) cut a logit that
-lies more than 64 below the largest, so the loss of a pixel never passes 64 there, however wrong it
-is. Here it is log(sum(exp(z - m))) - (z_y - m) with m the largest logit, which has no limit.
+It is log(sum(exp(z - m))) - (z_y - m) with m the largest logit, which has no limit. In Paddle's CPU
+kernels it ends at 64 (paddle_quirks: cross_entropy_limit).
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the values of an image may be, and the value that marks pixels without data. No Paddle.
 
-One NaN in one image is enough to ruin a training in silence, since Paddle's ReLU on a CPU turns NaN
-into 0: the loss stays finite while the weights do not. So values are looked at where images are
+One NaN in one image is enough to ruin a training in silence: on a CPU the loss stays finite while
+the weights do not (paddle_quirks: relu_hides_nan). So values are looked at where images are
 read. Those of 8 and 16 bits are numbers below the limit by their type and are not looked at.
 """
 

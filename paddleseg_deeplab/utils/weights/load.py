@@ -6,8 +6,8 @@ Nothing in a weights file is run: see `safe_pickle`.
 PaddleSeg warns about whatever does not fit and goes on, even when not one tensor fits. Here
 everything has to fit unless the caller names what to skip.
 
-Numbers that are not finite are refused on both ways. Nothing else would notice them: Paddle's ReLU
-on a CPU gives 0 for NaN (3.0.0 to 3.3.1), so that the logits of such a network are finite.
+Numbers that are not finite are refused on both ways. Nothing else would notice them: on a
+CPU the logits of such a network are finite (paddle_quirks: relu_hides_nan).
 """
 
 import fnmatch

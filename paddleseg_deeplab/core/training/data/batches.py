@@ -265,8 +265,7 @@ def _ending_workers(batches):
 
 @contextlib.contextmanager
 def _deaf_to_ended_children():
-    """Without Paddle's handler of SIGCHLD, which raises anew for each child that ends after one
-    that failed."""
+    """Without Paddle's handler of SIGCHLD, which would raise anew for each child that ends."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -322,7 +321,7 @@ def reader_failure(error, exit_codes=()):
         exit_codes (Sequence[int | None]): Of the reading processes, as far as they are known.
     """
     text = str(error)
-    # SIGCHLD's handler (3.3.1); inside a PyLayer's backward Paddle makes an OSError of it.
+    # An OSError inside a PyLayer's backward (paddle_quirks: reader_ends_by_signal).
     by_signal = isinstance(error, (SystemError, OSError)) and "(Fatal) DataLoader process" in text
     # The queue of a reading thread that found its worker gone.
     by_queue = isinstance(error, SystemError) and "Blocking queue is killed" in text
