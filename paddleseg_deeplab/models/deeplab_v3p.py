@@ -16,6 +16,7 @@ from paddleseg_deeplab.models.layers import (
     ConvBNReLU,
     SeparableConvBNReLU,
     channel_axis,
+    check_counts,
     check_dropouts,
     check_head_bias,
     like,
@@ -165,7 +166,7 @@ class DeepLabV3PHead(nn.Layer):
         backbone_strides=None,
     ):
         super().__init__()
-        _check_counts(
+        check_counts(
             aspp_out_channels=aspp_out_channels,
             low_level_channels=low_level_channels,
             decoder_channels=decoder_channels,
@@ -298,12 +299,6 @@ class Decoder(nn.Layer):
         if self.classifier_dropout is not None:
             x = self.classifier_dropout(x)
         return self.conv(x)
-
-
-def _check_counts(**counts):
-    for name, count in counts.items():
-        if type(count) is not int or count < 1:
-            raise ValueError(f"{name} is {count!r}; give a positive integer.")
 
 
 def _check_logits_size(upsample, logits_size):

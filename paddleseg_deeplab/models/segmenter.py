@@ -10,6 +10,7 @@ from paddleseg_deeplab.models.layers import (
     Conv2D,
     channel_axis,
     check_aspp_ratios,
+    check_counts,
     freeze_batch_norm,
     resize,
     set_batch_norm,
@@ -144,8 +145,7 @@ def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
         TypeError: the backbone does not declare its channels.
         ValueError: anything else that does not fit.
     """
-    if type(num_classes) is not int or num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes!r}; give a positive integer.")
+    check_counts(num_classes=num_classes)
     channel_axis(data_format)  # refuses an unknown format
     name = type(backbone).__name__
     channels = getattr(backbone, "feat_channels", None)

@@ -14,7 +14,7 @@ from paddle import nn
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
 from paddleseg_deeplab.models.backbones.variants import variant
-from paddleseg_deeplab.models.layers import ConvBN, channel_axis
+from paddleseg_deeplab.models.layers import ConvBN, channel_axis, check_counts
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 _STEM = 32
@@ -106,8 +106,7 @@ class MobileNetV2(nn.Layer):
         is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not is_number or not 0 < scale < float("inf"):
             raise ValueError(f"scale is {scale!r}; give a number above 0, such as 0.5 or 1.0.")
-        if type(in_channels) is not int or in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels!r}; give a positive integer.")
+        check_counts(in_channels=in_channels)
         channel_axis(data_format)  # refuses an unknown format
         self.scale = scale
         self.output_stride = output_stride

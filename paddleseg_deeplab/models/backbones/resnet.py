@@ -9,7 +9,7 @@ block7, replicas of block4 (section 3.2, figure 3).
 from paddle import nn
 
 from paddleseg_deeplab.models.backbones.variants import variant
-from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis
+from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis, check_counts
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # layers: blocks of the four stages.
@@ -178,8 +178,7 @@ class ResNet(nn.Layer):
 def _check(layers, output_stride, in_channels, stride_in, extra_stages):
     if layers not in _DEPTHS:
         raise ValueError(f"layers is {layers!r}; ResNet has {sorted(_DEPTHS)}.")
-    if type(in_channels) is not int or in_channels < 1:
-        raise ValueError(f"in_channels is {in_channels!r}; give a positive integer.")
+    check_counts(in_channels=in_channels)
     if stride_in not in _STRIDE_IN:
         raise ValueError(f"stride_in is {stride_in!r}; give one of {list(_STRIDE_IN)}.")
     if type(extra_stages) is not int or not 0 <= extra_stages <= 3:

@@ -9,7 +9,14 @@ shortcuts. For segmentation the last stages trade their stride for dilation. Key
 from paddle import nn
 
 from paddleseg_deeplab.models.backbones.variants import variant
-from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis, conv_bn
+from paddleseg_deeplab.models.layers import (
+    ConvBN,
+    ConvBNReLU,
+    ReLU,
+    channel_axis,
+    check_counts,
+    conv_bn,
+)
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
@@ -158,8 +165,7 @@ class ResNet_vd(nn.Layer):
             raise ValueError(f"layers is {layers!r}; ResNet_vd has {sorted(_DEPTHS)}.")
         if output_stride not in _STAGES:
             raise ValueError(f"output_stride is {output_stride!r}; give one of {sorted(_STAGES)}.")
-        if type(in_channels) is not int or in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels!r}; give a positive integer.")
+        check_counts(in_channels=in_channels)
         channel_axis(data_format)  # refuses an unknown format
         grid = _check_multi_grid(multi_grid, layers)
 

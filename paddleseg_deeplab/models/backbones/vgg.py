@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.models.layers import Conv2D, ReLU, channel_axis, check_dropouts
+from paddleseg_deeplab.models.layers import Conv2D, ReLU, channel_axis, check_counts, check_dropouts
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
 
 # (3x3 convolutions, their channels) of the five blocks; a pool follows each.
@@ -82,7 +82,7 @@ class VGG16_LargeFOV(nn.Layer):
         super().__init__()
         if output_stride not in _POOLS:
             raise ValueError(f"output_stride is {output_stride!r}; give one of {sorted(_POOLS)}.")
-        _check_positive(in_channels=in_channels, fov_channels=fov_channels)
+        check_counts(in_channels=in_channels, fov_channels=fov_channels)
         check_dropouts(dropout=dropout)
         self._axis = channel_axis(data_format)  # refuses an unknown format
         self.output_stride = output_stride
@@ -182,15 +182,9 @@ class VGG16_LargeFOV(nn.Layer):
         return [*(pools[i - 1] for i in _RETURNED), y]
 
 
-def _check_positive(**numbers):
-    for name, number in numbers.items():
-        if type(number) is not int or number < 1:
-            raise ValueError(f"{name} is {number!r}; give a positive integer.")
-
-
 def _fov(kernel, rate, output_stride):
     """(rate, padding) of fc6 at an output stride; the padding keeps the map's size."""
-    _check_positive(fov_kernel=kernel, fov_rate=rate)
+    check_counts(fov_kernel=kernel, fov_rate=rate)
     here = rate * 8 / output_stride
     reach = here * (kernel - 1)
     if here % 1 or reach % 2:

@@ -19,6 +19,7 @@ from paddleseg_deeplab.models.layers import (
     ConvBNReLU,
     ReLU,
     channel_axis,
+    check_counts,
     set_batch_norm,
 )
 from paddleseg_deeplab.utils.weights.load import load_pretrained_model
@@ -162,8 +163,7 @@ class XceptionDeeplab(nn.Layer):
         super().__init__()
         if backbone not in _VARIANTS:
             raise ValueError(f"backbone is {backbone!r}; give one of {sorted(_VARIANTS)}.")
-        if type(in_channels) is not int or in_channels < 1:
-            raise ValueError(f"in_channels is {in_channels!r}; give a positive integer.")
+        check_counts(in_channels=in_channels)
         channel_axis(data_format)  # refuses an unknown format
         self.backbone = backbone
         self.output_stride = output_stride

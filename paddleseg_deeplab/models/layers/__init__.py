@@ -6,6 +6,7 @@ from paddleseg_deeplab.models.layers.aspp import (
     HEAD_BIASES,
     ASPPModule,
     check_aspp_ratios,
+    check_counts,
     check_dropouts,
     check_head_bias,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "batch_norms",
     "channel_axis",
     "check_aspp_ratios",
+    "check_counts",
     "check_dropouts",
     "check_head_bias",
     "conv_bn",

@@ -122,6 +122,13 @@ def check_aspp_ratios(rates, name="aspp_ratios"):
         raise ValueError(f"{name} is {rates!r}; give positive integers, such as (1, 6, 12, 18).")
 
 
+def check_counts(**counts):
+    """Raises ValueError unless each is a positive integer; it names the setting."""
+    for name, count in counts.items():
+        if type(count) is not int or count < 1:
+            raise ValueError(f"{name} is {count!r}; give a positive integer.")
+
+
 def check_dropouts(**shares):
     """Raises ValueError unless each is a number from 0 to below 1; it names the setting."""
     for name, share in shares.items():
