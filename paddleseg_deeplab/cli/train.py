@@ -103,9 +103,11 @@ def _check(args):
 
 
 def _earlier_run(args):
-    """The checkpoints in --save_dir that are not to be mixed with this run's.
+    """The checkpoint to go on from, and those in --save_dir that are not to be mixed with this
+    run's.
 
-    Puts the folder that ``--resume_model auto`` means into ``args``.
+    Returns:
+        tuple[Path | None, list[Path]]
 
     Raises:
         UserError: There are some, and the flags do not say what to do with them.
@@ -119,15 +121,15 @@ def _earlier_run(args):
     if named and not (Path(named) / "model.pdparams").is_file():
         raise UserError(f"--resume_model {named} has no model.pdparams; give an iter_N folder.")
     found = checkpoint.find_checkpoint(args.resume_model, save_dir)
-    args.resume_model = str(found) if found else None
-    old = [] if args.resume_model else checkpoint.checkpoints(save_dir)
+    args.resume_model = found and str(found)  # the log shows what auto means
+    old = [] if found else checkpoint.checkpoints(save_dir)
     if old and not args.overwrite:
         raise UserError(
             f"--save_dir {save_dir} holds an earlier run ({old[-1].name}). Go on with "
             f"--resume_model {old[-1]}, choose another --save_dir, or remove the earlier "
             "checkpoints with --overwrite."
         )
-    return old
+    return found, old
 
 
 def _prepare_folder(args, old, config):
@@ -217,7 +219,7 @@ def _build(config, seed, do_eval, num_workers):
     return builder
 
 
-def _train(args, config, builder, ranks):
+def _train(args, config, builder, ranks, found):
     from paddleseg_deeplab.core.train import train
     from paddleseg_deeplab.core.training.settings import TrainSettings
     from paddleseg_deeplab.core.training.watch.preflight import warn_of_update_size
@@ -231,6 +233,7 @@ def _train(args, config, builder, ranks):
         seed=args.seed,
         config_text=str(config),
         hyper_parameters=_hyper_parameters(config, args, ranks.size),
+        checkpoint=found,
         resume_ignore_config=args.resume_ignore_config,
         image_rates=builder.sampler.rates if builder.sampler else None,
         save_format=args.save_format,
@@ -244,7 +247,6 @@ def _train(args, config, builder, ranks):
         iters=config.iters,
         batch_size=config.batch_size,
         early_stop_intervals=args.early_stop_intervals,
-        resume_model=args.resume_model,
         save_interval=args.save_interval,
         log_iters=args.log_iters,
         num_workers=args.num_workers,
@@ -286,8 +288,8 @@ def run(args):
     from paddleseg_deeplab.utils import logger as log
 
     with ranks.guard():
-        old = _earlier_run(args)
-        if args.resume_model:
+        found, old = _earlier_run(args)
+        if found:
             # A resumed run brings its own weights: pretrained ones would be loaded for nothing.
             config.drop_pretrained()
         builder = _build(config, args.seed or 0, args.do_eval, args.num_workers)
@@ -303,7 +305,7 @@ def run(args):
         log.logger.info("The resolved config, kept in %s/config.yml:\n%s", args.save_dir, config)
         if builder.sampler:
             log.logger.info(builder.sampler.summary)
-        _train(args, config, builder, ranks)
+        _train(args, config, builder, ranks, found)
     except Interrupted as reason:
         return reason.status
     except OSError as error:

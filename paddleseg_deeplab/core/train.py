@@ -124,7 +124,7 @@ def train(
     state = TrainingState(step, ema, Progress(seed=settings.seed or 0, settings=kept))
     schedule = Schedule(iters, save_interval, log_iters, early_stop_intervals)
     folder = RunFolder(save_dir, ranks, settings.config_text, keep_checkpoint_max)
-    folder.begin(state, resume_model, settings.seed, settings.resume_ignore_config)
+    folder.begin(state, settings, resume_model)
     progress = state.progress
     if schedule.has_ended(progress, val_dataset is not None):
         return progress

@@ -20,6 +20,7 @@ from small_runs import CONFIG, assert_same, config, run  # noqa: F401
 
 from paddleseg_deeplab.cli import train
 from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state import folder as state_folder
 from paddleseg_deeplab.core.training.state.folder import fault, remove, writing
 from paddleseg_deeplab.core.training.state.progress import read_progress
 
@@ -131,6 +132,18 @@ def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):
     assert "--overwrite" in capsys.readouterr().err.splitlines()[-1]
     assert run(config, out, *flags, "--overwrite", "--iters", 1) == 0
     assert [p.name for p in checkpoint.checkpoints(out)] == ["iter_1"]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "auto"])
+def test_a_checkpoint_is_looked_at_once(config, tmp_path, monkeypatch, named):
+    out = tmp_path / "out"
+    assert run(config, out, "--iters", 2) == 0
+    read, sha256 = [], state_folder._sha256
+    monkeypatch.setattr(state_folder, "_sha256", lambda path: read.append(path) or sha256(path))
+    flags = ["--iters", 3, "--resume_model", out / "iter_2" if named else "auto"]
+    assert run(config, out, *flags) == 0
+    names = [path.name for path in read if path.parent.name == "iter_2"]
+    assert sorted(names) == ["config.yml", "model.pdopt", "model.pdparams", "progress.json"]
 
 
 def test_another_config_is_refused_unless_told(config, tmp_path, capsys):

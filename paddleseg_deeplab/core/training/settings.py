@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class TrainSettings:
         config_text (str): The resolved config, YAML: shown in VisualDL, kept in each checkpoint,
             and compared with the one in the checkpoint that is resumed.
         hyper_parameters (dict | None): Name to number or text, for VisualDL's table.
+        checkpoint (Path | None): To go on from, as `find_checkpoint` gave it: `train` does not look
+            again, and `resume_model` is not used.
         resume_ignore_config (bool): Goes on from a checkpoint of another config, with a warning.
         image_rates (np.ndarray | None): float [images], how often an epoch holds each image on
             average (see `epochs.Sampler`); once by default.
@@ -35,6 +38,7 @@ class TrainSettings:
     seed: int | None = None
     config_text: str = ""
     hyper_parameters: dict | None = None
+    checkpoint: Path | None = None
     resume_ignore_config: bool = False
     image_rates: np.ndarray | None = None
     save_format: str = "pdparams"

@@ -163,7 +163,10 @@ def find_checkpoint(resume_model, save_dir):
         return None
     if str(resume_model) != "auto":
         folder = Path(resume_model)
-        _check_whole(folder)
+        # One without a manifest (PaddleSeg's) is taken as it is.
+        wrong = fault(folder) if has_manifest(folder) else None
+        if wrong is not None:
+            raise UserError(f"--resume_model: {wrong}. Take an earlier checkpoint.")
         return folder
     for folder in reversed(checkpoints(save_dir)):
         wrong = fault(folder)
@@ -174,13 +177,6 @@ def find_checkpoint(resume_model, save_dir):
     return None
 
 
-def _check_whole(folder):
-    """Refuses a damaged checkpoint; one without a manifest (PaddleSeg's) is taken as it is."""
-    wrong = fault(folder) if has_manifest(folder) else None
-    if wrong is not None:
-        raise UserError(f"--resume_model: {wrong}. Take an earlier checkpoint.")
-
-
 def resume(folder, model, step, ema=None):
     """Loads a checkpoint that `save_checkpoint` wrote into a freshly built run.
 
@@ -188,17 +184,16 @@ def resume(folder, model, step, ema=None):
     iteration then comes from the folder's name.
 
     Args:
-        folder (str): An ``iter_N`` folder.
+        folder (str): An ``iter_N`` folder that `find_checkpoint` gave.
         model (nn.Layer), step (TrainStep), ema (ModelEMA, optional): Take the state.
 
     Returns:
         Progress: Where the run goes on.
 
     Raises:
-        UserError: A file is missing or damaged, or does not fit the model or the optimizer.
+        UserError: A file is missing or cannot be read, or does not fit the model or the optimizer.
     """
     folder = Path(folder)
-    _check_whole(folder)
     for name in (_WEIGHTS, _OPTIMIZER):
         if not (folder / name).is_file():
             inside = checkpoints(folder)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 from paddleseg_deeplab.utils.errors import UserError
@@ -21,10 +20,6 @@ from paddleseg_deeplab.utils.logger import logger
 MANIFEST = "manifest.json"
 # On the way in (or out), and set aside while a folder of the same name takes the place.
 _NEW, _OLD = ".tmp", ".old"
-# What the files of folders found whole looked like then. A run that goes on asks three times for
-# the same one, and reading all of it takes a moment.
-_whole = {}
-_TICK = 10**9  # nanoseconds; file systems' clocks are coarse, some by a second and more
 _LEFT = re.compile(r"^(iter_\d+|best_model)\.(tmp|old)$")
 
 
@@ -88,8 +83,7 @@ def has_manifest(folder):
 def fault(folder):
     """What is wrong with a folder that `writing` made, or None if its files are as written.
 
-    Files that the manifest does not name are not looked at. Files that have not been touched since
-    this process found them whole are not read again.
+    Files that the manifest does not name are not looked at.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -102,16 +96,12 @@ def fault(folder):
         return f"{path} is damaged ({error})"
     if not files:
         return f"{path} is damaged (it names no files)"
-    for name, size, _ in files:
+    for name, size, _ in files:  # sizes of all first: that is quick
         file = folder / name
         if file.parent != folder or not file.is_file():
             return f"{file} is missing"
         if file.stat().st_size != size:
             return f"{file} is damaged ({file.stat().st_size} bytes, {size} were written)"
-    # Sizes of all first: that is quick.
-    now, looks = time.time_ns(), _looks([path, *(folder / name for name, _, _ in files)])
-    if looks and _whole.get(folder.resolve()) == looks:
-        return None
     for name, _, digest in files:
         try:
             found = _sha256(folder / name)
@@ -119,19 +109,7 @@ def fault(folder):
             return f"{folder / name} cannot be read ({error.strerror or error})"
         if found != digest:
             return f"{folder / name} is damaged (its checksum is not the one written)"
-    # As git does with its index: what was touched just now might be again within the clock's tick.
-    if looks and max(look[0] for look in looks) < now - 2 * _TICK:
-        _whole[folder.resolve()] = looks
     return None
-
-
-def _looks(files):
-    """Last change, inode and size of each file; None where one cannot be asked."""
-    try:
-        states = [file.stat() for file in files]
-    except OSError:
-        return None
-    return [(max(s.st_mtime_ns, s.st_ctime_ns), s.st_mtime_ns, s.st_ino, s.st_size) for s in states]
 
 
 def remove(folder):

@@ -37,14 +37,14 @@ class RunFolder:
         self._config_text = config_text
         self._keep = keep
 
-    def begin(self, state, resume_model=None, seed=None, ignore_config=False):
+    def begin(self, state, settings, resume_model=None):
         """Prepares the folder, and loads what is resumed into the state.
 
         Args:
             state (TrainingState): Freshly built; its progress says what this run is.
+            settings (TrainSettings): With the checkpoint where it is found already, the seed that
+                the user gave, and whether another run's checkpoint is taken.
             resume_model (str | None): An ``iter_N`` folder, or "auto".
-            seed (int | None): That the user gave; None keeps that of the run resumed.
-            ignore_config (bool): Goes on from a checkpoint of another run, with a warning.
 
         Raises:
             UserError: The checkpoint is damaged, of another run, or not the same everywhere.
@@ -55,13 +55,15 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 folder.clean(self.path)
         with ranks.guard():
-            self.resumed = checkpoint.find_checkpoint(resume_model, self.path)
+            self.resumed = settings.checkpoint
+            if self.resumed is None:
+                self.resumed = checkpoint.find_checkpoint(resume_model, self.path)
             if self.resumed is not None:
-                settings = state.progress.settings
+                kept = state.progress.settings
                 state.progress = checkpoint.resume(
                     self.resumed, state.step.model, state.step, state.ema
                 )
-                self._take_on(state.progress, settings, seed, ignore_config)
+                self._take_on(state.progress, kept, settings)
         self._check_same_for_all()
         progress = state.progress
         if progress.images < 0:  # a new run's, or of a checkpoint that does not tell
@@ -112,17 +114,18 @@ class RunFolder:
             if self._ranks.is_main:
                 checkpoint.save_best_model(model, self.path, save_format)
 
-    def _take_on(self, progress, settings, seed, ignore_config):
+    def _take_on(self, progress, kept, settings):
         """Checks that the run resumed is this one, and takes on what may differ."""
-        seed = progress.seed if seed is None else seed
+        seed = progress.seed if settings.seed is None else settings.seed
         saved = {**progress.settings, "seed": progress.seed}
-        now = {**settings, "seed": seed}
+        now = {**kept, "seed": seed}
         if saved.get("processes", now["processes"]) != now["processes"]:
             # Another number of processes is the same run as long as they read as many images.
             saved, now = _by_images(saved), _by_images(now)
-        check_same_run(self.resumed, self._config_text, now, saved, ignore=ignore_config)
+        ignore = settings.resume_ignore_config
+        check_same_run(self.resumed, self._config_text, now, saved, ignore=ignore)
         warn_of_another_machine(progress)
-        progress.seed, progress.settings = seed, settings
+        progress.seed, progress.settings = seed, kept
 
     def _check_same_for_all(self):
         names = self._ranks.gather(None if self.resumed is None else self.resumed.name)

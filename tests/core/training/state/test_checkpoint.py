@@ -277,7 +277,7 @@ def test_damage_is_a_user_error(tmp_path, spoil, words, checked):
         (folder / "manifest.json").unlink()
     net2, step2, _ = run()
     with pytest.raises(UserError) as caught:
-        checkpoint.resume(folder, net2, step2)
+        checkpoint.resume(checkpoint.find_checkpoint(folder, tmp_path), net2, step2)
     for word in [*words, str(folder)]:
         assert word in str(caught.value)
 
