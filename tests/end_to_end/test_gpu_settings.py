@@ -19,7 +19,7 @@ from small_runs import CONFIG, assert_same, config, registered, run  # noqa: F40
 
 from paddleseg_deeplab.core.training import step as step_module
 from paddleseg_deeplab.core.training.state import checkpoint
-from paddleseg_deeplab.core.training.state.same_run import differences
+from paddleseg_deeplab.core.training.state.run_folder import differences
 
 _LINE = re.compile(r"iter: (\d+)/\d+, loss: (\S+) \((.*?)\), lr: (\S+),")
 

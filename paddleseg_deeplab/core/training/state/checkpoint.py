@@ -15,7 +15,6 @@ from paddleseg_deeplab.core.training.state.progress import (
     machine,
     read_progress,
 )
-from paddleseg_deeplab.core.training.state.same_run import CONFIG
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.safe_pickle import reader
@@ -27,6 +26,7 @@ from paddleseg_deeplab.utils.weights.load import (
     save_weights,
 )
 
+CONFIG = "config.yml"
 _WEIGHTS, _OPTIMIZER = "model.pdparams", "model.pdopt"
 _EMA, _SCALER = "ema.pdparams", "scaler.pdopt"
 _SHOWN = 3  # tensors in a message

@@ -1,17 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: the checkpoint it goes on from, and those it leaves."""
+"""A run's folder: the checkpoint it goes on from, which has to be of the same run, and those it
+leaves."""
 
 import math
 from pathlib import Path
 
+import yaml
+
 from paddleseg_deeplab.core.ranks import share_statistics
-from paddleseg_deeplab.core.training.state import checkpoint, folder
+from paddleseg_deeplab.core.training.state import checkpoint
+from paddleseg_deeplab.core.training.state.checkpoint import CONFIG
+from paddleseg_deeplab.core.training.state.folder import clean, write_text
 from paddleseg_deeplab.core.training.state.progress import save_evaluation, warn_of_another_machine
-from paddleseg_deeplab.core.training.state.same_run import CONFIG, check_same_run
+from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 _READING = ("batch_size", "accumulation_steps", "processes")  # what an iteration reads
+# Not part of what is learned: how long, how it is evaluated and exported, how it is run. What an
+# iteration reads is compared as a setting, since processes share it.
+_FREE = (
+    "batch_size",
+    "accumulation_steps",
+    "images_per_update",
+    "iters",
+    "val_dataset",
+    "test_config",
+    "export",
+    "dataset_root",
+    "to_static_training",
+)
+# Where files lie; weights that the checkpoint's own replace; how an update is computed.
+_FREE_ANYWHERE = (
+    *("dataset_root", "train_path", "val_path", "test_path", "pretrained"),
+    "use_multi_tensor",
+)
+_ABSENT = "(absent)"
 
 
 class RunFolder:
@@ -53,7 +77,7 @@ class RunFolder:
         with ranks.guard():
             if ranks.is_main:
                 self.path.mkdir(parents=True, exist_ok=True)
-                folder.clean(self.path)
+                clean(self.path)
         with ranks.guard():
             self.resumed = settings.checkpoint
             if self.resumed is None:
@@ -70,7 +94,7 @@ class RunFolder:
             progress.images = progress.iteration * _images_an_iteration(progress.settings)
         with ranks.guard():
             if ranks.is_main and self._config_text:
-                folder.write_text(self.path / CONFIG, self._config_text)
+                write_text(self.path / CONFIG, self._config_text)
             if ranks.is_main and self.resumed is not None:
                 checkpoint.carry_best_model(self.resumed, self.path)
         ranks.copy_first(state.step.model.state_dict().values())
@@ -144,3 +168,84 @@ def _by_images(settings):
 
 def _images_an_iteration(settings):
     return math.prod(settings[key] for key in _READING)
+
+
+def differences(old, new):
+    """What differs between two configs beyond what a resumed run may change.
+
+    ``batch_size`` and ``accumulation_steps`` are left to the settings of `check_same_run`. Free
+    to differ are ``images_per_update`` (which is for information), ``iters``, ``val_dataset``,
+    ``test_config``, ``export``, ``to_static_training`` and ``use_multi_tensor``, folders and list
+    files of the training set, and pretrained weights, which the checkpoint's replace.
+
+    Args:
+        old, new (dict): Resolved configs.
+
+    Returns:
+        list[str]: ``key: old -> new``, keys with dots and list places as ``--opts`` takes them.
+    """
+    one, other = (
+        dict(_flat({k: v for k, v in config.items() if k not in _FREE})) for config in (old, new)
+    )
+    lines = []
+    for key in [*one, *(key for key in other if key not in one)]:
+        before, after = one.get(key, _ABSENT), other.get(key, _ABSENT)
+        if before != after:
+            lines.append(f"{key}: {before} -> {after}")
+    return lines
+
+
+def check_same_run(folder, config_text, settings=None, saved_settings=None, *, ignore=False):
+    """Refuses to go on from another run's checkpoint.
+
+    Args:
+        folder (str): The checkpoint; one without ``config.yml`` has nothing to compare.
+        config_text (str): This run's resolved config, YAML; "" compares none.
+        settings, saved_settings (dict, optional): What the config does not tell, of this run and
+            of the checkpoint; what only one has is not compared.
+        ignore (bool): Warn, and go on.
+
+    Raises:
+        UserError: There are differences; they are listed, one a line.
+    """
+    lines = []
+    path = Path(folder) / CONFIG
+    if config_text and path.is_file():
+        lines += differences(_read_config(path), yaml.safe_load(config_text) or {})
+    for key, value in (settings or {}).items():
+        saved = (saved_settings or {}).get(key, value)
+        if saved != value:
+            lines.append(f"{key}: {saved} -> {value}")
+    lines = list(dict.fromkeys(lines))
+    if not lines:
+        return
+    listed = "".join(f"\n  {line}" for line in lines)
+    if ignore:
+        logger.warning("%s is from another run; going on as told in spite of:%s", folder, listed)
+        return
+    raise UserError(
+        f"--resume_model {folder} is from another run. Go on with its settings, or take what "
+        f"differs into account with --resume_ignore_config:{listed}"
+    )
+
+
+def _read_config(path):
+    try:
+        content = safe_yaml.load(safe_yaml.read_text(path))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--resume_model: {path} is damaged ({error}).") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _flat(value, place=""):
+    """Yields (key with dots, plain value); an empty section or list counts as a value."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:
+        yield place, value
+        return
+    for key, inner in items:
+        if key not in _FREE_ANYWHERE and key != "pretrained_skip":
+            yield from _flat(inner, f"{place}.{key}" if place else str(key))

@@ -13,7 +13,7 @@ import pytest
 from places import ROOT
 
 from paddleseg_deeplab.core.training.state import folder as folders
-from paddleseg_deeplab.core.training.state.same_run import check_same_run, differences
+from paddleseg_deeplab.core.training.state.run_folder import check_same_run, differences
 from paddleseg_deeplab.core.training.watch.interrupt import (
     Interrupted,
     StoppableDataset,

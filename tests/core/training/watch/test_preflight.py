@@ -13,7 +13,7 @@ from paddle import nn
 from places import ROOT
 
 from paddleseg_deeplab.cli import infer, train
-from paddleseg_deeplab.core.training.state.same_run import differences
+from paddleseg_deeplab.core.training.state.run_folder import differences
 from paddleseg_deeplab.core.training.watch.preflight import (
     check_start,
     warn_of_update_size,
