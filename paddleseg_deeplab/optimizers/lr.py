@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learning rates per iteration: every scheduler here is stepped once after each update."""
 
-import difflib
 import inspect
 import math
 import numbers
@@ -9,7 +8,7 @@ import numbers
 import paddle.optimizer.lr as paddle_lr
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, did_you_mean
 
 # Classes of paddle.optimizer.lr that a config cannot use: they need a function, the loss, or
 # another scheduler.
@@ -156,10 +155,9 @@ def _scheduler_class(name):
     if name in others:
         return others[name]
     known = sorted(set(registry.LR_SCHEDULERS.components_dict) | set(others))
-    near = difflib.get_close_matches(str(name), known, n=1)
     raise UserError(
         f"lr_scheduler: type {name!r} is unknown; known: {', '.join(known)}."
-        + (f" Did you mean {near[0]!r}?" if near else "")
+        + did_you_mean(name, known)
     )
 
 
@@ -167,10 +165,9 @@ def _build(cls, options):
     known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     for key in options:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
             raise UserError(
                 f"lr_scheduler: unknown key {key!r} for {cls.__name__}, which takes "
-                f"{', '.join(known)}." + (f" Did you mean {near[0]!r}?" if near else "")
+                f"{', '.join(known)}." + did_you_mean(key, known)
             )
     try:
         return cls(**options)

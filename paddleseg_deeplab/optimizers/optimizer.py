@@ -18,7 +18,7 @@ from paddle import nn
 from paddle.regularizer import L2Decay
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, did_you_mean
 from paddleseg_deeplab.utils.logger import logger
 
 _CLIPS = ("ClipGradByGlobalNorm", "ClipGradByNorm", "ClipGradByValue")
@@ -177,10 +177,9 @@ def _check_groups(custom_cfg):
             raise UserError(f"optimizer: custom_cfg entry {group!r} must be a dict with a name.")
         for key, value in group.items():
             if key not in _GROUP_KEYS:
-                near = difflib.get_close_matches(key, _GROUP_KEYS, n=1)
                 raise UserError(
                     f"optimizer: unknown key {key!r} in custom_cfg; known: "
-                    f"{', '.join(_GROUP_KEYS)}." + (f" Did you mean {near[0]!r}?" if near else "")
+                    f"{', '.join(_GROUP_KEYS)}." + did_you_mean(key, _GROUP_KEYS)
                 )
             if key != "name":
                 _check_number(f"custom_cfg {key}", value, 0)

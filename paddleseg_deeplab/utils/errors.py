@@ -29,12 +29,17 @@ class PackageError(UserError, ImportError):
     """An installed package is missing, of a wrong version, or cannot be imported."""
 
 
+def did_you_mean(name, known):
+    """`` Did you mean 'iters'?`` with the space before it, or "" where nothing is near."""
+    match = difflib.get_close_matches(str(name), known, n=1)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
 def nearest(name, known):
     """A hint such as ``Did you mean 'iters'?`` or, where nothing is near, the known names."""
     known = [str(k) for k in known]
-    match = difflib.get_close_matches(str(name), known, n=1)
-    if match:
-        return f"Did you mean {match[0]!r}?"
+    if hint := did_you_mean(name, known):
+        return hint.strip()
     return f"Known: {', '.join(known)}." if known else "There is nothing to choose from."
 
 
