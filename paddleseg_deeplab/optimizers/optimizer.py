@@ -186,6 +186,14 @@ def _check_groups(custom_cfg):
     return [dict(group) for group in custom_cfg]
 
 
+def _of_another_paddle(what):
+    """The error's text where a private name of Paddle's is gone."""
+    return (
+        f"optimizer: {what} needs an inner part of Paddle that Paddle {paddle.__version__} lacks. "
+        "Leave it out, or install Paddle 3.3."
+    )
+
+
 class _L2Optimizer(BaseOptimizer):
     """Optimizers whose decay is added to the gradient."""
 
@@ -246,12 +254,16 @@ class SGD(_L2Optimizer):
         common = {"learning_rate": lr, "parameters": parameters, "grad_clip": self.grad_clip}
         if self.momentum is None:
             return paddle.optimizer.SGD(**common)
-        return paddle.optimizer.Momentum(
+        optimizer = paddle.optimizer.Momentum(
             momentum=float(self.momentum),
             use_nesterov=self.use_nesterov,
             use_multi_tensor=self.use_multi_tensor,
             **common,
         )
+        # `TrainStep` asks for it, and refuses what would silently be done wrong.
+        if self.use_multi_tensor and not hasattr(optimizer, "_use_multi_tensor"):
+            raise UserError(_of_another_paddle("use_multi_tensor"))
+        return optimizer
 
 
 @registry.OPTIMIZERS.add_component
@@ -336,6 +348,12 @@ class _GroupedAdamW(paddle.optimizer.AdamW):
 
     def __init__(self, decay_mults, **options):
         super().__init__(**options)
+        # Without what is overridden below the factors would silently be left out.
+        is_hook = "_append_optimize_op" in vars(paddle.optimizer.AdamW)
+        works = is_hook and hasattr(self, "_weight_decay")
+        if not works and set(decay_mults.values()) != {1.0}:
+            what = "AdamW with weight_decay_mult or no_decay_bias_norm"
+            raise UserError(_of_another_paddle(what))
         self._decay_mults = decay_mults
 
     def _append_optimize_op(self, block, param_and_grad):

@@ -95,3 +95,15 @@ def test_gradients_that_come_and_go_are_refused():
 def test_it_needs_momentum():
     with pytest.raises(UserError, match="use_multi_tensor needs momentum"):
         SGD(use_multi_tensor=True)
+
+
+def test_another_paddle_that_does_not_say_so_is_refused(monkeypatch):
+    class Silent(paddle.optimizer.Momentum):
+        def __init__(self, **options):
+            super().__init__(**options)
+            del self._use_multi_tensor
+
+    monkeypatch.setattr(paddle.optimizer, "Momentum", Silent)
+    make()
+    with pytest.raises(UserError, match=r"use_multi_tensor needs .*Paddle \S+ lacks\. Leave"):
+        make(use_multi_tensor=True)

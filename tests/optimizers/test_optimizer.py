@@ -284,3 +284,12 @@ def test_nothing_to_train(net):
         p.stop_gradient = True
     with pytest.raises(UserError, match="no trainable parameter"):
         SGD()(net, LR)
+
+
+def test_factors_of_adamw_are_not_silently_left_out_by_another_paddle(net, monkeypatch):
+    monkeypatch.delattr(paddle.optimizer.AdamW, "_append_optimize_op")
+    with pytest.raises(UserError, match=r"AdamW with weight_decay_mult .*Paddle \S+ lacks\. Leave"):
+        AdamW(no_decay_bias_norm=True)(net, LR)
+    with pytest.raises(UserError, match="AdamW with weight_decay_mult"):
+        AdamW(custom_cfg=[{"name": "head", "weight_decay_mult": 0.5}])(net, LR)
+    AdamW()(net, LR)  # needs none of it
