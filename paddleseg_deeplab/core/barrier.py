@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A barrier at which ranks wait for each other, however long the slowest takes to come.
 
-gloo ends an exchange for which a rank comes more than 30 seconds late, and Paddle gives no way to
-set that; saving a checkpoint or reading from a slow disk may well take longer. This takes a tenth
-of a millisecond, and notices at once when a process has ended.
-
-Paddle's own means (3.3.1): `paddle.distributed.barrier` has the 30 seconds, too. The store takes 40
-ms a call. `gloo_barrier` would do, but to begin with it takes 3.7 s, two more processes a rank and
-an HTTP server open to all, it writes http.log into the working folder, and its patience of 115 days
-cannot be set.
+gloo does not wait for long, and Paddle's other means cost more (paddle_quirks: gloo_gives_up);
+saving a checkpoint or reading from a slow disk may well take longer. This takes a tenth of a
+millisecond, and notices at once when a process has ended.
 """
 
 import hmac

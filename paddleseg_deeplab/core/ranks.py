@@ -11,7 +11,7 @@ import os
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core.gate import Gate
+from paddleseg_deeplab.core.barrier import Barrier
 from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
 from paddleseg_deeplab.utils.errors import (
     NonFiniteLoss,
@@ -38,8 +38,8 @@ class Ranks:
     Args:
         rank (int): This process's number.
         size (int): How many there are.
-        gate (Gate, optional): Through which ranks go together before each exchange; None leaves
-            the waiting to the exchange.
+        barrier (Barrier, optional): Where ranks wait for each other before each exchange; None
+            leaves the waiting to the exchange.
         on_host (bool): Whether exchanges go through the host's memory (gloo), so that to read
             their result costs nothing. Through a device's (NCCL) reading it is waiting for it.
         notes (optional): Paddle's store, in which a rank that leaves says why.
@@ -48,11 +48,11 @@ class Ranks:
         RunStopped: From any of them: another rank stopped the run, or is gone.
     """
 
-    def __init__(self, rank=0, size=1, gate=None, *, on_host=True, notes=None):
+    def __init__(self, rank=0, size=1, barrier=None, *, on_host=True, notes=None):
         self.rank = rank
         self.size = size
         self.on_host = on_host
-        self._gate = gate
+        self._barrier = barrier
         self._notes = notes
 
     @property
@@ -147,10 +147,10 @@ class Ranks:
 
     def _of_all(self, error):
         """The exception that this rank raises for the first one that any rank had."""
-        told = self.gather(error and _description(error))
-        first = next(rank for rank, item in enumerate(told) if item is not None)
+        descriptions = self.gather(error and _description(error))
+        first = next(rank for rank, item in enumerate(descriptions) if item is not None)
         if first != self.rank:
-            kind, text = told[first]
+            kind, text = descriptions[first]
             who = f"process {first} of {self.size}: "
             error = kind(text) if kind is Interrupted else kind(who + text)
         return self.alike(error)
@@ -174,12 +174,12 @@ class Ranks:
     @contextlib.contextmanager
     def _exchange(self):
         with self._lost():
-            if self._gate is not None:
-                self._gate.wait()
+            if self._barrier is not None:
+                self._barrier.wait()
             yield
             # One that went on to its end here would break the connection under the slower ones.
-            if self._gate is not None:
-                self._gate.wait()
+            if self._barrier is not None:
+                self._barrier.wait()
 
     @contextlib.contextmanager
     def _lost(self):
@@ -284,8 +284,8 @@ def join(device=None):
         paddle.distributed.init_parallel_env()
     rank = paddle.distributed.get_rank()
     store = _store()
-    gate = _gate(rank, size, store) if on_cpu and store is not None else None
-    _joined = Ranks(rank, size, gate, on_host=on_cpu, notes=store)
+    barrier = _make_barrier(rank, size, store) if on_cpu and store is not None else None
+    _joined = Ranks(rank, size, barrier, on_host=on_cpu, notes=store)
     return _joined
 
 
@@ -299,13 +299,13 @@ def _store():
         return None
 
 
-def _gate(rank, size, store):
-    """The `Gate` of a CPU run."""
-    told = os.environ.get("PADDLE_PG_TIMEOUT", "")  # Paddle's setting for NCCL
-    patience = int(told) / 1000 if told.isdigit() and int(told) > 0 else _PATIENCE
+def _make_barrier(rank, size, store):
+    """The `Barrier` of a CPU run."""
+    timeout = os.environ.get("PADDLE_PG_TIMEOUT", "")  # Paddle's setting for NCCL
+    patience = int(timeout) / 1000 if timeout.isdigit() and int(timeout) > 0 else _PATIENCE
     host = paddle.distributed.ParallelEnv().trainer_endpoints[0].rpartition(":")[0]
     try:
-        return Gate(rank, size, store, host, patience)
+        return Barrier(rank, size, store, host, patience)
     except OSError as error:
         raise RunStopped(
             f"process {rank} of {size} cannot connect to the first one, {host} ({error})."

@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.cli import train as train_command
-from paddleseg_deeplab.core.gate import Gate
+from paddleseg_deeplab.core.barrier import Barrier
 from paddleseg_deeplab.core.ranks import Ranks, join
 from paddleseg_deeplab.core.training import determinism
 from paddleseg_deeplab.core.training.data.batches import SampleStream, training_batches
@@ -149,22 +149,22 @@ def test_one_rank_exchanges_nothing():
     assert join().size == 1
 
 
-class Told(Ranks):
+class WithGathered(Ranks):
     """A rank of three whose exchanges are made up."""
 
-    def __init__(self, rank, told):
+    def __init__(self, rank, gathered):
         super().__init__(rank, 3)
-        self.told = told
+        self.gathered = gathered
 
     def sum(self, values):
         return np.asarray(values, np.float64) + 1
 
     def gather(self, value):
-        return self.told
+        return self.gathered
 
 
 @pytest.mark.parametrize(
-    ("told", "kind", "text"),
+    ("description", "kind", "text"),
     [
         ((UserError, "x.png is broken"), UserError, "process 1 of 3: x.png is broken"),
         ((NonFiniteLoss, "nan"), NonFiniteLoss, "process 1 of 3: nan"),
@@ -173,20 +173,20 @@ class Told(Ranks):
     ],
 )
 @pytest.mark.parametrize("rank", [0, 2])
-def test_the_other_ranks_raise_what_one_did(told, kind, text, rank):
+def test_the_other_ranks_raise_what_one_did(description, kind, text, rank):
     with pytest.raises(kind, match=text) as caught:
-        Told(rank, [None, told, None]).agree()
+        WithGathered(rank, [None, description, None]).agree()
     # One of them speaks.
     assert caught.value.silent == (rank != 0)
 
 
 def test_the_first_of_several_errors_counts():
     own = UserError("mine")
-    told = [None, (UserError, "one"), (UserError, "mine")]
+    gathered = [None, (UserError, "one"), (UserError, "mine")]
     with pytest.raises(UserError, match="process 1 of 3: one"):
-        Told(2, told).agree(own)
+        WithGathered(2, gathered).agree(own)
     with pytest.raises(UserError, match=r"^mine$"):
-        Told(1, [None, (UserError, "mine"), None]).agree(own)
+        WithGathered(1, [None, (UserError, "mine"), None]).agree(own)
 
 
 class Store(dict):
@@ -206,14 +206,14 @@ class Store(dict):
 
 
 @pytest.fixture
-def gates():
-    """Makes three connected gates."""
+def barriers():
+    """Makes three connected barriers."""
 
     def make(patience):
         store, out = Store(), {}
 
         def connect(rank):
-            out[rank] = Gate(rank, 3, store, "127.0.0.1", patience)
+            out[rank] = Barrier(rank, 3, store, "127.0.0.1", patience)
 
         threads = [threading.Thread(target=connect, args=(rank,)) for rank in range(3)]
         for thread in threads:
@@ -225,21 +225,21 @@ def gates():
 
     made = []
     yield make
-    for gate in made:
-        for peer in gate._peers.values():
+    for barrier in made:
+        for peer in barrier._peers.values():
             peer.close()
 
 
-def test_nobody_goes_through_the_gate_alone(gates):
+def test_nobody_passes_the_barrier_alone(barriers):
     through = []
 
-    def go(gate):
+    def go(barrier):
         for number in range(20):
-            gate.wait()
+            barrier.wait()
             through.append(number)
 
-    three = gates(20.0)
-    threads = [threading.Thread(target=go, args=(gate,)) for gate in three[1:]]
+    three = barriers(20.0)
+    threads = [threading.Thread(target=go, args=(barrier,)) for barrier in three[1:]]
     for thread in threads:
         thread.start()
     assert not through  # the first one has not come
@@ -249,8 +249,8 @@ def test_nobody_goes_through_the_gate_alone(gates):
     assert sorted(through) == sorted(list(range(20)) * 3)
 
 
-def test_a_rank_that_is_gone_or_late_is_named(gates):
-    first, second, third = gates(0.2)
+def test_a_rank_that_is_gone_or_late_is_named(barriers):
+    first, second, third = barriers(0.2)
     for peer in second._peers.values():
         peer.close()
     with pytest.raises(RunStopped, match="process 1 of 3 is gone"):

@@ -23,7 +23,7 @@ from paddleseg_deeplab.datasets import Shapes
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """The folder of one launch of `rank_worker.py`, and what both ranks told."""
+    """The folder of one launch of `rank_worker.py`, and what both ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "set.yml").write_text(CONFIG)
     photos = folder / "photos"
@@ -48,12 +48,12 @@ def alone(tmp_path_factory):
 def test_two_ranks_follow_one_process(launched, alone):
     # 1e-5 is asked for; sums in another order leave a few units in the last place of float32.
     losses, weights = alone
-    for told in launched[1]:
-        assert told["size"] == 2
-        np.testing.assert_allclose(told["plain"], losses, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(told["accumulated"], losses, rtol=0, atol=1e-5)
+    for found in launched[1]:
+        assert found["size"] == 2
+        np.testing.assert_allclose(found["plain"], losses, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found["accumulated"], losses, rtol=0, atol=1e-5)
         for name, value in weights.items():
-            np.testing.assert_allclose(told["weights"][name], value, rtol=0, atol=1e-5)
+            np.testing.assert_allclose(found["weights"][name], value, rtol=0, atol=1e-5)
     # Bit for bit the same on both ranks.
     assert launched[1][0]["weights"] == launched[1][1]["weights"]
 
@@ -107,7 +107,7 @@ def test_a_seed_gives_the_same_run_for_any_number_of_workers(tmp_path):
 
 
 def test_early_stop_and_evaluation_are_the_same_on_all(launched):
-    one, other = (told["early"] for told in launched[1])
+    one, other = (found["early"] for found in launched[1])
     assert one == other
     assert len(one) < 20
 
@@ -142,8 +142,8 @@ def test_only_the_first_rank_writes(launched):
 
 
 def test_val_of_two_ranks_equals_one(launched, tmp_path):
-    folder, told = launched
-    assert [t["val"] for t in told] == [0, 0]
+    folder, results = launched
+    assert [found["val"] for found in results] == [0, 0]
     weights = str(folder / "plain" / "iter_20")
     flags = ["--config", str(folder / "set.yml"), "--device", "cpu", "--model_path", weights]
     assert val_command.main([*flags, "--save_dir", str(tmp_path)]) == 0
@@ -180,8 +180,8 @@ def test_the_network_that_is_evaluated_is_the_one_that_is_saved(launched, tmp_pa
 
 
 def test_predict_shares_the_images(launched):
-    folder, told = launched
-    assert [t["predict"] for t in told] == [2, 2]
+    folder, results = launched
+    assert [found["predict"] for found in results] == [2, 2]
     made = {p.name for p in (folder / "pictures" / "pseudo_color_prediction").iterdir()}
     assert made == {"a_jpg.png", "a_png.png", "b.png", "c.png", "d.png"}
     console = "".join(logs(folder))
@@ -237,7 +237,7 @@ def test_a_killed_rank_and_a_signal_to_the_launcher_end_the_run(tmp_path, starte
     os.kill(_ranks_of(process)[1], signal.SIGKILL)
     finish(process, 60)
     assert process.returncode != 0
-    # It depends on the moment what the other one notices first, the gate or the exchange.
+    # It depends on the moment what the other one notices first, the barrier or the exchange.
     assert re.search("process 1 of 2 is gone|one of them is gone", logs(tmp_path)[0])
     assert "Traceback" not in logs(tmp_path)[0]
     # The launcher's SIGTERM reaches each rank several times; the run is saved all the same.
