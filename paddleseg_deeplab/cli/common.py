@@ -122,9 +122,9 @@ def join_ranks(device=None):
     Raises:
         UserError: One GPU was named for all of them.
     """
-    from paddleseg_deeplab.core import ranks as distributed
+    from paddleseg_deeplab.core.ranks import join
 
-    ranks = distributed.join(device)
+    ranks = join(device)
     if not ranks.is_main:
         logger.setLevel(max(logger.level, logging.WARNING))
     return ranks
@@ -136,10 +136,10 @@ def _imports():
     try:
         yield
     except ImportError as error:
-        told = explain(error)
-        if told is None:
+        explained = explain(error)
+        if explained is None:
             raise
-        _tell(told)
+        _tell(explained)
         raise SystemExit(2) from error
 
 

@@ -134,7 +134,7 @@ def _earlier_run(args):
 
 def _prepare_folder(args, old, config):
     """Makes --save_dir, removes what --overwrite means; returns the log."""
-    from paddleseg_deeplab.utils import logger as log
+    from paddleseg_deeplab.utils.logger import add_file
 
     save_dir = Path(args.save_dir)
     try:
@@ -144,7 +144,7 @@ def _prepare_folder(args, old, config):
             for record in save_dir.glob("vdlrecords.*.log"):
                 record.unlink()
         save_dir.mkdir(parents=True, exist_ok=True)
-        return log.add_file(save_dir / "train.log")
+        return add_file(save_dir / "train.log")
     except OSError as error:
         raise UserError(f"--save_dir {save_dir} cannot be written: {error}.") from error
 
@@ -285,7 +285,7 @@ def run(args):
     ranks = common.join_ranks(args.device)
     from paddleseg_deeplab.core.training.step import NonFiniteLoss
     from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
-    from paddleseg_deeplab.utils import logger as log
+    from paddleseg_deeplab.utils.logger import logger, remove_file
 
     with ranks.guard():
         found, old = _earlier_run(args)
@@ -300,11 +300,11 @@ def run(args):
     try:
         _log_environment(device)
         if ranks.size > 1:
-            log.logger.info("%d processes, each with batches of its own.", ranks.size)
-        log.logger.info("Flags: %s", {k: v for k, v in vars(args).items() if v is not None})
-        log.logger.info("The resolved config, kept in %s/config.yml:\n%s", args.save_dir, config)
+            logger.info("%d processes, each with batches of its own.", ranks.size)
+        logger.info("Flags: %s", {k: v for k, v in vars(args).items() if v is not None})
+        logger.info("The resolved config, kept in %s/config.yml:\n%s", args.save_dir, config)
         if builder.sampler:
-            log.logger.info(builder.sampler.summary)
+            logger.info(builder.sampler.summary)
         _train(args, config, builder, ranks, found)
     except Interrupted as reason:
         return reason.status
@@ -312,16 +312,16 @@ def run(args):
         # Saving names its own; this is a log or a curve that no longer fits on the disk.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        told = UserError(f"--save_dir {args.save_dir}: {error.strerror}. {_GO_ON}")
-        told.unagreed = getattr(error, "unagreed", False)
-        raise told from error
+        failure = UserError(f"--save_dir {args.save_dir}: {error.strerror}. {_GO_ON}")
+        failure.unagreed = getattr(error, "unagreed", False)
+        raise failure from error
     except NonFiniteLoss as error:
         if not getattr(error, "silent", False):
-            log.logger.error(str(error))
+            logger.error(str(error))
         return 1
     finally:
         if handler is not None:
-            log.remove_file(handler)
+            remove_file(handler)
             _forget_unbegun(save_dir, new)
     return 0
 

@@ -210,9 +210,9 @@ def test_what_paddleseg_has_beyond_this(caplog):
     caplog.clear()
     # In PaddleSeg's order: precision, amp_level, num_workers, print_detail, auc_roc.
     window = (False, None, None)
-    told = evaluate(Brightest(), Scenes(), False, 1.0, False, False, *window, "fp32", "O1", 0,
-                    False, True, progress=False)  # fmt: skip
-    assert told.records == plain.records
+    found = evaluate(Brightest(), Scenes(), False, 1.0, False, False, *window, "fp32", "O1", 0,
+                     False, True, progress=False)  # fmt: skip
+    assert found.records == plain.records
     assert [r.message for r in caplog.records if "auc_roc has no effect" in r.message]
     with pytest.raises(UserError, match="use_multilabel"):
         quiet(Brightest(), Scenes(), use_multilabel=True)

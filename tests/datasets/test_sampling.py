@@ -12,8 +12,13 @@ from paddleseg_deeplab.core.training.data.batches import SampleStream, training_
 from paddleseg_deeplab.core.training.data.epochs import Sampler
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.datasets import Shapes
-from paddleseg_deeplab.datasets import sampling as kinds
-from paddleseg_deeplab.datasets.sampling import capped_rates, class_shares
+from paddleseg_deeplab.datasets.sampling import (
+    capped_rates,
+    class_balanced,
+    class_shares,
+    repeat_hard,
+    weighted,
+)
 from paddleseg_deeplab.transforms import RandomPaddingCrop
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -154,7 +159,7 @@ def test_one_class_an_image_is_seen_as_often_as_any_other():
     """Closed form: 6, 3 and 1 images of three classes, each class a third of the draws."""
     rows = [[8, 0, 0]] * 6 + [[0, 8, 0]] * 3 + [[0, 0, 8]]
     for by in ("pixels", "images"):
-        sampling = kinds.class_balanced(1.0, 100, by=by)(Counted(rows))
+        sampling = class_balanced(1.0, 100, by=by)(Counted(rows))
         np.testing.assert_allclose(
             sampling.rates, [10 / 3 / 6] * 6 + [10 / 3 / 3] * 3 + [10 / 3], rtol=1e-12
         )
@@ -176,25 +181,25 @@ def test_weights_against_a_loop():
             total = sum(row[k] / share[:, k].sum() for k in range(5) if share[:, k].sum())
             weights.append(total**0.5)
         expected = np.array(weights) * (20 / sum(weights))
-        got = kinds.class_balanced(0.5, 50, by=by)(Counted(rows)).rates
+        got = class_balanced(0.5, 50, by=by)(Counted(rows)).rates
         np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
 def test_power_zero_is_the_plain_shuffle():
-    rates = kinds.class_balanced(power=0)(Counted([[1, 0], [5, 5], [0, 3]])).rates
+    rates = class_balanced(power=0)(Counted([[1, 0], [5, 5], [0, 3]])).rates
     plain, ours = SampleStream(3, 0), SampleStream(3, 0, sampler=Sampler(rates))
     assert [ours.key(p) for p in range(20)] == [plain.key(p) for p in range(20)]
 
 
 def test_max_repeat_is_kept_and_the_rest_shared_out():
     rows = [[100, 1]] + [[100, 0]] * 9
-    rates = kinds.class_balanced(1.0, 2.5)(Counted(rows)).rates
+    rates = class_balanced(1.0, 2.5)(Counted(rows)).rates
     np.testing.assert_allclose(rates, [2.5] + [7.5 / 9] * 9, rtol=1e-12)
-    assert kinds.class_balanced(1.0, 1)(Counted(rows)).rates.tolist() == pytest.approx([1] * 10)
+    assert class_balanced(1.0, 1)(Counted(rows)).rates.tolist() == pytest.approx([1] * 10)
 
 
 def test_images_without_a_labelled_pixel_are_not_drawn():
-    sampling = kinds.class_balanced()(Counted([[4, 0], [0, 0], [0, 4]]))
+    sampling = class_balanced()(Counted([[4, 0], [0, 0], [0, 4]]))
     np.testing.assert_allclose(sampling.rates, [1.5, 0, 1.5])
     assert "1 are never drawn" in sampling.summary
 
@@ -223,8 +228,8 @@ def test_hard_images_are_repeated_as_in_the_paper():
     rows = [[9, 0, 0, 0], [9, 1, 0, 0], [9, 0, 0, 4], [9, 2, 3, 0], [9, 0, 5, 0]]
     data = Counted(rows, names)
     for classes in (["bicycle", "diningtable"], [1, 2], ["BICYCLE", "dining_table", 1]):
-        assert kinds.repeat_hard(classes, 3)(data).rates.tolist() == [1, 3, 1, 3, 3]
-    sampling = kinds.repeat_hard([1])(data)
+        assert repeat_hard(classes, 3)(data).rates.tolist() == [1, 3, 1, 3, 3]
+    sampling = repeat_hard([1])(data)
     assert sampling.rates.tolist() == [1, 2, 1, 2, 1]
     assert "7 draws from 5 images" in sampling.summary
     # bicycle: 2 of 5 images before, 4 of 7 draws after
@@ -236,7 +241,7 @@ def test_the_paper_s_classes_are_pascal_voc_s():
     from paddleseg_deeplab.datasets.class_names import PASCAL_VOC
 
     rows = np.eye(21, dtype=int)
-    rates = kinds.repeat_hard()(Counted(rows, PASCAL_VOC)).rates
+    rates = repeat_hard()(Counted(rows, PASCAL_VOC)).rates
     assert [PASCAL_VOC[i] for i in np.flatnonzero(rates == 2)] == [
         *("bicycle", "chair", "diningtable", "pottedplant", "sofa")
     ]
@@ -246,11 +251,11 @@ def test_weights_of_one_s_own(tmp_path):
     path = tmp_path / "weights.txt"
     path.write_text("# mine\n1\n\n3e0\r\n0\n", encoding="utf-8")
     data = Counted([[1, 1]] * 3)
-    assert kinds.weighted(str(path))(data).rates.tolist() == pytest.approx([0.75, 2.25, 0])
+    assert weighted(str(path))(data).rates.tolist() == pytest.approx([0.75, 2.25, 0])
     data.dataset_root = str(tmp_path)
-    assert kinds.weighted("weights.txt")(data).rates.sum() == pytest.approx(3)
+    assert weighted("weights.txt")(data).rates.sum() == pytest.approx(3)
     path.write_text("1e308\n1e308\n1e308\n", encoding="utf-8")
-    assert kinds.weighted(str(path))(data).rates.tolist() == pytest.approx([1, 1, 1])
+    assert weighted(str(path))(data).rates.tolist() == pytest.approx([1, 1, 1])
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -300,11 +305,11 @@ def test_what_is_wrong_is_told(kind, parameters, words, tmp_path):
 
 def test_sets_that_cannot_be_sampled():
     with pytest.raises(UserError, match="no labelled pixel"):
-        kinds.class_balanced()(Counted([[0, 0]]))
+        class_balanced()(Counted([[0, 0]]))
     with pytest.raises(UserError, match="no image of the training set holds cyclist"):
-        kinds.repeat_hard(["cyclist"])(Counted([[4, 0]], ["road", "cyclist"]))
+        repeat_hard(["cyclist"])(Counted([[4, 0]], ["road", "cyclist"]))
     with pytest.raises(UserError, match="list has no load_label"):
-        kinds.class_balanced()([])
+        class_balanced()([])
 
 
 CONFIG = """

@@ -24,7 +24,7 @@ from paddleseg_deeplab.core.training.state.run_folder import differences
 _LINE = re.compile(r"iter: (\d+)/\d+, loss: (\S+) \((.*?)\), lr: (\S+),")
 
 
-def told(folder):
+def logged(folder):
     """Iteration, loss, parts and rate of each log line."""
     return _LINE.findall((folder / "train.log").read_text(encoding="utf-8"))
 
@@ -47,8 +47,8 @@ def test_a_run_that_reads_its_losses_late_is_the_same(config, tmp_path, reads_la
     reads_late()
     assert run(config, late, *flags) == 0
     assert_equal_runs(plain, late)
-    assert told(late) == told(plain)
-    assert [line[0] for line in told(late)] == ["3", "6"]
+    assert logged(late) == logged(plain)
+    assert [line[0] for line in logged(late)] == ["3", "6"]
     # A signal in between: what was not read yet is read before the checkpoint is written.
     flags = ["--resume_model", "auto", *flags]
     once("train", 3, terminate)  # iteration 2
@@ -77,9 +77,9 @@ def test_a_bad_loss_leaves_no_checkpoint(
     flags = ["--log_iters", 100, "--save_interval", 6]
     assert run(config, tmp_path / "out", *flags) == 1
     assert not checkpoint.checkpoints(tmp_path / "out")
-    told = capsys.readouterr().err
-    assert re.search(r"Training stopped at iteration [2345]: the (loss|gradient) is ", told)
-    assert f"after iteration {5 if signalled else 6}: the weights have moved" in told
+    text = capsys.readouterr().err
+    assert re.search(r"Training stopped at iteration [2345]: the (loss|gradient) is ", text)
+    assert f"after iteration {5 if signalled else 6}: the weights have moved" in text
 
 
 def test_a_compiled_run_is_resumed_like_any(config, tmp_path):

@@ -11,7 +11,7 @@ from launching import finish, launcher, logs
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def results(tmp_path_factory):
     """What both ranks found."""
     folder = tmp_path_factory.mktemp("gradients")
     output = finish(launcher(folder, Path(gradient_worker.__file__), folder), 120)
@@ -46,14 +46,14 @@ def assert_near(found, expected):
 
 @pytest.mark.parametrize("case", gradient_worker.CASES)
 @pytest.mark.parametrize("how", ["in turn", "in turn, small", "overlapped", "overlapped, small"])
-def test_sums_are_those_of_one_process(told, expected, how, case):
-    one, other = (t[how]["gradients"][case] for t in told)
+def test_sums_are_those_of_one_process(results, expected, how, case):
+    one, other = (found[how]["gradients"][case] for found in results)
     assert one == other  # bit for bit, or the networks would part
     assert_near(one, expected[case])
 
 
-def test_buckets_leave_while_the_backward_pass_runs(told):
-    for one in told:
+def test_buckets_leave_while_the_backward_pass_runs(results):
+    for one in results:
         found = one["overlapped, small"]
         assert found["buckets"] > 2
         assert one["in turn, small"]["early"] == [0] * len(gradient_worker.CASES)
@@ -64,15 +64,15 @@ def test_buckets_leave_while_the_backward_pass_runs(told):
         assert never == 0
 
 
-def test_data_parallel_that_looks_for_unused_parameters_agrees(told, expected):
+def test_data_parallel_that_looks_for_unused_parameters_agrees(results, expected):
     for case in gradient_worker.CASES:
-        one, other = (t["parallel, finding"]["gradients"][case] for t in told)
+        one, other = (found["parallel, finding"]["gradients"][case] for found in results)
         assert one == other
         assert_near(one, expected[case])
 
 
 @pytest.mark.xfail(strict=True, reason="paddle_quirks: unused_parameters")
-def test_data_parallel_that_does_not(told, expected):
-    for one in told:
+def test_data_parallel_that_does_not(results, expected):
+    for one in results:
         assert_near(one["parallel"]["gradients"]["always"], expected["always"])
         assert_near(one["parallel"]["gradients"]["never"], expected["never"])

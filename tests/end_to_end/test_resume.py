@@ -119,10 +119,10 @@ def test_auto_takes_the_newest_whole_one(config, tmp_path, capsys):
     assert "model.pdopt is damaged" in line
     # The newest whole one is taken, and the torn ones are replaced on the way.
     assert run(config, out, *flags) == 0
-    told = capsys.readouterr().err
-    assert "passes iter_6 over" in told
-    assert "passes iter_4 over" in told
-    assert "Resumed from" in told
+    text = capsys.readouterr().err
+    assert "passes iter_6 over" in text
+    assert "passes iter_4 over" in text
+    assert "Resumed from" in text
     assert_same(tmp_path / "whole" / "iter_6", out / "iter_6", "model.pdparams")
     # None whole: not quietly anew.
     for folder in checkpoint.checkpoints(out):
@@ -232,9 +232,9 @@ def test_ctrl_c_at_a_terminal_reaches_all_processes_and_is_quiet(tmp_path):
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-    told = (tmp_path / "stderr").read_text(encoding="utf-8")
-    assert "Traceback" not in told
-    assert told.count("SIGINT: stopping") == 1
+    text = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert "Traceback" not in text
+    assert text.count("SIGINT: stopping") == 1
     [folder] = checkpoint.checkpoints(tmp_path / "out")
     assert fault(folder) is None
     assert read_progress(folder).interrupted
@@ -253,9 +253,9 @@ def test_a_killed_reading_process_is_one_line_and_leaves_the_checkpoints(tmp_pat
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
-    told = (tmp_path / "stderr").read_text(encoding="utf-8")
-    assert told.count("a process that reads training data (--num_workers) is gone") == 1
-    assert "Traceback" not in told
+    text = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert text.count("a process that reads training data (--num_workers) is gone") == 1
+    assert "Traceback" not in text
     folders = checkpoint.checkpoints(tmp_path / "out")
     assert folders
     assert [fault(folder) for folder in folders] == [None] * len(folders)

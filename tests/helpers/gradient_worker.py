@@ -119,7 +119,7 @@ def parallel(ranks, find_unused):
 def main(out):
     paddle.set_device("cpu")
     ranks = join()
-    told = {
+    report = {
         "in turn": own(ranks, False, 2**22),
         "in turn, small": own(ranks, False, 100),
         "overlapped": own(ranks, True, 2**22),
@@ -127,7 +127,7 @@ def main(out):
         "parallel, finding": parallel(ranks, True),
         "parallel": parallel(ranks, False),
     }
-    (Path(out) / f"{ranks.rank}.json").write_text(json.dumps(told))
+    (Path(out) / f"{ranks.rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

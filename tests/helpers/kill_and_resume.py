@@ -105,10 +105,10 @@ def kill_once(folder, out, rng, options, aimed, counts):
     counts["kills"] += 1
     counts["with a half-written folder"] += bool(halves)
     counts["  of a best model"] += any(name.startswith("best_model") for name in halves)
-    reached, told = logged(out)
+    reached, saved = logged(out)
     kept = whole(out)
-    if kept < told:
-        raise SystemExit(f"iter_{told} was reported as saved; the newest left is iter_{kept}.")
+    if kept < saved:
+        raise SystemExit(f"iter_{saved} was reported as saved; the newest left is iter_{kept}.")
     counts["most iterations lost"] = max(counts["most iterations lost"], reached - kept)
     # An iteration is logged before its checkpoint is written.
     if reached - kept > options.interval:

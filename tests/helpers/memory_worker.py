@@ -48,13 +48,13 @@ def main(out, config, photos):
     paddle.save(HungryOnOne().state_dict(), weights)
     flags = ["--config", config, "--device", "cpu", "--model_path", weights]
     window = ["--slide_above", "1", "--crop_size", "16", "12"]
-    told = {}
+    found = {}
     for name, more in (("whole", []), ("windows", window)):
         folder = str(out / f"{name}")
-        told[f"val {name}"] = val_command.main([*flags, "--save_dir", folder, *more])
+        found[f"val {name}"] = val_command.main([*flags, "--save_dir", folder, *more])
         pictures = ["--image_path", photos, "--save_dir", folder]
-        told[f"predict {name}"] = predict_command.main([*flags, *pictures, *more])
-    (out / f"{rank}.json").write_text(json.dumps(told))
+        found[f"predict {name}"] = predict_command.main([*flags, *pictures, *more])
+    (out / f"{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -132,12 +132,12 @@ def main(out, config, photos):
     out = Path(out)
     paddle.set_device("cpu")
     ranks = join()
-    told = {"rank": ranks.rank, "size": ranks.size}
-    told["plain"], state = run(out / "plain", 2, iters=20, save_interval=8)
+    found = {"rank": ranks.rank, "size": ranks.size}
+    found["plain"], state = run(out / "plain", 2, iters=20, save_interval=8)
     twice = TrainSettings(accumulation_steps=2)
-    told["accumulated"], _ = run(out / "accumulated", 1, iters=20, settings=twice)
-    told["weights"] = {name: value.tolist() for name, value in state.items()}
-    told["early"], _ = run(
+    found["accumulated"], _ = run(out / "accumulated", 1, iters=20, settings=twice)
+    found["weights"] = {name: value.tolist() for name, value in state.items()}
+    found["early"], _ = run(
         *(out / "early", 1),
         iters=20,
         save_interval=1,
@@ -157,14 +157,14 @@ def main(out, config, photos):
         # The other rank's set is in order.
         data = VoidSet(fault=fault if ranks.rank == 1 else None)
         folder = out / fault
-        told[fault] = caught(lambda f=folder, d=data: run(f, 2, d, iters=20, shuffle=False))
+        found[fault] = caught(lambda f=folder, d=data: run(f, 2, d, iters=20, shuffle=False))
     arguments = ["--config", config, "--device", "cpu"]
     weights = str(out / "plain" / "iter_20")
     report = ["--model_path", weights, "--save_dir", str(out / "val")]
-    told["val"] = val_command.main([*arguments, *report])
+    found["val"] = val_command.main([*arguments, *report])
     pictures = ["--model_path", weights, "--save_dir", str(out / "pictures")]
-    told["predict"] = predict_command.main([*arguments, *pictures, "--image_path", photos])
-    (out / f"{ranks.rank}.json").write_text(json.dumps(told))
+    found["predict"] = predict_command.main([*arguments, *pictures, "--image_path", photos])
+    (out / f"{ranks.rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

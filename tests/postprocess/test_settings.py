@@ -19,7 +19,7 @@ from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
 from paddleseg_deeplab.postprocess.settings import complete_settings, make_crf
-from paddleseg_deeplab.prediction import crf as refine
+from paddleseg_deeplab.prediction.crf import crf_image, refine, refined
 from paddleseg_deeplab.transforms import Compose, Padding, Resize
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
@@ -260,12 +260,12 @@ def test_images_come_from_files_too(tmp_path):
     ],
 )
 def test_images_as_the_crf_takes_them(image, expected):
-    out = refine.crf_image(image)
+    out = crf_image(image)
     assert out.dtype == np.uint8
     assert out.shape == (1, 1, len(expected))
     np.testing.assert_array_equal(out[0, 0], expected)
     flipped = expected[::-1] if len(expected) == 3 else expected
-    np.testing.assert_array_equal(refine.crf_image(image, to_rgb=False)[0, 0], flipped)
+    np.testing.assert_array_equal(crf_image(image, to_rgb=False)[0, 0], flipped)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -273,7 +273,7 @@ def test_other_channels(channels):
     rng = np.random.default_rng(0)
     probabilities = softmax(rng.normal(size=(3, 12, 10))).astype(np.float32)
     image = rng.integers(0, 256, (12, 10, channels), dtype=np.uint8)
-    labels, q = refine.refine(DenseCRF(iterations=2), probabilities, image)
+    labels, q = refine(DenseCRF(iterations=2), probabilities, image)
     assert labels.dtype == np.int32
     np.testing.assert_allclose(q.sum(0), 1, atol=1e-5)
     np.testing.assert_array_equal(labels, q.argmax(0))
@@ -287,7 +287,7 @@ def test_threads_keep_the_order():
         return probabilities + image[0, 0, 0]
 
     stream = ((s, None, np.zeros((1, 2, 2), np.float32)) for s in samples)
-    found = list(refine.refined(crf, stream, lambda s: images[s["index"]], num_workers=4))
+    found = list(refined(crf, stream, lambda s: images[s["index"]], num_workers=4))
     assert [s["index"] for s, _, _ in found] == list(range(20))
     assert [q[0, 0, 0] for _, _, q in found] == list(range(20))
 

@@ -16,7 +16,7 @@ from paddleseg_deeplab.core.training.watch import preview
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.prediction import batching, outputs, pictures
-from paddleseg_deeplab.prediction import crf as refine
+from paddleseg_deeplab.prediction.crf import refined
 from paddleseg_deeplab.tools.check_dataset.check import check_datasets
 from paddleseg_deeplab.tools.check_dataset.report import write_report
 from paddleseg_deeplab.transforms import Compose
@@ -214,7 +214,7 @@ def test_in_evaluation_a_crf_that_fails_is_an_error():
     results = [(sample, None, np.zeros((2, *SIZE), np.float32))]
     image = np.full((*SIZE, 3), MARK, np.uint8)
     with pytest.raises(UserError, match=r"a\.png: the dense CRF: no"):
-        list(refine.refined(Crf(ValueError("no")), results, lambda _: image))
+        list(refined(Crf(ValueError("no")), results, lambda _: image))
 
 
 def test_previews_in_training(caplog):

@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core import infer
-from paddleseg_deeplab.prediction import scores as averaging
+from paddleseg_deeplab.prediction import scores as prediction_scores
 from paddleseg_deeplab.prediction.batching import automatic_batch, equal_size_batches, peek
 from paddleseg_deeplab.prediction.scores import add_probabilities, all_finite, best_classes
 
@@ -37,8 +37,8 @@ def plain_resize(planes, height, width):
 @pytest.mark.parametrize("axes", [[], [3], [2], [3, 2]])
 @pytest.mark.parametrize("block", [1, 1 << 18])
 def test_probabilities(monkeypatch, size, axes, block):
-    monkeypatch.setattr(averaging, "_BLOCK", block)
-    monkeypatch.setattr(averaging, "thread_count", lambda: 3)
+    monkeypatch.setattr(prediction_scores, "_BLOCK", block)
+    monkeypatch.setattr(prediction_scores, "thread_count", lambda: 3)
     logits, total = numbers(4, *size), np.abs(numbers(4, 9, 13, seed=1))
     before = logits.copy()
     scores = plain_resize(logits.astype(np.float64), 9, 13)
@@ -59,7 +59,7 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize("classes", [1, 2, 19, 300])
 @pytest.mark.parametrize("pixels", [7, 1 << 15])
 def test_best_classes(monkeypatch, classes, pixels):
-    monkeypatch.setattr(averaging, "_PIXELS", pixels)
+    monkeypatch.setattr(prediction_scores, "_PIXELS", pixels)
     scores = np.round(numbers(classes, 11, 13), 1)  # many tie
     got = best_classes(scores)
     assert got.dtype == np.int32

@@ -64,9 +64,9 @@ class Evaluation:
             raise ranks.alike(OutOfMemory(f"{error} {CHECKPOINT_KEPT}")) from error
         except NonFiniteScores as error:
             # Images are looked at when they are read, so it is the weights.
-            told = NonFiniteLoss(
+            diverged = NonFiniteLoss(
                 f"Training stopped at its evaluation of iteration {state.progress.iteration}: "
                 f"{error} Here the training has diverged, though its weights are finite still: "
                 "lower the learning rate, or clip gradients (optimizer.grad_clip_cfg)."
             )
-            raise ranks.alike(told) from error
+            raise ranks.alike(diverged) from error

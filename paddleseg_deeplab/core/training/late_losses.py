@@ -39,8 +39,8 @@ def as_vector(loss, parts):
 def check_loss(names, values):
     """Raises `NonFiniteLoss` that tells loss and parts, unless the loss, the first, is finite."""
     if not math.isfinite(values[0]):
-        told = ", ".join(f"{name} {value:g}" for name, value in zip(names, values[1:]))
-        raise NonFiniteLoss(f"the loss is {values[0]} ({told})")
+        listed = ", ".join(f"{name} {value:g}" for name, value in zip(names, values[1:]))
+        raise NonFiniteLoss(f"the loss is {values[0]} ({listed})")
 
 
 def check_gradient(square, where=""):
@@ -57,7 +57,7 @@ def check_gradient(square, where=""):
         )
 
 
-class Figures:
+class StepResult:
     """Loss and parts of one iteration, and whether its gradient was finite.
 
     Args:
@@ -99,14 +99,14 @@ class Figures:
         return losses[0], dict(zip(self.names, losses[1:]))
 
 
-def read_all(figures):
+def read_all(results):
     """The values of several iterations, after one wait for the device: a float64 array of each."""
-    on_device = [f for f in figures if isinstance(f.vector, paddle.Tensor)]
-    if len({tuple(f.vector.shape) for f in on_device}) == 1:
-        stacked = paddle.stack([f.vector for f in on_device]).numpy()
+    on_device = [result for result in results if isinstance(result.vector, paddle.Tensor)]
+    if len({tuple(result.vector.shape) for result in on_device}) == 1:
+        stacked = paddle.stack([result.vector for result in on_device]).numpy()
         for one, values in zip(on_device, stacked):
             one.vector = values
-    return [np.asarray(f.vector, np.float64) for f in figures]
+    return [np.asarray(result.vector, np.float64) for result in results]
 
 
 @dataclasses.dataclass
@@ -115,12 +115,12 @@ class Iteration:
 
     Attributes:
         number (int): Counted from 1.
-        figures (Figures): Its losses.
+        result (StepResult): Its losses and gradient.
         learning_rate, reader_seconds, step_seconds (float): As of `IterationReport`.
     """
 
     number: int
-    figures: Figures
+    result: StepResult
     learning_rate: float
     reader_seconds: float
     step_seconds: float
@@ -162,13 +162,13 @@ class Journal:
         if not waiting:
             return
         last = waiting[-1]
-        late = isinstance(last.figures.vector, paddle.Tensor)
-        values = read_all([one.figures for one in waiting])
+        late = isinstance(last.result.vector, paddle.Tensor)
+        values = read_all([one.result for one in waiting])
         if late:
             last.step_seconds += self._watch.lap()
         for one, value in zip(waiting, values):
             try:
-                loss, parts = one.figures.checked(value)
+                loss, parts = one.result.checked(value)
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(
                     f"{error} This was read after iteration {last.number}: the weights have "

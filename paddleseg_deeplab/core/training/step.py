@@ -11,7 +11,7 @@ from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.compiled import compiled
 from paddleseg_deeplab.core.training.data.batches import reader_failure
 from paddleseg_deeplab.core.training.gradients import GradientSum, square_sum
-from paddleseg_deeplab.core.training.late_losses import Figures, check_loss
+from paddleseg_deeplab.core.training.late_losses import StepResult, check_loss
 from paddleseg_deeplab.core.training.loss_sum import LossSum
 from paddleseg_deeplab.models.forward import precision_context, run_model
 from paddleseg_deeplab.models.losses.total import part_count
@@ -39,7 +39,8 @@ class TrainStep:
             same numbers up to rounding, and less Python between the kernels.
         reads_at_once (bool, optional): Whether loss and gradient are looked at before the weights
             move. Default: on a CPU, where that waits for nothing. Else nothing is read from the
-            device (several ranks: once, when they agree), and `Figures.read` finds what is wrong.
+            device (several ranks: once, when they agree), and `StepResult.read` finds what is
+            wrong.
 
     Raises:
         UserError: Mixed precision was asked for on a CPU, or compiling where it cannot work.
@@ -116,25 +117,25 @@ class TrainStep:
                 called when the ranks agree.
 
         Returns:
-            Figures: Its `read` gives what a call returns.
+            StepResult: Its `read` gives what a call returns.
 
         Raises:
             NonFiniteLoss: As from a call, where it reads at once.
         """
         try:
-            figures = self._gradients(batches, explain, fault, signal)
+            result = self._gradients(batches, explain, fault, signal)
             self._check_order()
             self._update()
-            return figures
+            return result
         except Exception as error:
-            told = self.explained(error, batches, "reading training images")
-            self.ranks.leave(told)
-            raise told from (error.__cause__ if told is error else error)
+            raised = self.explained(error, batches, "reading training images")
+            self.ranks.leave(raised)
+            raise raised from (error.__cause__ if raised is error else error)
         finally:
             self._forget_gradients()
 
     def _gradients(self, batches, explain, fault, signal):
-        """Leaves the iteration's gradients, summed over the ranks; its `Figures`.
+        """Leaves the iteration's gradients, summed over the ranks; its `StepResult`.
 
         Ranks exchange the batches' weights, the gradients, and what all have to know: faults, stop
         signals, losses. Through the host the last is done before the last backward pass, so that a
@@ -165,13 +166,13 @@ class TrainStep:
                 raise fault
             losses.give_up()
         number = signal()
-        told = [float(number == known) for known in _SIGNALS]
+        stops = [float(number == known) for known in _SIGNALS]
         if through_host:
             zeros = np.zeros(1 + part_count(self.losses))
-            sums = ranks.agree(fault, [*told, *(zeros if fault else vector)])
-            told, vector = sums[: len(told)], sums[len(told) :]
+            sums = ranks.agree(fault, [*stops, *(zeros if fault else vector)])
+            stops, vector = sums[: len(stops)], sums[len(stops) :]
         self._sum.backward(self.scaler.scale(loss))
-        return self._agreed(losses.names, vector, told, explain)
+        return self._agreed(losses.names, vector, stops, explain)
 
     def explained(self, error, batches, what="training", batch_size=1):
         """The error itself, or the line that says that memory ran out or a reading process is gone;
@@ -194,18 +195,18 @@ class TrainStep:
             batch_size, _, height, width = batches[0][0].shape
             facts = {"what": "training", "image_size": (width, height), "batch_size": batch_size}
             facts["precision"] = self.precision
-        told = out_of_memory.explain(
+        explained = out_of_memory.explain(
             error,
             settings=out_of_memory.training_settings(batch_size, self.precision),
             note=out_of_memory.CHECKPOINT_KEPT,
             **facts,
         )
-        if told is not error:
+        if explained is not error:
             out_of_memory.release(error)
-        return told
+        return explained
 
-    def _agreed(self, names, vector, told, explain):
-        """The `Figures` once gradients are there; see `_gradients`."""
+    def _agreed(self, names, vector, stops, explain):
+        """The `StepResult` once gradients are there; see `_gradients`."""
         ranks, has = self.ranks, self._sum.present()
 
         def explained(error):
@@ -220,20 +221,20 @@ class TrainStep:
         elif ranks.size == 1:
             vector = paddle.concat([vector, square.astype("float64").reshape([1])])
         else:
-            head = paddle.to_tensor(np.array([*told, *has], np.float64))
+            head = paddle.to_tensor(np.array([*stops, *has], np.float64))
             joined = [head, vector, square.astype("float64").reshape([1])]
             sums = ranks.agree(None, paddle.concat(joined))
-            told, counts = sums[: len(told)], sums[len(told) : len(head)]
+            stops, counts = sums[: len(stops)], sums[len(stops) : len(head)]
             self._sum.complete(counts)
             vector = sums[len(head) :]
-        signal = next((int(n) for n, count in zip(_SIGNALS, told) if count), 0)
-        figures = Figures(names, vector, explain and explained, signal)
+        signal = next((int(n) for n, count in zip(_SIGNALS, stops) if count), 0)
+        result = StepResult(names, vector, explain and explained, signal)
         if not isinstance(vector, paddle.Tensor):  # it is in host memory
             try:
-                figures.read(self._not_finite)
+                result.read(self._not_finite)
             except NonFiniteLoss as error:
                 raise (error if ranks.size == 1 else ranks.alike(error)) from None
-        return figures
+        return result
 
     def _square(self):
         """`square_sum` of the gradients; 0 where the loss scaler looks at them."""

@@ -114,14 +114,14 @@ class Trainer:
                 "(optimizer.grad_clip_cfg), or look at these files."
             )
 
-        figures = step.run(
+        result = step.run(
             batches.tensors, explain, fault=batches.fault, signal=lambda: self.stop.signal or 0
         )
         progress.iteration = number
         progress.images += len(keys) * step.ranks.size
         if self.state.ema is not None:
             self.state.ema.update()
-        return Iteration(number, figures, learning_rate, batches.seconds, self.watch.lap())
+        return Iteration(number, result, learning_rate, batches.seconds, self.watch.lap())
 
     def log(self, iteration):
         """Tells the watchers of an iteration, at once or when its losses are read."""
@@ -131,11 +131,12 @@ class Trainer:
         """Writes a checkpoint where one is due, or where a signal came; its folder, else None.
 
         A signal that came to any of the processes before they agreed in this iteration
-        (`Figures.signal`) stops all of them now. One that came since waits for the next iteration,
-        as the others do not know of it (there are none to wait for where one process runs alone).
+        (`StepResult.signal`) stops all of them now. One that came since waits for the next
+        iteration, as the others do not know of it (there are none to wait for where one process
+        runs alone).
         """
         state, progress = self.state, self.state.progress
-        signal = iteration.figures.signal
+        signal = iteration.result.signal
         if state.step.ranks.size == 1:
             signal = self.stop.signal or 0
         self.stop.take_on(signal)
@@ -197,6 +198,6 @@ class Trainer:
             logger.info("The run was %s at iteration %d.", reason, progress.iteration)
             raise
         except Exception as error:
-            told = step.explained(error, [], batch_size=progress.settings["batch_size"])
-            step.ranks.leave(told)
-            raise told from (error.__cause__ if told is error else error)
+            raised = step.explained(error, [], batch_size=progress.settings["batch_size"])
+            step.ranks.leave(raised)
+            raise raised from (error.__cause__ if raised is error else error)

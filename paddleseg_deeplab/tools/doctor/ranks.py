@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.core import ranks as distributed
+from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.models.layers import SyncBatchNorm, freeze_batch_norm
@@ -170,7 +170,7 @@ class _TooLarge(SmallNet):
 def work(job, device, out):
     """What each process does; its arrays go to ``<out>/<rank>.npz``."""
     paddle.set_device(device)
-    ranks = distributed.join()
+    ranks = join()
     out = Path(out)
     if job == "memory":
         _run_out_of_memory(ranks, device, out)

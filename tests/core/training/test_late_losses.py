@@ -11,7 +11,7 @@ from paddle import nn
 
 from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.gradients import square_sum
-from paddleseg_deeplab.core.training.late_losses import Figures, Iteration, Journal, read_all
+from paddleseg_deeplab.core.training.late_losses import Iteration, Journal, StepResult, read_all
 from paddleseg_deeplab.core.training.schedule import Schedule
 from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
 from paddleseg_deeplab.core.training.watch.watcher import Watcher
@@ -64,10 +64,10 @@ class Monitor(Watcher):
     """Keeps what it is told."""
 
     def __init__(self):
-        self.told = []
+        self.reports = []
 
     def after_iteration(self, report):
-        self.told.append(dataclasses.astuple(report))
+        self.reports.append(dataclasses.astuple(report))
 
 
 def watch():
@@ -80,10 +80,11 @@ def test_the_same_weights_and_numbers(count):
     net, step = make()
     expected = [step(batches) for batches in iterations]
     late, late_step = make(reads_at_once=False)
-    figures = [late_step.run(batches) for batches in iterations]
-    assert all(isinstance(f.vector, paddle.Tensor) for f in figures)
-    values = read_all(figures)
-    assert [f.checked(v) for f, v in zip(figures, values)] == expected  # each bit of each number
+    results = [late_step.run(batches) for batches in iterations]
+    assert all(isinstance(result.vector, paddle.Tensor) for result in results)
+    values = read_all(results)
+    found = [result.checked(value) for result, value in zip(results, values)]
+    assert found == expected  # each bit of each number
     for name, value in weights(net).items():
         np.testing.assert_array_equal(weights(late)[name], value, err_msg=name)
 
@@ -121,11 +122,11 @@ def test_the_step_reads_nothing_from_the_device(optimizer, count, monkeypatch):
         kind = type(batches[0][0])
         for name in ("numpy", "item", "tolist", "__float__", "__int__", "__bool__", "__array__"):
             patch.setattr(kind, name, refuse)
-        figures = [step.run(batches) for _ in range(2)]
+        results = [step.run(batches) for _ in range(2)]
         ema.update()
         with pytest.raises(AssertionError, match="a value was read"):
             at_once.run(batches)  # the check sees what it should
-    assert all(np.isfinite(f.read()[0]) for f in figures)
+    assert all(np.isfinite(result.read()[0]) for result in results)
 
 
 def test_one_wait_reads_what_ten_iterations_left(monkeypatch):
@@ -143,14 +144,14 @@ def test_the_journal_reads_where_a_line_is_due_and_when_asked():
     seen = []
     for iteration in range(1, 7):
         vector = paddle.to_tensor([iteration, 2.0, 1.0], "float64")
-        journal.add(Iteration(iteration, Figures(["a"], vector), 0.1, 0.5, 1.0))
-        seen.append(len(monitor.told))
+        journal.add(Iteration(iteration, StepResult(["a"], vector), 0.1, 0.5, 1.0))
+        seen.append(len(monitor.reports))
     assert seen == [0, 0, 0, 4, 4, 4]
     journal.read()
     journal.read()  # nothing waits
-    assert [told[0] for told in monitor.told] == list(range(1, 7))
-    assert monitor.told[1] == (2, 2.0, {"a": 2.0}, 0.1, 0.5, 1.0)
-    assert monitor.told[3][-1] == 1.25  # the wait is computing time of the last
+    assert [report[0] for report in monitor.reports] == list(range(1, 7))
+    assert monitor.reports[1] == (2, 2.0, {"a": 2.0}, 0.1, 0.5, 1.0)
+    assert monitor.reports[3][-1] == 1.25  # the wait is computing time of the last
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -167,15 +168,15 @@ def test_the_first_bad_iteration_is_named_and_those_before_it_are_told(what):
         if iteration >= bad:
             vector[0 if what == "loss" else 2] = float("nan")
         bound = explain if iteration == bad else None
-        figures = Figures(["a"], paddle.to_tensor(vector, "float64"), bound)
-        journal.add(Iteration(iteration, figures, 0.1, 0.0, 0.0))
+        result = StepResult(["a"], paddle.to_tensor(vector, "float64"), bound)
+        journal.add(Iteration(iteration, result, 0.1, 0.0, 0.0))
     with pytest.raises(NonFiniteLoss) as caught:
         journal.read()
     text = str(caught.value)
     expected = "the loss is nan (a 1)" if what == "loss" else "the gradient is not finite"
     assert text.startswith(f"iteration 2: {expected}")
     assert "after iteration 3: the weights have moved since iteration 2" in text
-    assert [told[0] for told in monitor.told] == [1]
+    assert [report[0] for report in monitor.reports] == [1]
 
 
 def masked_by_relu(net):
@@ -266,14 +267,14 @@ def test_several_ranks_read_once_from_a_device(count, monkeypatch):
                 reads.append(_name) or _plain(tensor, *args)
             ),
         )
-    figures = step.run(batches)
+    result = step.run(batches)
     assert reads == ["numpy"]
-    figures.read()
+    result.read()
     assert reads == ["numpy"]  # it is in host memory already
 
 
 @pytest.mark.parametrize("signal", [0, 2, 15])
-def test_a_stop_signal_comes_back_with_the_figures(signal):
+def test_a_stop_signal_comes_back_with_the_result(signal):
     for ranks in (Ranks(), WithAnother()):
         _, step = make(ranks=ranks, reads_at_once=ranks.size == 1)
         assert step.run([batch(0)], signal=lambda: signal).signal == signal

@@ -57,12 +57,12 @@ def test_what_has_no_effect_is_named_in_one_line(tmp_path, caplog):
     assert warnings(caplog) == []
     own = logging.getLogger("mine")
     same = run(tmp_path / "a", profiler_options="x", logger=own, print_mem_info=False)
-    [told] = warnings(caplog)
-    assert "profiler_options, logger, print_mem_info: no effect" in told
+    [line] = warnings(caplog)
+    assert "profiler_options, logger, print_mem_info: no effect" in line
     caplog.clear()
     run(tmp_path / "b", logger=own, print_mem_info=True)
-    [told] = warnings(caplog)
-    assert "train(): logger: no effect" in told
+    [line] = warnings(caplog)
+    assert "train(): logger: no effect" in line
     for name, value in plain.items():
         np.testing.assert_array_equal(same[name], value)
 
@@ -71,8 +71,8 @@ def test_keywords_of_before_work_and_say_that_they_go(tmp_path, caplog):
     plain = run(tmp_path / "plain", settings=TrainSettings(seed=5, accumulation_steps=2))
     assert warnings(caplog) == []
     older = run(tmp_path / "older", seed=5, accumulation_steps=2)
-    [told] = warnings(caplog)
-    assert "give seed, accumulation_steps in settings=TrainSettings(...)" in told
+    [line] = warnings(caplog)
+    assert "give seed, accumulation_steps in settings=TrainSettings(...)" in line
     other = run(tmp_path / "other", settings=TrainSettings(seed=6, accumulation_steps=2))
     for name, value in plain.items():
         np.testing.assert_array_equal(older[name], value)

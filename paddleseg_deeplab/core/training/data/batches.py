@@ -15,7 +15,7 @@ import traceback
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.core.training.watch.interrupt import obey_the_parent_alone
+from paddleseg_deeplab.core.training.watch.interrupt import stop_with_parent
 from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils import out_of_memory
@@ -231,7 +231,7 @@ class _Upload:
 def _quiet_worker(_worker_id):
     import cv2
 
-    obey_the_parent_alone()
+    stop_with_parent()
     # What the parent left for the garbage collector is not this process's to end: the queue of an
     # earlier reader would wait for threads that there are only in the parent, for ever.
     gc.freeze()
@@ -240,7 +240,7 @@ def _quiet_worker(_worker_id):
 
 def _ending_workers(batches):
     """Passes batches on, and at their end ends the workers, or the reading thread. Signals do not
-    (see `obey_the_parent_alone`), and Python waits at its exit for every process it started."""
+    (see `stop_with_parent`), and Python waits at its exit for every process it started."""
     workers = list(getattr(batches, "_workers", ()))
 
     def end():
@@ -394,7 +394,7 @@ def training_batches(
     keys, guarded, upload = sampler(), _Guarded(dataset, seed), _Upload()
     for batch_keys, batch in zip(keys, _read(guarded, sampler(), num_workers)):
         if "error" in batch:
-            told = json.loads(batch["error"].numpy().tobytes())
-            raise (UserError if told["user"] else RuntimeError)(told["error"])
+            failure = json.loads(batch["error"].numpy().tobytes())
+            raise (UserError if failure["user"] else RuntimeError)(failure["error"])
         images, labels = upload([batch["img"], batch["label"]])
         yield batch_keys, images, labels.astype("int64")

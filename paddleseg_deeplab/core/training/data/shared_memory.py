@@ -35,8 +35,8 @@ def needed_bytes(batch_bytes, num_workers, processes=1):
 
 def processes_here():
     """How many processes the launcher started on this machine; 1 without it."""
-    told = os.environ.get("PADDLE_LOCAL_SIZE", "")
-    return int(told) if told.isdigit() and int(told) > 0 else 1
+    count = os.environ.get("PADDLE_LOCAL_SIZE", "")
+    return int(count) if count.isdigit() and int(count) > 0 else 1
 
 
 def check_shared_memory(batch_bytes, num_workers, processes=None, folder=FOLDER):

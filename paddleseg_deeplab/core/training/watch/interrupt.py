@@ -114,7 +114,7 @@ class StoppableDataset:
         self._stop.check()
 
 
-def obey_the_parent_alone():
+def stop_with_parent():
     """For a reading process: it ends when its parent says so, or is gone, and not before.
 
     A terminal's Ctrl-C, and many a scheduler's SIGTERM, go to all processes of a group. Readers
@@ -133,8 +133,8 @@ def obey_the_parent_alone():
             if not tells_sender:
                 time.sleep(_WATCH_SECONDS)
                 continue
-            told = signal.sigtimedwait({signal.SIGTERM}, _WATCH_SECONDS)
-            if told is not None and told.si_pid == parent:
+            received = signal.sigtimedwait({signal.SIGTERM}, _WATCH_SECONDS)
+            if received is not None and received.si_pid == parent:
                 break
         os._exit(0)
 

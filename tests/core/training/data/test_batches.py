@@ -13,9 +13,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.core.training.data import batches as loader
 from paddleseg_deeplab.core.training.data.batches import (
     SampleStream,
+    _collate,
+    _Upload,
+    reader_failure,
     sample_names,
     training_batches,
 )
@@ -281,27 +283,27 @@ class Ending(Foreign):
 def test_a_reading_process_that_is_gone_is_one_line(how, text):
     with pytest.raises(RunStopped) as caught:
         read(Ending(how), batch_size=2, num_workers=2, shuffle=False)
-    told = str(caught.value)
-    assert "a process that reads training data (--num_workers) is gone" in told
+    message = str(caught.value)
+    assert "a process that reads training data (--num_workers) is gone" in message
     for word in (text, "--num_workers 0", "--resume_model auto"):
-        assert word in told
-    assert "\n" not in told
+        assert word in message
+    assert "\n" not in message
 
 
 def test_other_system_errors_are_not_the_reader_s():
-    assert loader.reader_failure(SystemError("something else")) is None
-    assert loader.reader_failure(RuntimeError("(Fatal) DataLoader process (pid 1)")) is None
-    assert loader.reader_failure(OSError("DataLoader process.png is missing")) is None
+    assert reader_failure(SystemError("something else")) is None
+    assert reader_failure(RuntimeError("(Fatal) DataLoader process (pid 1)")) is None
+    assert reader_failure(OSError("DataLoader process.png is missing")) is None
 
 
 def test_one_that_paddle_wraps_in_a_backward_pass_is_known():
     """Its signal handler may raise inside a PyLayer, of which Paddle makes an OSError."""
     text = "(External) \n{\n  Error message in backward of GradNodePyLayer__ReLU\n  SystemError: "
     text += "(Fatal) DataLoader process (pid 27) exited is killed by signal: Killed. (at x.cc:185)"
-    told = str(loader.reader_failure(OSError(text)))
-    assert "a process that reads training data (--num_workers) is gone" in told
-    assert "(Killed)" in told
-    assert "\n" not in told
+    message = str(reader_failure(OSError(text)))
+    assert "a process that reads training data (--num_workers) is gone" in message
+    assert "(Killed)" in message
+    assert "\n" not in message
 
 
 class Hungry(Foreign):
@@ -333,7 +335,7 @@ def test_memory_that_runs_out_while_reading_names_the_sample(num_workers):
 )
 def test_labels_travel_in_the_smallest_type_that_holds_them(low, high, kind):
     label = np.array([[low, high]], np.int64)
-    batch = loader._collate([{"img": np.zeros((3, 1, 2), np.float32), "label": label}])
+    batch = _collate([{"img": np.zeros((3, 1, 2), np.float32), "label": label}])
     assert batch["label"].dtype == kind
     np.testing.assert_array_equal(batch["label"], label[None])
 
@@ -363,7 +365,7 @@ class Event:
 
 
 def test_pinned_batches_are_sent_without_waiting_and_held_until_they_are_there():
-    upload = loader._Upload(Event)
+    upload = _Upload(Event)
     pairs = [[Pinned(), Pinned()] for _ in range(4)]
     for pair in pairs[:3]:  # three iterations ahead of the device
         assert upload(pair) == ["on the device"] * 2

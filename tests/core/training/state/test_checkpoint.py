@@ -177,21 +177,21 @@ def test_another_machine_is_told_on_a_cpu(tmp_path, caplog, monkeypatch):
     warn_of_another_machine(saved)
     warn_of_another_machine(Progress(1))  # of an earlier version, which does not tell
 
-    def told():
+    def warned():
         return {r.getMessage() for r in caplog.records if r.name == logger.name}
 
-    assert not told()
+    assert not warned()
     monkeypatch.setenv("FLAGS_paddle_num_threads", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     warn_of_another_machine(saved)
-    [text] = told()
+    [text] = warned()
     before = saved.machine["FLAGS_paddle_num_threads"]
     assert f"FLAGS_paddle_num_threads {before} -> 7" in text
     assert "MKL_NUM_THREADS" in text
     assert "differ in the last digits" in text
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     warn_of_another_machine(saved)
-    assert told() == {text}
+    assert warned() == {text}
 
 
 def test_names_that_begin_alike_stay_apart():

@@ -152,7 +152,7 @@ def test_the_check_does_not_change_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("meant", "batch", "steps", "processes", "told"),
+    ("meant", "batch", "steps", "processes", "expected"),
     [
         (None, 2, 1, 1, None),
         (8, 2, 1, 4, None),
@@ -168,14 +168,14 @@ def test_the_check_does_not_change_a_run(tmp_path):
         (8, 2, 2, 1, "reads 4 images .*--opts accumulation_steps=4 gives that"),
     ],
 )
-def test_updates_of_another_size_than_meant(caplog, meant, batch, steps, processes, told):
+def test_updates_of_another_size_than_meant(caplog, meant, batch, steps, processes, expected):
     with caplog.at_level(logging.WARNING, logger="paddleseg_deeplab"):
         line = warn_of_update_size(meant, batch, steps, processes)
-    assert len(caplog.records) == (told is not None)
-    if told is None:
+    assert len(caplog.records) == (expected is not None)
+    if expected is None:
         assert line == ""
         return
-    assert re.search(told, line), line
+    assert re.search(expected, line), line
     assert "\n" not in line
     given = re.search(r"(?:--batch_size (\d+) )?--opts accumulation_steps=(\d+)", line)
     if given:  # what is advised is right
@@ -186,12 +186,12 @@ def test_recipes_of_several_gpus_say_what_an_update_reads():
     """The number is that of the recipe's own text; where it is the batch, nothing is told."""
     found = 0
     for path in (ROOT / "configs").rglob("*.yml"):
-        told = re.search(r"\((\d+) GPUs of (\d+) images\)", path.read_text(encoding="utf-8"))
+        recipe = re.search(r"\((\d+) GPUs of (\d+) images\)", path.read_text(encoding="utf-8"))
         config = Config(str(path))
-        if told:
+        if recipe:
             found += 1
-            assert config.images_per_update == int(told[1]) * int(told[2]), path
-            assert config.batch_size == int(told[2]), path
+            assert config.images_per_update == int(recipe[1]) * int(recipe[2]), path
+            assert config.batch_size == int(recipe[2]), path
         elif config.images_per_update is not None and "GPUs" not in _texts(path):
             assert config.images_per_update == config.batch_size, path
     assert found >= 9
@@ -220,6 +220,6 @@ def test_training_tells_it_once(tmp_path):
     flags += ["--device", "cpu", "--iters", "1", "--batch_size", "2"]
     assert train.main([*flags, "--opts", "images_per_update=6"]) == 0
     log = (tmp_path / "out" / "train.log").read_text(encoding="utf-8").splitlines()
-    told = [line for line in log if "was meant for 6 (images_per_update)" in line]
-    assert len(told) == 1
-    assert "accumulation_steps=3 gives that" in told[0]
+    lines = [line for line in log if "was meant for 6 (images_per_update)" in line]
+    assert len(lines) == 1
+    assert "accumulation_steps=3 gives that" in lines[0]
