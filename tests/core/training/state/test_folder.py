@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from paddleseg_deeplab.core.training.state import folder as folders
+from paddleseg_deeplab.core.training.state.folder import (
+    NotWritten,
+    clean,
+    fault,
+    remove,
+    write_text,
+    writing,
+)
 from paddleseg_deeplab.core.training.state.run_folder import check_same_run, differences
 from paddleseg_deeplab.core.training.watch.interrupt import (
     Interrupted,
@@ -23,7 +31,7 @@ from paddleseg_deeplab.utils.errors import UserError
 
 
 def make(place, **files):
-    with folders.writing(place) as temporary:
+    with writing(place) as temporary:
         for name, text in files.items():
             (temporary / name).write_text(text)
     return place
@@ -36,26 +44,26 @@ def names(folder):
 def test_a_folder_replaces_an_older_one_whole(tmp_path):
     place = make(tmp_path / "run" / "iter_1", a="one", b="two")
     assert names(place) == {"a", "b", "manifest.json"}
-    assert folders.fault(place) is None
+    assert fault(place) is None
     make(place, a="three")
     assert names(place) == {"a", "manifest.json"}
-    assert folders.fault(place) is None
+    assert fault(place) is None
     assert names(tmp_path / "run") == {"iter_1"}
     (place / "evaluation.json").write_text("{}")  # later additions are nobody's damage
-    assert folders.fault(place) is None
+    assert fault(place) is None
 
 
 def test_a_folder_is_read_anew_each_time(tmp_path):
     place = make(tmp_path / "iter_1", a="one", b="two")
-    assert folders.fault(place) is None
+    assert fault(place) is None
     (place / "b").write_text("owt")  # as long as before
-    assert "b is damaged" in folders.fault(place)
+    assert "b is damaged" in fault(place)
     (place / "b").write_text("two")
-    assert folders.fault(place) is None
+    assert fault(place) is None
     (place / "a").unlink()
-    assert "a is missing" in folders.fault(place)
+    assert "a is missing" in fault(place)
     make(place, a="another")  # a new folder of the name
-    assert folders.fault(place) is None
+    assert fault(place) is None
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_damage_is_found_and_named(tmp_path, spoil, words):
     place = make(tmp_path / "iter_1", a="one", b="two")
     (tmp_path / "x").write_text("1")
     spoil(place)
-    found = folders.fault(place)
+    found = fault(place)
     for word in words:
         assert word in found
 
@@ -98,7 +106,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, moment, before
         raise full
 
     if moment == "fsync":
-        monkeypatch.setattr(folders.os, "fsync", fail)
+        monkeypatch.setattr(os, "fsync", fail)
     if moment == "rename":
         rename = Path.rename
         monkeypatch.setattr(
@@ -106,12 +114,12 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, moment, before
         )
 
     def write():
-        with folders.writing(place) as temporary:
+        with writing(place) as temporary:
             (temporary / "a").write_text("new")
             if moment == "write":
                 fail()
 
-    with pytest.raises(folders.NotWritten) as caught:
+    with pytest.raises(NotWritten) as caught:
         write()
     for word in (str(place), "No space left", "MiB are free", "auto"):
         assert word in str(caught.value)
@@ -119,12 +127,12 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, moment, before
     assert names(tmp_path) == ({"iter_1"} if before else set())
     if before:
         assert (place / "a").read_text() == "old"
-        assert folders.fault(place) is None
+        assert fault(place) is None
 
 
 def test_another_error_leaves_nothing_half_done_either(tmp_path):
     def write():
-        with folders.writing(tmp_path / "iter_1") as temporary:
+        with writing(tmp_path / "iter_1") as temporary:
             (temporary / "a").write_text("new")
             raise KeyError
 
@@ -134,11 +142,11 @@ def test_another_error_leaves_nothing_half_done_either(tmp_path):
 
 
 def test_a_small_file_is_the_old_or_the_new_one(tmp_path, monkeypatch):
-    folders.write_text(tmp_path / "a", "one")
+    write_text(tmp_path / "a", "one")
     with monkeypatch.context() as patch:
-        patch.setattr(folders.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-        with pytest.raises(folders.NotWritten, match="full"):
-            folders.write_text(tmp_path / "a", "two")
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(NotWritten, match="full"):
+            write_text(tmp_path / "a", "two")
     assert (tmp_path / "a").read_text() == "one"
     assert names(tmp_path) == {"a"}
 
@@ -149,18 +157,18 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
         (tmp_path / name).mkdir()
     make(tmp_path / "best_model.old", a="set aside")  # cut off between the two renames
     (tmp_path / "iter_4").mkdir()
-    folders.clean(tmp_path)
+    clean(tmp_path)
     assert names(tmp_path) == {"iter_2", "iter_4", "best_model", "mine.tmp", "iter_x.tmp"}
     assert (tmp_path / "best_model" / "a").read_text() == "set aside"
-    folders.clean(tmp_path / "nowhere")
+    clean(tmp_path / "nowhere")
 
 
 def test_removing_never_leaves_a_part_under_the_name(tmp_path, monkeypatch):
     place = make(tmp_path / "iter_1", a="one")
-    monkeypatch.setattr(folders.shutil, "rmtree", lambda *_, **__: None)  # killed right there
-    folders.remove(place)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed right there
+    remove(place)
     assert names(tmp_path) == {"iter_1.tmp"}
-    folders.remove(tmp_path / "nowhere")
+    remove(tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
@@ -168,14 +176,14 @@ def test_a_real_limit_of_the_system_is_one_line_and_keeps_the_last_good_one(tmp_
     """No file of the process may grow past 4 KiB: the kernel itself refuses the write."""
     code = (
         "import resource, sys\n"
-        "from paddleseg_deeplab.core.training.state import folder as folders\n"
+        "from paddleseg_deeplab.core.training.state.folder import NotWritten, writing\n"
         "def put(size):\n"
-        "    with folders.writing(sys.argv[1] + '/iter_1') as t:\n"
+        "    with writing(sys.argv[1] + '/iter_1') as t:\n"
         "        (t / 'a').write_bytes(b'x' * size)\n"
         "put(100)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n    put(10000)\n"
-        "except folders.NotWritten as error:\n    print(error)\n"
+        "except NotWritten as error:\n    print(error)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(
@@ -186,7 +194,7 @@ def test_a_real_limit_of_the_system_is_one_line_and_keeps_the_last_good_one(tmp_
     assert "iter_1 could not be written (File too large" in line
     assert names(tmp_path) == {"iter_1"}
     assert (tmp_path / "iter_1" / "a").read_bytes() == b"x" * 100
-    assert folders.fault(tmp_path / "iter_1") is None
+    assert fault(tmp_path / "iter_1") is None
 
 
 BASE = {
