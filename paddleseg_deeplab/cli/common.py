@@ -21,8 +21,15 @@ _PADDLE_NOISE = ("No ccache found", "When training, we now always track global m
 # Flags that are a place or a name. Empty, from an unset variable of a shell, they would mean the
 # folder at hand.
 _PLACES = (
-    *("config", "device", "save_dir", "model_path", "model_dir", "image_path", "resume_model"),
-    *("input", "output"),
+    "config",
+    "device",
+    "save_dir",
+    "model_path",
+    "model_dir",
+    "image_path",
+    "resume_model",
+    "input",
+    "output",
 )
 
 

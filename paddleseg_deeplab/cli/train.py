@@ -173,8 +173,12 @@ def _log_environment(device):
 
     logger.info(
         "paddleseg_deeplab %s, Paddle %s, NumPy %s, OpenCV %s, Python %s, device %s",
-        *(__version__, paddle.__version__, numpy.__version__, cv2.__version__),
-        *(platform.python_version(), device),
+        __version__,
+        paddle.__version__,
+        numpy.__version__,
+        cv2.__version__,
+        platform.python_version(),
+        device,
     )
     logger.info(environment_report())
 
@@ -208,12 +212,16 @@ def _build(config, seed, do_eval, num_workers):
     quick_check({name: getattr(builder, name) for name in sections}, config.path)
     for name in ("sampler", "loss", "model", "optimizer"):
         getattr(builder, name)
-    evaluation = {}
-    if do_eval:
-        evaluation = {"val_dataset": builder.val_dataset, "test_config": config.test_config}
-    parts = (builder.model, builder.train_dataset, builder.loss, config.batch_size)
     try:
-        check_start(*parts, **evaluation, num_workers=num_workers)
+        check_start(
+            builder.model,
+            builder.train_dataset,
+            builder.loss,
+            config.batch_size,
+            val_dataset=builder.val_dataset if do_eval else None,
+            test_config=config.test_config if do_eval else None,
+            num_workers=num_workers,
+        )
     except UserError as error:
         raise UserError(f"{config.path}: {error}") from error
     return builder

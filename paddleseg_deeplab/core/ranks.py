@@ -24,7 +24,11 @@ from paddleseg_deeplab.utils.out_of_memory import OutOfMemory
 _PATIENCE = 1800.0  # seconds that ranks wait for each other
 # In Paddle's messages about this process's device or readers, not about the way to the others.
 _OF_THIS_RANK = (
-    *("CUDA error", "ResourceExhausted", "Out of memory", "CUBLAS", "CUDNN"),
+    "CUDA error",
+    "ResourceExhausted",
+    "Out of memory",
+    "CUBLAS",
+    "CUDNN",
     "DataLoader process",
 )
 _CAUSE, _CAUSES = "paddleseg_deeplab/cause", "paddleseg_deeplab/causes"

@@ -105,8 +105,9 @@ def train(
     settings = from_keywords(settings, older)
     warn_of_no_effect(profiler_options, logger, print_mem_info)
     ranks = join()
-    how = {"ranks": ranks, "to_static": to_static_training}
-    step = TrainStep(model, optimizer, losses, precision, amp_level, **how)
+    step = TrainStep(
+        model, optimizer, losses, precision, amp_level, ranks=ranks, to_static=to_static_training
+    )
     ema = ModelEMA(model, decay=settings.ema_decay) if use_ema else None
     rates = settings.image_rates
     sampler = None if rates is None else Sampler(rates, len(train_dataset))

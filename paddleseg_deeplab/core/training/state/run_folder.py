@@ -32,7 +32,11 @@ _FREE = (
 )
 # Where files lie; weights that the checkpoint's own replace; how an update is computed.
 _FREE_ANYWHERE = (
-    *("dataset_root", "train_path", "val_path", "test_path", "pretrained"),
+    "dataset_root",
+    "train_path",
+    "val_path",
+    "test_path",
+    "pretrained",
     "use_multi_tensor",
 )
 _ABSENT = "(absent)"
