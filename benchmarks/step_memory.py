@@ -91,9 +91,14 @@ def measure(path, size):
     builder.model.train()
     moments = moments_of(builder.optimizer)
     memory = TrainingMemory(builder.model, size, builder.loss, moments=moments, on_cpu=True)
-    told = memory.estimate(batch)
-    row = {"batch": batch, "estimate": told.peak["fp32"], "counted": counted, "resident": largest}
-    row["activations"] = told.parts["activations"]["fp32"]
+    estimate = memory.estimate(batch)
+    row = {
+        "batch": batch,
+        "estimate": estimate.peak["fp32"],
+        "counted": counted,
+        "resident": largest,
+        "activations": estimate.parts["activations"]["fp32"],
+    }
     print(json.dumps(row))
 
 

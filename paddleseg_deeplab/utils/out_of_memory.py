@@ -210,11 +210,11 @@ def explained(**facts):
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        told = explain(error, **facts)
-        if told in _chain(error):
+        raised = explain(error, **facts)
+        if raised in _chain(error):
             raise
         release(error)
-        raise told from error
+        raise raised from error
 
 
 def release(error=None):

@@ -65,8 +65,8 @@ def test_every_suite_in_small(tmp_path):
             assert f"| {row['work']}" in done.stdout
             assert len(row["our_seconds"]) == 1
             assert row["ours"] == row["our_seconds"][0] > 0
-            told = row["note"].startswith("not measured: ")
-            assert (row["ratio"] is None) == (told or not row["peer"])
+            is_explained = row["note"].startswith("not measured: ")
+            assert (row["ratio"] is None) == (is_explained or not row["peer"])
     assert figures["suites"]["loss"]["rows"][0]["peer"] == "plain loop"
     assert figures["suites"]["loss"]["rows"][0]["floor"] > 0
     assert [r["peer"] for r in figures["suites"]["export"]["rows"]][-1].startswith("dygraph")

@@ -128,9 +128,9 @@ def caused(error, cause):
 )
 def test_what_means_out_of_memory(error, place):
     assert oom.is_out_of_memory(error)
-    told = oom.explain(error, what="x")
-    assert isinstance(told, UserError)
-    assert str(told) == f"Out of memory on {place}."
+    error = oom.explain(error, what="x")
+    assert isinstance(error, UserError)
+    assert str(error) == f"Out of memory on {place}."
 
 
 @pytest.mark.parametrize(
@@ -194,16 +194,16 @@ def test_the_line(monkeypatch):
 )
 def test_three_settings_that_apply(monkeypatch, device, settings, words):
     monkeypatch.setattr(paddle, "get_device", lambda: device)
-    told = settings(7)
-    assert len(told) == 3
-    for text, word in zip(told, words):
+    advice = settings(7)
+    assert len(advice) == 3
+    for text, word in zip(advice, words):
         assert word in text
     # What cannot be changed is not advised.
     assert "batch_size" not in " ".join(settings(1))
     assert "fp16" not in " ".join(settings(1, "fp16"))
     if settings is oom.evaluation_settings:
-        told = settings(1, window=(512, 256), scale=1.5)
-        assert told[:2] == ["a crop_size smaller than 512 x 256", "scales below 1.5"]
+        advice = settings(1, window=(512, 256), scale=1.5)
+        assert advice[:2] == ["a crop_size smaller than 512 x 256", "scales below 1.5"]
 
 
 class Maps:
@@ -365,9 +365,9 @@ def test_the_command_says_one_line(tmp_path, capsys):
     flags = ["--config", str(tmp_path / "c.yml"), "--device", "cpu"]
     assert val_command.main([*flags, "--save_dir", str(tmp_path)]) == 2
     captured = capsys.readouterr().err
-    told = [line for line in captured.splitlines() if line.startswith("error:")]
-    assert len(told) == 1
-    assert "Out of memory on GPU 1" in told[0]
+    lines = [line for line in captured.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "Out of memory on GPU 1" in lines[0]
     assert "Traceback" not in captured
     more = ["--slide_above", "1", "--crop_size", "16", "12"]
     assert val_command.main([*flags, "--save_dir", str(tmp_path), *more]) == 0

@@ -220,24 +220,24 @@ def _linear_weights(layer, start):
 def _fail(faults, advice, file, source, part):
     parts = []
     if faults.wrong:
-        told = [
+        named = [
             f"{name} {theirs} for {here} {ours}"
             if name != here
             else f"{name} {theirs} (here {ours})"
             for name, theirs, here, ours in faults.wrong
         ]
-        parts.append(f"{len(told)} of the wrong shape: {_names(told)}")
+        parts.append(f"{len(named)} of the wrong shape: {_names(named)}")
     if faults.missing:
         parts.append(
             f"{len(faults.missing)} tensors of the network that the file lacks: "
             f"{_names(faults.missing)}"
         )
     if faults.unused:
-        told = [
+        named = [
             name if here in (None, name) else f"{name} ({here})" for name, here in faults.unused
         ]
         parts.append(
-            f"{len(told)} tensors of the file without a place in the network: {_names(told)}"
+            f"{len(named)} tensors of the file without a place in the network: {_names(named)}"
         )
     if faults.twice:
         parts.append(f"two tensors for one place: {_names(faults.twice)}")

@@ -118,13 +118,13 @@ def check_memory(
         on_cpu=device == "cpu",
     )
     column = "fp32" if precision == "fp32" else amp_level
-    told = memory.estimate(batch_size).peak[column]
+    estimate = memory.estimate(batch_size).peak[column]
     del builder, memory
     how = {"precision": precision, "amp_level": amp_level, "channels": channels}
     found = peak_of_step(lambda: SegBuilder(config), batch_size, size, device, **how)
-    ratio = found / told
+    ratio = found / estimate
     text = (
-        f"{found / GIB:.2f} GiB measured, {told / GIB:.2f} GiB estimated (ratio {ratio:.2f}) for "
-        f"{batch_size} images of {size[1]}x{size[0]} in {column} on {device}"
+        f"{found / GIB:.2f} GiB measured, {estimate / GIB:.2f} GiB estimated (ratio {ratio:.2f}) "
+        f"for {batch_size} images of {size[1]}x{size[0]} in {column} on {device}"
     )
     return (passed if abs(ratio - 1) <= TOLERANCE else failed)(NAME, text)

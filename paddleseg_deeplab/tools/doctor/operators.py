@@ -43,7 +43,7 @@ def _channels_last(run):
 def _compare(name, device, plain, ours, arrays):
     """A row: `ours(data_format)` on the device against `plain` on the CPU."""
     expected = _with_gradients("cpu", plain, arrays)
-    told, good = [], True
+    lines, good = [], True
     # A CPU has no TF32.
     for rounded in (False,) if is_cpu(device) else (False, True):
         worst = 0.0
@@ -55,9 +55,9 @@ def _compare(name, device, plain, ours, arrays):
             worst = max([worst, *map(difference, found, expected)])
         limit = ROUNDED if rounded else EXACT
         good = good and worst <= limit
-        told.append(f"{worst:.1e} with TF32 {'on' if rounded else 'off'} (limit {limit:.0e})")
+        lines.append(f"{worst:.1e} with TF32 {'on' if rounded else 'off'} (limit {limit:.0e})")
     row = passed if good else failed
-    return row(name, f"differs from the CPU's plain operator by {', '.join(told)}")
+    return row(name, f"differs from the CPU's plain operator by {', '.join(lines)}")
 
 
 def _convolution(name, device, channels, out, kernel, **how):

@@ -274,8 +274,8 @@ def out_of_memory(device):
         status, logs = launch("memory", device, folder, STARTING + PATIENCE)
         ended, note = time.time(), Path(folder) / "failed"
         took = ended - float(note.read_text(encoding="utf-8")) if note.is_file() else None
-    told = [line for log in logs for line in log.splitlines() if line.startswith('{"ended": ')]
-    lines = [json.loads(line)["ended"] for line in told]
+    ends = [line for log in logs for line in log.splitlines() if line.startswith('{"ended": ')]
+    lines = [json.loads(line)["ended"] for line in ends]
     if took is None:
         return failed(name, f"it never came to that: status {status}, {' | '.join(lines)}")
     named = [line for line in lines if "out of memory" in line.lower() or "Exhausted" in line]

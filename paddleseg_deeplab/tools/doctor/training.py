@@ -193,7 +193,7 @@ def depthwise_type(device):
     able = [p for p in _DTYPES if _cannot(device, p) is None]
     if not able:
         return skipped(name, _cannot(device, "fp16"))
-    told, good = [], True
+    types_found, good = [], True
     with using(device):
         network = SmallNet()
         x = paddle.ones([2, 3, SIZE, SIZE])
@@ -203,8 +203,8 @@ def depthwise_type(device):
                 maps = [y, network.body.depthwise_conv._conv(y), network.body(y)]
             types = [str(m.dtype).rpartition(".")[2] for m in maps]
             good = good and all(m.dtype == _DTYPES[precision] for m in maps)
-            told.append(f"{precision}: {', '.join(types)}")
-    return (passed if good else failed)(name, f"{'; '.join(told)} (map, depthwise, map)")
+            types_found.append(f"{precision}: {', '.join(types)}")
+    return (passed if good else failed)(name, f"{'; '.join(types_found)} (map, depthwise, map)")
 
 
 def place_of_batch(device):

@@ -69,14 +69,14 @@ STATE = {"a.weight": _Tensor([1.5], np.float16), "a.num_batches_tracked": _Tenso
 def test_torch(name, content, notes, torch, tmp_path):
     (tmp_path / name).write_bytes(b"x")
     torch.content = content
-    tensors, told = read_tensors(tmp_path / name)
+    tensors, found = read_tensors(tmp_path / name)
     assert torch.settings == {"map_location": "cpu", "weights_only": True}
     assert {k: (v.dtype.str, v.tolist()) for k, v in tensors.items()} == {
         "a.weight": ("<f4", [1.5]),
         "a.num_batches_tracked": ("<i8", 3),
     }
-    assert len(told) == len(notes)
-    assert all(expected in note for expected, note in zip(notes, told))
+    assert len(found) == len(notes)
+    assert all(expected in note for expected, note in zip(notes, found))
 
 
 @pytest.mark.parametrize(
