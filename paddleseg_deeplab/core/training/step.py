@@ -128,9 +128,7 @@ class TrainStep:
             self._update()
             return result
         except Exception as error:
-            raised = self.explained(error, batches, "reading training images")
-            self.ranks.leave(raised)
-            raise raised from (error.__cause__ if raised is error else error)
+            self.raise_explained(error, batches, "reading training images")
         finally:
             self._forget_gradients()
 
@@ -160,7 +158,7 @@ class TrainStep:
             except NonFiniteLoss as error:
                 fault = explain(error) if explain else error
             except Exception as error:
-                fault = self.explained(error, batches)
+                fault = self._explained(error, batches)
         if fault is not None:
             if not through_host:
                 raise fault
@@ -174,9 +172,9 @@ class TrainStep:
         self._sum.backward(self.scaler.scale(loss))
         return self._agreed(losses.names, vector, stops, explain)
 
-    def explained(self, error, batches, what="training", batch_size=1):
-        """The error itself, or the line that says that memory ran out or a reading process is gone;
-        the failed work is let go.
+    def raise_explained(self, error, batches, what="training", batch_size=1):
+        """Raises the error, or the line that says that memory ran out or a reading process is gone;
+        before, the other ranks are told why this one stops, and the failed work is let go.
 
         Args:
             error (Exception): What came up.
@@ -184,6 +182,12 @@ class TrainStep:
             what (str): What was being done where there are no batches.
             batch_size (int): Images in a batch, where there are none to look at.
         """
+        raised = self._explained(error, batches, what, batch_size)
+        self.ranks.leave(raised)
+        raise raised from (error.__cause__ if raised is error else error)
+
+    def _explained(self, error, batches, what="training", batch_size=1):
+        """What `raise_explained` raises."""
         gone = reader_failure(error)  # Paddle raises it at any moment
         if gone is not None:
             return gone

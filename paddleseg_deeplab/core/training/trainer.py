@@ -198,6 +198,4 @@ class Trainer:
             logger.info("The run was %s at iteration %d.", reason, progress.iteration)
             raise
         except Exception as error:
-            raised = step.explained(error, [], batch_size=progress.settings["batch_size"])
-            step.ranks.leave(raised)
-            raise raised from (error.__cause__ if raised is error else error)
+            step.raise_explained(error, [], batch_size=progress.settings["batch_size"])
