@@ -12,8 +12,6 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import Job, Outcome, find_file
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.utils.errors import UserError
 
-ANNOTATIONS = ("gtFine", "gtCoarse")
-
 
 def map_values(label, table, allowed):
     """Maps label values by a table in which -1 means that a value is unknown.

@@ -7,7 +7,6 @@ from paddleseg_deeplab.datasets.base import VOID
 from paddleseg_deeplab.utils.errors import UserError, nearest
 
 MOST_CLASSES = 255  # 0 to 254; 255 is void
-OTHER_LABELS = ("error", "background", "void")
 _BACKGROUNDS = ("background", "_background_", "__background__")
 _IGNORED = ("__ignore__", "_ignore_")
 

@@ -20,9 +20,6 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
 from paddleseg_deeplab.tools.prepare_dataset.rle import decode_mask
 from paddleseg_deeplab.utils.errors import UserError
 
-CROWD = ("void", "class", "skip")
-SETS = ("train", "val", "test")
-
 
 def read_instances(path):
     """Reads an instance file.
