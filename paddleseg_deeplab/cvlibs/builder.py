@@ -11,10 +11,10 @@ from functools import cached_property
 from paddleseg_deeplab import datasets, models, optimizers, transforms  # noqa: F401
 from paddleseg_deeplab import registry as manager
 from paddleseg_deeplab.cvlibs.config import Config
-from paddleseg_deeplab.models.losses.cross_entropy import class_weights_from_counts
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
+from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
 from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.logger import logger
 

@@ -7,8 +7,9 @@ import os
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.datasets.base import VOID, BaseDataset
+from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.transforms.reading.files import read_label
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 

@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from paddleseg_deeplab import __version__
-from paddleseg_deeplab.datasets.base import VOID, BaseDataset
+from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.datasets.shapes.dataset import Shapes
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.download import cache_home
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger

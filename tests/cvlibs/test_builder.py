@@ -10,8 +10,8 @@ import yaml
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.models.losses.cross_entropy import class_weights_from_counts
 from paddleseg_deeplab.transforms import Normalize
+from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.visualize import save_image
 

@@ -15,7 +15,6 @@ from paddleseg_deeplab.models.losses.base import (
 )
 from paddleseg_deeplab.models.losses.hard_pixels import hardest_share
 from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
-from paddleseg_deeplab.utils.class_weights import class_weights_from_counts  # noqa: F401
 
 
 def check_fraction(name, value, low_open=False, high_open=False):

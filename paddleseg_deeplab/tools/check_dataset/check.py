@@ -13,11 +13,11 @@ from collections import Counter, deque
 
 import numpy as np
 
-from paddleseg_deeplab.datasets.base import VOID
 from paddleseg_deeplab.datasets.dataset import missing_files
 from paddleseg_deeplab.tools.check_dataset.files import read_pair, read_sample
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, in_order, level_counts
 from paddleseg_deeplab.tools.check_dataset.one_set import SetCheck, loads_files
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 
 _AHEAD = 4  # pairs a thread may be ahead of the evaluation: bounds the memory

@@ -4,7 +4,7 @@
 import dataclasses
 import inspect
 
-from paddleseg_deeplab.datasets.base import VOID
+from paddleseg_deeplab.transforms.reading.values import VOID
 
 ERROR, WARNING, HINT = "error", "warning", "hint"
 KEPT_FILES = 1000  # of one finding, for report.json

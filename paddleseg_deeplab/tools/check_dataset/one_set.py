@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 
-from paddleseg_deeplab.datasets.base import VOID, BaseDataset, label_table
+from paddleseg_deeplab.datasets.base import BaseDataset, label_table
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, is_mask, values_finding
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
 
 # What Pillow calls the channels of a file, where OpenCV would convert them without a word.

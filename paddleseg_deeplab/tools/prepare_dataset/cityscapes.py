@@ -5,11 +5,12 @@ import os
 
 import numpy as np
 
-from paddleseg_deeplab.datasets.base import VOID, label_table
+from paddleseg_deeplab.datasets.base import label_table
 from paddleseg_deeplab.datasets.catalog import CITYSCAPES_LABEL_IDS, Cityscapes
 from paddleseg_deeplab.prediction.outputs import write_ids
 from paddleseg_deeplab.tools.prepare_dataset.jobs import Job, Outcome, find_files, run_jobs
 from paddleseg_deeplab.transforms.reading.files import read_label
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 
 

@@ -3,7 +3,7 @@
 
 import os
 
-from paddleseg_deeplab.datasets.base import VOID
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, nearest
 
 MOST_CLASSES = 255  # 0 to 254; 255 is void

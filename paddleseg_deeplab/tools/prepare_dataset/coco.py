@@ -7,7 +7,6 @@ import os
 
 import numpy as np
 
-from paddleseg_deeplab.datasets.base import VOID
 from paddleseg_deeplab.tools.prepare_dataset import classes as prepare_classes
 from paddleseg_deeplab.tools.prepare_dataset import lists, polygons
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
@@ -18,6 +17,7 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     write_mask,
 )
 from paddleseg_deeplab.tools.prepare_dataset.rle import decode_mask
+from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 
 
