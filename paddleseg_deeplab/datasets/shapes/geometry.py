@@ -113,8 +113,8 @@ def _polygon(u, v, corners):
     return np.negative(distance, out=distance, where=inside)
 
 
-def _regular(n, radii, phase=0.0):
-    angles = phase + 2 * np.pi * np.arange(n) / n
+def _regular(n, radii):
+    angles = 2 * np.pi * np.arange(n) / n
     return np.stack([np.cos(angles), np.sin(angles)], 1) * np.resize(radii, n)[:, None]
 
 

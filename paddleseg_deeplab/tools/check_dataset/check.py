@@ -220,7 +220,7 @@ def _labels_say_so(check, kind):
     return True
 
 
-def quick_check(datasets, config_path, samples=_QUICK):
+def quick_check(datasets, config_path):
     """The cheap half, for the start of training: seconds at most.
 
     All files must exist, and a few pairs, evenly spread, must be whole, of equal sizes, and hold
@@ -229,7 +229,6 @@ def quick_check(datasets, config_path, samples=_QUICK):
     Args:
         datasets (dict): Section of the config, "train_dataset" or "val_dataset": the dataset.
         config_path (str): Named in the message.
-        samples (int): Pairs of each set that are read.
 
     Raises:
         UserError: The first error, with the command that finds them all.
@@ -237,7 +236,7 @@ def quick_check(datasets, config_path, samples=_QUICK):
     for name, dataset in datasets.items():
         if not hasattr(dataset, "file_list") or not loads_files(dataset):
             continue
-        result = check_datasets({name: dataset}, num_workers=0, max_samples=samples)
+        result = check_datasets({name: dataset}, num_workers=0, max_samples=_QUICK)
         check = result.sets[name]
         for first in (finding for finding in result.findings if finding.level == "error"):
             doubtful = first.kind in ("mask_0_255", "nothing_labelled")
