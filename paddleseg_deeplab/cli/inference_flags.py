@@ -86,7 +86,7 @@ def dataset_facts(builder):
     import numpy as np
 
     from paddleseg_deeplab import registry
-    from paddleseg_deeplab.datasets.base import voc_palette
+    from paddleseg_deeplab.utils.visualize import voc_palette
 
     config, count = builder.config.val_dataset_cfg, builder.model.num_classes
     dataset, component = None, None

@@ -5,7 +5,6 @@ from paddleseg_deeplab.datasets.base import (
     BaseDataset,
     class_pixel_counts,
     label_table,
-    voc_palette,
 )
 from paddleseg_deeplab.datasets.catalog import (
     ADE20K,
@@ -21,6 +20,7 @@ from paddleseg_deeplab.datasets.catalog import (
 from paddleseg_deeplab.datasets.dataset import Dataset, read_list_file
 from paddleseg_deeplab.datasets.sampling import Sampling
 from paddleseg_deeplab.datasets.shapes.dataset import Shapes
+from paddleseg_deeplab.utils.visualize import voc_palette
 
 __all__ = [
     "ADE20K",

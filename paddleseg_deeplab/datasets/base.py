@@ -14,20 +14,7 @@ from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.reading.files import nodata_of, read_image, read_label
 from paddleseg_deeplab.transforms.reading.values import VOID, mark_void, parse_nodata
 from paddleseg_deeplab.utils.errors import UserError
-
-
-def voc_palette(num_classes):
-    """The colour table of the PASCAL VOC devkit: uint8 [num_classes, 3], RGB.
-
-    Bit 3k, 3k + 1 and 3k + 2 of a class number go to bit 7 - k of red, green and blue.
-    """
-    numbers = np.arange(num_classes)
-    table = np.zeros((num_classes, 3), np.uint8)
-    for k in range(8):
-        for channel in range(3):
-            bit = (numbers >> (3 * k + channel)) & 1
-            table[:, channel] |= (bit << (7 - k)).astype(np.uint8)
-    return table
+from paddleseg_deeplab.utils.visualize import voc_palette
 
 
 class BaseDataset:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets import class_names
-from paddleseg_deeplab.datasets.base import BaseDataset, voc_palette
+from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.datasets.dataset import check_root
 from paddleseg_deeplab.datasets.layouts import Folders, NameLists, PairLists
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.download import fetch
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+from paddleseg_deeplab.utils.visualize import voc_palette
 
 _TRAIN_VAL = ("train", "val")
 _ALL = ("train", "val", "test")

@@ -18,10 +18,22 @@ VOID_COLOR = (224, 224, 192)
 _INK = (20, 20, 20)
 
 
-def default_palette(num_classes, custom_color=None):
-    """Colours of Pascal VOC's scheme, where a class number's bits are spread over R, G and B.
+def voc_palette(num_classes):
+    """The colour table of the PASCAL VOC devkit: uint8 [num_classes, 3], RGB.
 
-    As in PaddleSeg the scheme starts at its second entry, so class 0 is dark red, not black.
+    Bit 3k, 3k + 1 and 3k + 2 of a class number go to bit 7 - k of red, green and blue.
+    """
+    numbers = np.arange(num_classes)
+    table = np.zeros((num_classes, 3), np.uint8)
+    for k in range(8):
+        for channel in range(3):
+            bit = (numbers >> (3 * k + channel)) & 1
+            table[:, channel] |= (bit << (7 - k)).astype(np.uint8)
+    return table
+
+
+def default_palette(num_classes, custom_color=None):
+    """PaddleSeg's colours: `voc_palette` from its second entry on, so class 0 is dark red.
 
     Args:
         num_classes (int): Number of colours, 1 to 256.
@@ -33,11 +45,7 @@ def default_palette(num_classes, custom_color=None):
     Raises:
         UserError: `custom_color` is no list of whole colours in 0..255.
     """
-    number = np.arange(1, num_classes + 1)
-    palette = np.zeros((num_classes, 3), dtype=np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= ((number >> (3 * bit + channel)) & 1) << (7 - bit)
+    palette = voc_palette(num_classes + 1)[1:]
     if custom_color is not None and len(custom_color):
         colors = np.asarray(custom_color).reshape(-1)
         if colors.size % 3 or colors.min() < 0 or colors.max() > 255:
@@ -46,7 +54,7 @@ def default_palette(num_classes, custom_color=None):
             )
         colors = colors.reshape(-1, 3)[:num_classes]
         palette[: len(colors)] = colors
-    return palette.astype(np.uint8)
+    return palette
 
 
 def get_color_map_list(num_classes, custom_color=None):

@@ -23,7 +23,6 @@ from collections.abc import Callable
 
 from PIL import UnidentifiedImageError
 
-from paddleseg_deeplab.datasets.base import voc_palette
 from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
 from paddleseg_deeplab.transforms.reading import limit
 from paddleseg_deeplab.utils import visualize
@@ -258,7 +257,7 @@ def write_mask(path, labels, num_classes):
         labels (numpy.ndarray): Classes, 255 void.
         num_classes (int): Colours that the file gets; void gets its own.
     """
-    visualize.palette_png(path, labels, voc_palette(num_classes))
+    visualize.palette_png(path, labels, visualize.voc_palette(num_classes))
 
 
 def read_header(content):

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from paddleseg_deeplab.datasets.base import label_table, voc_palette
+from paddleseg_deeplab.datasets.base import label_table
 from paddleseg_deeplab.tools.prepare_dataset import lists
 from paddleseg_deeplab.tools.prepare_dataset.cityscapes import map_values
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
@@ -18,7 +18,7 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
 from paddleseg_deeplab.transforms.reading.files import read_image, read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, import_extra
-from paddleseg_deeplab.utils.visualize import VOID_COLOR
+from paddleseg_deeplab.utils.visualize import VOID_COLOR, voc_palette
 
 _CLASSES = 21
 _LISTS = os.path.join("ImageSets", "Segmentation")

@@ -10,7 +10,7 @@ from scipy.io import savemat
 
 from paddleseg_deeplab.cli.main import run_verb
 from paddleseg_deeplab.datasets import Cityscapes, PascalVOC
-from paddleseg_deeplab.datasets.base import voc_palette
+from paddleseg_deeplab.utils.visualize import voc_palette
 
 # ------------------------------------------------------------------------------------ Cityscapes
 
