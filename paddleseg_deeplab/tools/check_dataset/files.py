@@ -19,6 +19,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from paddleseg_deeplab.transforms.reading import limit, source
+from paddleseg_deeplab.transforms.reading.files import label_pixels
 from paddleseg_deeplab.transforms.reading.values import describe_faults, nodata_mask
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -229,20 +230,15 @@ def decode_label(content, is_array=False):
     else:
         _check_structure(content)
         try:
-            with limit.open_image(content) as file:
-                mode = file.mode
-                label = np.array(file)
+            label, mode = label_pixels(content)
         except UnidentifiedImageError as error:
             raise Unreadable("of a format that Pillow does not read") from error
         except Exception as error:  # decoders raise anything on damaged files
             kind = Truncated if "truncated" in str(error) else Unreadable
             raise kind(" ".join(str(error).split())) from error
     if label.ndim == 3:
-        colors = label[:, :, : {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])]
-        if (colors != colors[:, :, :1]).any():
-            distinct = len(np.unique(colors.reshape(-1, colors.shape[2]), axis=0))
-            raise NoClassIds("label_colours", f"mode {mode}, {distinct} colours")
-        label = colors[:, :, 0]
+        distinct = len(np.unique(label.reshape(-1, label.shape[2]), axis=0))
+        raise NoClassIds("label_colours", f"mode {mode}, {distinct} colours")
     if label.dtype.kind not in "bui":
         raise NoClassIds("label_not_ids", f"{label.dtype} values")
     return label.astype(np.uint8) if label.dtype == np.bool_ else label

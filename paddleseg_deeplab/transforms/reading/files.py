@@ -79,22 +79,40 @@ def _decode_label(path):
         if label is not None and label.shape == file.size and label.dtype == np.uint8:
             return label  # Pillow gives the same and takes a fifth longer
     try:
-        # Pillow, since OpenCV turns palette indices into colours.
-        with limit.open_image(content) as file:
-            mode = file.mode
-            label = np.array(file)
+        label, mode = label_pixels(content)
     except UserError as e:
         raise UserError(f"Label {path} {e}.") from e
     except Exception as e:  # decoders raise anything over damaged files
         raise UserError(f"Label {path} cannot be read: {e}") from e
     if label.ndim == 3:
-        colors = label[:, :, : {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])]
-        if (colors != colors[:, :, :1]).any():
-            raise UserError(
-                f"Label {path} holds colours (mode {mode}); a label has one channel of class "
-                "numbers. Convert it to a palette or grey PNG."
-            )
-        label = np.ascontiguousarray(colors[:, :, 0])
+        raise UserError(
+            f"Label {path} holds colours (mode {mode}); a label has one channel of class "
+            "numbers. Convert it to a palette or grey PNG."
+        )
     if label.dtype.kind not in "bui":
         raise UserError(f"Label {path} holds {label.dtype}, expected whole numbers.")
     return label
+
+
+def label_pixels(content):
+    """Decodes a label with Pillow, since OpenCV turns palette indices into colours.
+
+    Args:
+        content (bytes): The file.
+
+    Returns:
+        tuple: The array, [H, W], or [H, W, C] where it holds colours; Pillow's mode of the file.
+
+    Raises:
+        UserError: More pixels than the limit, see `limit.open_image`.
+        Exception: Damaged files; Pillow raises anything over them.
+    """
+    with limit.open_image(content) as file:
+        mode = file.mode
+        label = np.array(file)
+    if label.ndim == 3:
+        without_alpha = {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])
+        label = label[:, :, :without_alpha]
+        if (label == label[:, :, :1]).all():
+            label = np.ascontiguousarray(label[:, :, 0])
+    return label, mode
