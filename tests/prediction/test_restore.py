@@ -12,7 +12,7 @@ from PIL import Image
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.prediction import restore
-from paddleseg_deeplab.transforms.reading import files
+from paddleseg_deeplab.transforms.reading import files, limit
 from paddleseg_deeplab.utils.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
@@ -81,12 +81,17 @@ def test_read_image_npy(tmp_path, channels):
     assert files.read_image(tmp_path / "flat.npy", 1).shape == (5, 6, 1)
 
 
-def test_read_image_obeys_exif_rotation(tmp_path):
+@pytest.mark.parametrize("orientation", range(10))
+def test_read_image_obeys_exif_rotation(tmp_path, orientation):
     image = Image.fromarray(np.zeros((12, 17, 3), np.uint8))
     exif = image.getexif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     image.save(tmp_path / "a.jpg", exif=exif)
-    assert files.read_image(tmp_path / "a.jpg").shape == (17, 12, 3)
+    turned = orientation in (5, 6, 7, 8)  # 0 and 9 are no orientations
+    expected = (17, 12, 3) if turned else (12, 17, 3)
+    assert files.read_image(tmp_path / "a.jpg").shape == expected
+    with Image.open(tmp_path / "a.jpg") as file:  # what the tools for data ask
+        assert limit.is_turned(file) == turned
 
 
 def test_read_image_errors(tmp_path):

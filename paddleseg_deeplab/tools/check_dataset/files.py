@@ -27,7 +27,6 @@ _MOST_VALUES = 4096  # distinct values of a label that are counted one by one
 # In the coded data of a JPEG, FF is followed by 00 or a restart; anything else is a marker.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_EXIF_ORIENTATION = 0x0112
 
 
 class Truncated(Exception):
@@ -157,12 +156,12 @@ def _strict_load(content):
 
 
 def _header(content):
-    """(mode, EXIF orientation) of an image; ("", 1) where Pillow does not know it."""
+    """(mode, whether EXIF turns it) of an image; ("", False) where Pillow does not know it."""
     try:
         with limit.open_image(content) as file:
-            return file.mode, int(file.getexif().get(_EXIF_ORIENTATION, 1) or 1)
+            return file.mode, limit.is_turned(file)
     except Exception:  # decoders raise anything on damaged files
-        return "", 1
+        return "", False
 
 
 def _load_npy(content):
@@ -191,7 +190,7 @@ def decode_image(content, img_channels, is_array=False, own_values=False):
 
     Returns:
         tuple: the array [H, W] or [H, W, C]; its values in the file, likewise; the mode in the
-        file; the EXIF orientation.
+        file; whether EXIF swaps its sides.
 
     Raises:
         Truncated, Unreadable: See there.
@@ -200,17 +199,17 @@ def decode_image(content, img_channels, is_array=False, own_values=False):
         array = _load_npy(content)
         if array.ndim not in (2, 3) or not array.size:
             raise Unreadable(f"an array of the shape {array.shape}")
-        return array, array, str(1 if array.ndim == 2 else array.shape[2]), 1
+        return array, array, str(1 if array.ndim == 2 else array.shape[2]), False
     if not _check_structure(content):
         _strict_load(content)
-    mode, orientation = _header(content)
+    mode, turned = _header(content)
     try:
         array, values = source.decode_image(content, img_channels, own_values)
     except (cv2.error, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split())) from error
     if array is None:
         raise Unreadable("broken, or of a format that OpenCV does not read")
-    return array, array if values is None else values, mode, orientation
+    return array, array if values is None else values, mode, turned
 
 
 def decode_label(content, is_array=False):
@@ -281,7 +280,7 @@ def _read_image(facts, path, img_channels, nodata):
     if content is None:
         return None
     try:
-        array, values, facts.mode, orientation = decode_image(
+        array, values, facts.mode, turned = decode_image(
             content, img_channels, path.lower().endswith(".npy"), nodata is not None
         )
     except Truncated as error:
@@ -297,7 +296,7 @@ def _read_image(facts, path, img_channels, nodata):
         facts.problems.append(
             ("image_channels", path, f"{channels} channels, img_channels is {img_channels}")
         )
-    if orientation in (5, 6, 7, 8):
+    if turned:
         facts.mode += ", turned by EXIF"
     return _look_at_values(facts, path, values, nodata)
 

@@ -31,7 +31,6 @@ from paddleseg_deeplab.utils.errors import UserError
 _AHEAD = 4  # jobs a process may be ahead: bounds the memory
 _WORTH_A_PROCESS = 32  # jobs; starting a process takes as long as some dozens of small files
 _NO_ROOM = (errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-_EXIF_ORIENTATION = 0x0112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,8 +268,8 @@ def read_header(content):
     try:
         with limit.open_image(content) as file:
             width, height = file.size
-            turned = int(file.getexif().get(_EXIF_ORIENTATION, 1) or 1) >= 5
-            return ((width, height) if turned else (height, width)), file.format
+            size = (width, height) if limit.is_turned(file) else (height, width)
+            return size, file.format
     except UserError:
         raise
     except UnidentifiedImageError as error:

@@ -14,6 +14,7 @@ from paddleseg_deeplab.utils.errors import UserError
 
 VARIABLE = "PADDLESEG_DEEPLAB_MAX_PIXELS"
 DEFAULT = 178_956_970
+_EXIF_ORIENTATION = 0x0112
 # Pictures of pixels. Pillow knows others too, some of which (EPS) start a program to be decoded.
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "TGA", "JPEG2000"),
@@ -62,6 +63,11 @@ def open_image(content):
     if image.size[0] * image.size[1] > limit:
         raise UserError(_fault(f"{image.size[0]} x {image.size[1]} pixels,", limit))
     return image
+
+
+def is_turned(image):
+    """Whether the EXIF orientation of an image of Pillow's swaps its sides when it is read."""
+    return int(image.getexif().get(_EXIF_ORIENTATION, 1) or 1) in (5, 6, 7, 8)
 
 
 def check(content):
