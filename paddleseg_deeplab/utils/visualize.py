@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.utils.drawing import blank, put_text, text_width
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import check_class_names
+from paddleseg_deeplab.utils.pictures.drawing import blank, put_text, text_width
 
 # Labels outside the palette, void (255) first of all, in the colour that Pascal VOC gives it.
 VOID_COLOR = (224, 224, 192)

@@ -4,7 +4,14 @@
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.utils.drawing import GREY, INK, blank, put_legend, put_text, text_width
+from paddleseg_deeplab.utils.pictures.drawing import (
+    GREY,
+    INK,
+    blank,
+    put_legend,
+    put_text,
+    text_width,
+)
 
 _PALE = (230, 230, 230)
 _COLORS = {"train": (40, 105, 180), "val": (235, 130, 45)}

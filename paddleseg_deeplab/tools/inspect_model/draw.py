@@ -7,7 +7,14 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.tools.inspect_model.valid_taps import curves
-from paddleseg_deeplab.utils.drawing import GREY, INK, blank, put_legend, put_text, text_width
+from paddleseg_deeplab.utils.pictures.drawing import (
+    GREY,
+    INK,
+    blank,
+    put_legend,
+    put_text,
+    text_width,
+)
 
 # Kernels are drawn in full up to so many times the largest map.
 _ROOM = 1.4

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from paddleseg_deeplab.utils.drawing import INK, blank, put_legend, put_text, text_width
+from paddleseg_deeplab.utils.pictures.drawing import INK, blank, put_legend, put_text, text_width
 
 
 def inked(canvas):
