@@ -7,15 +7,17 @@ installed (about three times as fast as zlib), and written again without compres
 made by the same decoder as those of the file itself.
 """
 
+import contextlib
 import struct
 import zlib
+
+from paddleseg_deeplab.utils.pictures.png_chunks import SIGNATURE, walk
 
 try:
     from isal import isal_zlib as _zlib
 except ImportError:
     _zlib = zlib
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Values of a pixel by colour type: grey, RGB, palette, grey with alpha, RGBA.
 _VALUES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # Chunks that do not make the image another size or one of several; eXIf, which turns images, and
@@ -97,29 +99,20 @@ def parse(content):
         Png | None: None where it is no PNG, interlaced, animated or to be turned, where a chunk is
             missing at its end, or where a checksum is wrong.
     """
-    data = memoryview(content)
-    if data[:8] != _SIGNATURE or data[8:16] != b"\0\0\0\x0dIHDR" or len(data) < 33:
+    if content[:8] != SIGNATURE or content[8:16] != b"\0\0\0\x0dIHDR" or len(content) < 33:
         return None
-    width, height, depth, colours, *rest = struct.unpack_from(">IIBBBBB", data, 16)
+    width, height, depth, colours, *rest = struct.unpack_from(">IIBBBBB", content, 16)
     if not (width and height and depth and colours in _VALUES) or any(rest):
         return None
     row_bytes = 1 + (width * depth * _VALUES[colours] + 7) // 8
-    at, start, pieces = 8, None, []
-    while at + 12 <= len(data):
-        stop = at + 8 + struct.unpack_from(">I", data, at)[0]
-        name = bytes(data[at + 4 : at + 8])
-        if stop + 4 > len(data) or _zlib.crc32(data[at + 4 : stop]) != _number(data, stop):
-            return None
-        if name == b"IEND":
-            return Png(content, (height, width), row_bytes, start, pieces) if pieces else None
-        if name not in _KNOWN or (name == b"tEXt" and b"profile" in bytes(data[at:stop][:100])):
-            return None
-        if name == b"IDAT":
-            start = at if start is None else start
-            pieces.append(data[at + 8 : stop])
-        at = stop + 4
+    start, pieces = None, []
+    with contextlib.suppress(EOFError, ValueError):  # the decoder tells what is wrong
+        for place, name, data in walk(content, _zlib.crc32):
+            if name == b"IEND" and pieces:
+                return Png(content, (height, width), row_bytes, start, pieces)
+            if name not in _KNOWN or (name == b"tEXt" and b"profile" in bytes(data[:92])):
+                return None
+            if name == b"IDAT":
+                start = place if start is None else start
+                pieces.append(data)
     return None
-
-
-def _number(data, at):
-    return struct.unpack_from(">I", data, at)[0]

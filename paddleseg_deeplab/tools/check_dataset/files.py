@@ -12,7 +12,6 @@ import hashlib
 import io
 import os
 import re
-import zlib
 
 import cv2
 import numpy as np
@@ -22,11 +21,11 @@ from paddleseg_deeplab.transforms.reading import limit, source
 from paddleseg_deeplab.transforms.reading.files import label_pixels
 from paddleseg_deeplab.transforms.reading.values import describe_faults, nodata_mask
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.pictures import png_chunks
 
 _MOST_VALUES = 4096  # distinct values of a label that are counted one by one
 # In the coded data of a JPEG, FF is followed by 00 or a restart; anything else is a marker.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Truncated(Exception):
@@ -107,23 +106,13 @@ def check_png(content):
         Truncated: It ends before its last chunk.
         Unreadable: A checksum is wrong.
     """
-    place, end, view = len(_PNG), len(content), memoryview(content)
-    while place + 12 <= end:
-        length = int.from_bytes(content[place : place + 4], "big")
-        after = place + 12 + length
-        if after > end:
-            break
-        name = content[place + 4 : place + 8]
-        told = int.from_bytes(content[after - 4 : after], "big")
-        if zlib.crc32(view[place + 4 : after - 4]) != told:
-            raise Unreadable(
-                f"damaged: the checksum of its {name.decode('latin-1')} chunk at byte {place} is "
-                "wrong"
-            )
-        if name == b"IEND":
-            return
-        place = after
-    raise Truncated(f"a PNG of {end} bytes without its last chunk")
+    try:
+        for _ in png_chunks.walk(content):
+            pass
+    except EOFError as error:
+        raise Truncated(str(error)) from error
+    except ValueError as error:
+        raise Unreadable(f"damaged: {error}") from error
 
 
 def _check_structure(content):
@@ -135,7 +124,7 @@ def _check_structure(content):
         raise Unreadable(str(error)) from error
     if content.startswith(b"\xff\xd8"):
         check_jpeg(content)
-    elif content.startswith(_PNG):
+    elif content.startswith(png_chunks.SIGNATURE):
         check_png(content)
     else:
         return False
