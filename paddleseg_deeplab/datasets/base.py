@@ -13,7 +13,7 @@ import numpy as np
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.reading.files import nodata_of, read_image, read_label
 from paddleseg_deeplab.transforms.reading.values import VOID, mark_void, parse_nodata
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.visualize import voc_palette
 
 
@@ -222,7 +222,7 @@ class BaseDataset:
         else:
             known &= self._table[np.where(known, label, 0)] >= 0
         values = np.unique(label[~known]).tolist()
-        some = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+        some = first_few(values, 8, ", ...")
         if str(path).lower().endswith((".jpg", ".jpeg")):
             some += " (JPEG changes values: write masks as PNG)"
         if self.label_map is None:

@@ -10,10 +10,9 @@ from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.logger import logger
 
-_SHOWN = 5  # how many faults a message names
 _LOOKED_AT = 4  # masks of a set that are looked at when it is opened
 
 
@@ -93,7 +92,7 @@ def check_files_exist(pairs, source):
     """UserError, with the first few and the count, if files of `pairs` are not there."""
     missing = missing_files(pairs)
     if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        shown = first_few(missing, more=", ...")
         raise UserError(f"{len(missing)} of the files that {source} names are missing: {shown}.")
 
 

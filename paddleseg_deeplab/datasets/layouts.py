@@ -13,9 +13,7 @@ import os
 from dataclasses import dataclass
 
 from paddleseg_deeplab.datasets.dataset import check_files_exist, read_list_file
-from paddleseg_deeplab.utils.errors import UserError
-
-_SHOWN = 5
+from paddleseg_deeplab.utils.errors import UserError, first_few
 
 
 def files_by_name(folder, suffix):
@@ -49,9 +47,8 @@ def pair_by_name(images, labels, what, faults=None):
         if faults is not None:
             faults += [("unpaired", one[name], f"lacks {kind}") for name in alone]
         elif alone:
-            shown = ", ".join(one[name] for name in alone[:_SHOWN])
-            more = ", ..." if len(alone) > _SHOWN else ""
-            raise UserError(f"{what}: {len(alone)} of {len(one)} files lack {kind}: {shown}{more}.")
+            shown = first_few([one[name] for name in alone], more=", ...")
+            raise UserError(f"{what}: {len(alone)} of {len(one)} files lack {kind}: {shown}.")
     return [[images[name], labels[name]] for name in sorted(images) if name in labels]
 
 

@@ -43,6 +43,18 @@ def nearest(name, known):
     return f"Known: {', '.join(known)}." if known else "There is nothing to choose from."
 
 
+def first_few(texts, most=5, more=" and {} more"):
+    """The first of many texts, such as ``a, b and 3 more``.
+
+    Args:
+        texts (list): What to name; str or what becomes one.
+        most (int): So many are named.
+        more (str): Follows where there are more; ``{}`` is their number.
+    """
+    shown = ", ".join(map(str, texts[:most]))
+    return shown + more.format(len(texts) - most) if len(texts) > most else shown
+
+
 def import_extra(name, *, need="The ONNX format", extra="onnx"):
     """Imports a module that comes with one of the package's extras.
 

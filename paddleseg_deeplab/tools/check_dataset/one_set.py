@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a data check gathers about one set: counts, sizes, and what is wrong with single files."""
 
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -10,6 +9,7 @@ from paddleseg_deeplab.datasets.base import BaseDataset, label_table
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, is_mask, values_finding
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
+from paddleseg_deeplab.utils.errors import first_few
 
 # What Pillow calls the channels of a file, where OpenCV would convert them without a word.
 _CHANNELS = {"1": 1, "L": 1, "I;16": 1, "LA": 2, "P": 3, "RGB": 3, "RGBA": 4, "CMYK": 4}
@@ -122,11 +122,9 @@ class SetCheck:
                 void += hidden
                 here[self.table[value]] += pixels - hidden
         if bad or facts.other_values:
-            shown = [f"{value} ({pixels} pixels)" for value, pixels in itertools.islice(
-                bad.items(), 8
-            )]  # fmt: skip
-            rest = len(bad) - len(shown) + bool(facts.other_values)
-            self.find("label_values", label, ", ".join(shown) + (", ..." if rest else ""))
+            told = [f"{value} ({pixels} pixels)" for value, pixels in bad.items()]
+            told += ["..."] if facts.other_values else []
+            self.find("label_values", label, first_few(told, 8, ", ..."))
         elif void and not here.any():
             self.find("void_labels", label)
         # A mask may be 255 all over; `finish` looks at the values of the whole set.

@@ -23,12 +23,11 @@ from paddleseg_deeplab.tools.convert_weights.rules import (
     rename,
     without_prefixes,
 )
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights import load
 
 _SUFFIXES = (".pdparams", ".safetensors")
-_SHOWN = 5  # names in a message
 _BACKBONE = "backbone."
 _NO_HEAD = "no part of the backbone, and --part backbone takes nothing else"
 
@@ -226,21 +225,21 @@ def _fail(faults, advice, file, source, part):
             else f"{name} {theirs} (here {ours})"
             for name, theirs, here, ours in faults.wrong
         ]
-        parts.append(f"{len(named)} of the wrong shape: {_names(named)}")
+        parts.append(f"{len(named)} of the wrong shape: {first_few(named)}")
     if faults.missing:
         parts.append(
             f"{len(faults.missing)} tensors of the network that the file lacks: "
-            f"{_names(faults.missing)}"
+            f"{first_few(faults.missing)}"
         )
     if faults.unused:
         named = [
             name if here in (None, name) else f"{name} ({here})" for name, here in faults.unused
         ]
         parts.append(
-            f"{len(named)} tensors of the file without a place in the network: {_names(named)}"
+            f"{len(named)} tensors of the file without a place in the network: {first_few(named)}"
         )
     if faults.twice:
-        parts.append(f"two tensors for one place: {_names(faults.twice)}")
+        parts.append(f"two tensors for one place: {first_few(faults.twice)}")
     raise UserError(
         f"{file} does not fit this {part} as {source}'s: {'; '.join(parts)}. "
         f"{advice} Nothing was written."
@@ -310,7 +309,7 @@ def _log(report, file, output):
     for name, why in report.dropped:
         by_reason.setdefault(why, []).append(name)
     for why, names in by_reason.items():
-        logger.info("Dropped %d tensor(s), %s: %s.", len(names), why, _names(names))
+        logger.info("Dropped %d tensor(s), %s: %s.", len(names), why, first_few(names))
         logger.debug("All of them: %s.", ", ".join(names))
     for glob, why, names in report.absent:
         logger.warning("Not filled: %s (%d tensors), %s.", glob, len(names), why)
@@ -324,8 +323,3 @@ def _log(report, file, output):
             globs,
         )
     logger.info("%s -> %s: %s.", file, output, report)
-
-
-def _names(names):
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -17,12 +17,11 @@ from collections import namedtuple
 import numpy as np
 import paddle
 
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.safe_pickle import reader
 from paddleseg_deeplab.utils.weights.finite import finite
 
-_SHOWN = 5  # names in a message
 _SUFFIXES = (".pdparams", ".safetensors")
 # Classifiers of ImageNet checkpoints, which a backbone does not have.
 _CLASSIFIER = ("out.weight", "out.bias", "fc.weight", "fc.bias")
@@ -99,7 +98,7 @@ def load_tensors(layer, tensors, file, *, strict=True, skip=(), what="model"):
         own[name].set_value(value)
     logger.info("%s <- %s: %s.", what, file, report)
     if report.skipped:
-        logger.info("Skipped as asked: %s.", _names(report.skipped))
+        logger.info("Skipped as asked: %s.", first_few(report.skipped))
     if report.missing or report.unexpected or report.wrong_shape:
         logger.warning("Not loaded into the %s: %s.", what, _differences(report))
     return report
@@ -163,7 +162,7 @@ def find_weights(path):
     )
     if len(found) == 1:
         return found[0]
-    inside = f"{len(found)}: {_names(found)}" if found else "none"
+    inside = f"{len(found)}: {first_few(found)}" if found else "none"
     raise UserError(
         f"The folder {path} should hold one {' or '.join(_SUFFIXES)} file; it holds {inside}. Name "
         "the file."
@@ -274,7 +273,7 @@ def check_finite_weights(state, what, advice=DIVERGED):
     if found:
         raise UserError(
             f"{what} are not finite: {len(found)} of {len(state)} tensors hold NaN, infinite "
-            f"numbers or negative variances: {_names(found)}. {advice}"
+            f"numbers or negative variances: {first_few(found)}. {advice}"
         )
 
 
@@ -368,21 +367,16 @@ def _advice(report, in_file):
 def _differences(report):
     parts = []
     if report.missing:
-        parts.append(f"missing {_names(report.missing)}")
+        parts.append(f"missing {first_few(report.missing)}")
     if report.unexpected:
-        parts.append(f"unexpected {_names(report.unexpected)}")
+        parts.append(f"unexpected {first_few(report.unexpected)}")
     if report.wrong_shape:
         parts.append(f"of the wrong shape {_shapes(report.wrong_shape)}")
     return "; ".join(parts) or "no tensor is left after what was skipped"
 
 
-def _names(names):
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
 def _shapes(wrong_shape):
-    return _names([f"{n} {theirs} (here {ours})" for n, theirs, ours in wrong_shape])
+    return first_few([f"{n} {theirs} (here {ours})" for n, theirs, ours in wrong_shape])
 
 
 def _as_list(skip):

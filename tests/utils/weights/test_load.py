@@ -10,7 +10,6 @@ from paddle import nn
 
 from paddleseg_deeplab.models import DeepLabV3, ResNet18_vd
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.weights import load
 from paddleseg_deeplab.utils.weights.load import (
     load_entire_model,
     load_pretrained_model,
@@ -236,7 +235,3 @@ def test_paddleseg_xception_is_refused_with_the_reason(tmp_path):
     paddle.save({name: paddle.zeros([1]) for name in names}, path)
     with pytest.raises(UserError, match="128-channel"):
         load_entire_model(_Net(), path)
-
-
-def test_names_in_messages_are_few():
-    assert load._names([str(i) for i in range(30)]) == "0, 1, 2, 3, 4 and 25 more"
