@@ -2,7 +2,7 @@
 """Images of which a part can be had without making the rest.
 
 `open_image` gives an object with `shape`, the image's (H, W, C), and `window`, which makes any part
-of it: float32, 0..255, as `pipeline.read_image` makes the whole. What a part costs less:
+of it: float32, 0..255, as `files.read_image` makes the whole. What a part costs less:
 
 - A PNG of one or three channels is decoded down to the window's last row (see `kernels.png`).
   The rest is still checked against the file's checksums, so a file that was damaged or cut off
@@ -124,7 +124,7 @@ class PngSource:
 
 
 def open_image(path, img_channels=3, to_rgb=True, whole=False, nodata=None):
-    """Opens an image file; see `pipeline.read_image` for what files may hold.
+    """Opens an image file; see `files.read_image` for what files may hold.
 
     Args:
         path (str | os.PathLike): The file.
