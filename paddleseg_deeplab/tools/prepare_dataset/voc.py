@@ -22,17 +22,16 @@ from paddleseg_deeplab.utils.visualize import VOID_COLOR, voc_palette
 
 _CLASSES = 21
 _LISTS = os.path.join("ImageSets", "Segmentation")
-_ALLOWED = "classes are 0 to 20, and 255 is void"
 
 
-def _table():
-    return label_table(None, _CLASSES, VOID)
-
-
-def _check_size(labels, image):
+def _write(place, label, image):
+    """Writes classes as a palette PNG, if they are VOC's and of the image's size."""
+    table = label_table(None, _CLASSES, VOID)
+    labels = map_values(label, table, "classes are 0 to 20, and 255 is void")
     size = image_size(image)
     if labels.shape != size:
         raise ValueError(f"is {labels.shape} (height, width), the image {image} is {size}")
+    write_mask(place, labels, _CLASSES)
 
 
 def convert_sbd(place, source, image):
@@ -47,9 +46,7 @@ def convert_sbd(place, source, image):
         raise ValueError(f"has no GTcls.Segmentation ({type(error).__name__}: {error})") from error
     if label.ndim != 2 or label.dtype.kind not in "iu":
         raise ValueError(f"its GTcls.Segmentation is {label.dtype} {label.shape}, not integers")
-    labels = map_values(label, _table(), _ALLOWED)
-    _check_size(labels, image)
-    write_mask(place, labels, _CLASSES)
+    _write(place, label, image)
 
 
 def convert_voc(place, source, image):
@@ -58,9 +55,7 @@ def convert_voc(place, source, image):
         label = read_label(source)
     except UserError:
         label = _from_colours(source)
-    labels = map_values(label, _table(), _ALLOWED)
-    _check_size(labels, image)
-    write_mask(place, labels, _CLASSES)
+    _write(place, label, image)
 
 
 def _from_colours(source):
@@ -132,14 +127,13 @@ def prepare_voc_sbd(sbd_root, voc_root, *, options):
     Raises:
         UserError: Folders or lists are missing, aug.txt exists with other names, no SciPy.
     """
-    needed = ("JPEGImages", "SegmentationClass", *(
-        f"ImageSets/Segmentation/{name}.txt" for name in ("train", "val")
-    ))  # fmt: skip
-    sbd = _inner(
-        sbd_root,
-        ("dataset", "benchmark_RELEASE/dataset"),
-        ("cls", "train.txt", "val.txt"),
-        "--sbd_root",
+    needed = ("cls", "train.txt", "val.txt")
+    sbd = _inner(sbd_root, ("dataset", "benchmark_RELEASE/dataset"), needed, "--sbd_root")
+    needed = (
+        "JPEGImages",
+        "SegmentationClass",
+        "ImageSets/Segmentation/train.txt",
+        "ImageSets/Segmentation/val.txt",
     )
     voc = _inner(voc_root, ("VOC2012", "VOCdevkit/VOC2012"), needed, "--voc_root")
     import_extra("scipy.io", need="Reading SBD's .mat files", extra="crf")
