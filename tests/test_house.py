@@ -44,7 +44,7 @@ PADDLE_FREE = (
     *(f"utils/{name}.py" for name in ("__init__", "archive", "class_weights", "cpu", "download")),
     *(f"utils/{name}.py" for name in ("errors", "installed", "logger", "metrics")),
     *("utils/pictures/", "utils/safe_yaml.py", "utils/visualize.py", "utils/weights/finite.py"),
-    *("utils/safe_pickle/machine.py", "utils/safe_pickle/words.py"),
+    *("utils/safe_pickle/machine.py", "utils/safe_pickle/names.py"),
 )
 
 

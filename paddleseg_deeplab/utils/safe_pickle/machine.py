@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of a pickle that build tables of arrays, and no others; see `safe_pickle`."""
+"""Second: carries out the steps of a pickle that build tables of arrays, and no others."""
 
 import pickletools
 import struct
 from collections import OrderedDict
 
-from paddleseg_deeplab.utils.safe_pickle.words import (
+from paddleseg_deeplab.utils.safe_pickle.names import (
     CALLS,
     OTHER_SPELLINGS,
     Damaged,
+    Name,
     PendingArray,
     PendingDtype,
     Refused,
-    Word,
     check_keys,
     make_frozenset,
 )
@@ -33,7 +33,7 @@ def run(content):
         unfinished steps: the caller has to check it.
 
     Raises:
-        Refused, Damaged: see there.
+        Refused, Damaged: See `names`.
     """
     return _Machine(content).run()
 
@@ -46,7 +46,7 @@ class _Machine:
         self._below = []  # stacks under the open marks
         self._memo = {}
         # What calls may make: a piece of the file may be named, and so copied, again and again.
-        self._spare = 4 * len(content) + (1 << 20)
+        self._bytes_left = 4 * len(content) + (1 << 20)
 
     def run(self):
         if bytes(self._content[:1]) != b"\x80":
@@ -112,7 +112,7 @@ class _Machine:
         full = f"{OTHER_SPELLINGS.get(module, module)}.{name}"
         if full not in CALLS:
             raise Refused(f"it asks for {full[:160]}")
-        self._push(Word(full))
+        self._push(Name(full))
 
     def _named(self):
         name, module = self._stack.pop(), self._stack.pop()
@@ -121,24 +121,25 @@ class _Machine:
         self._name(module, name)
 
     def _call(self):
-        arguments, word = self._stack.pop(), self._stack.pop()
-        if type(word) is not Word or CALLS[word.name] is None or type(arguments) is not tuple:
-            raise Refused(f"it asks for a call of {getattr(word, 'name', type(word).__name__)}")
+        arguments, called = self._stack.pop(), self._stack.pop()
+        name = getattr(called, "name", type(called).__name__)
+        if type(called) is not Name or CALLS[name] is None or type(arguments) is not tuple:
+            raise Refused(f"it asks for a call of {name}")
         try:
-            made = CALLS[word.name](*arguments)
+            made = CALLS[name](*arguments)
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            if word.name == "builtins.eval":
+            if name == "builtins.eval":
                 raise Refused("it asks for builtins.eval to be called") from error
-            raise Damaged(f"{word.name}: {str(error)[:120]}") from error
+            raise Damaged(f"{name}: {str(error)[:120]}") from error
         self._spend(made)
         self._push(made)
 
     def _spend(self, made):
         if isinstance(made, bytes):
-            self._spare -= len(made)
+            self._bytes_left -= len(made)
         elif isinstance(made, (tuple, set, frozenset, OrderedDict)):
-            self._spare -= 100 * len(made)
-        if self._spare < 0:
+            self._bytes_left -= 100 * len(made)
+        if self._bytes_left < 0:
             raise Refused("it copies its content again and again")
 
     def _build(self):
@@ -151,7 +152,7 @@ class _Machine:
         except (TypeError, ValueError, OverflowError) as error:
             raise Damaged(str(error)[:120]) from error
         if state and isinstance(state[-1], str):  # it was turned into bytes
-            self._spare -= len(state[-1])
+            self._bytes_left -= len(state[-1])
             self._spend(None)
         for place in getattr(target, "places", ()):
             self._memo[place] = built

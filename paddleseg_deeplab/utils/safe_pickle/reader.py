@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what ``paddle.save`` writes (.pdparams, .pdopt) without running anything it names.
-
-A pickle is a program: it may name any function and have it called. Python's unpickler is not used
-here, not even a restricted one; `pickle_machine` carries out the few steps that tables of arrays
-are made of and knows no function to call. What cannot be a table of arrays is refused.
-"""
+"""First: from a file of ``paddle.save`` (.pdparams, .pdopt) to tensors; see the package's text."""
 
 import os
 from collections import OrderedDict
@@ -13,6 +8,7 @@ import numpy as np
 
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.safe_pickle import machine
+from paddleseg_deeplab.utils.safe_pickle.names import Damaged, Refused
 
 # Keys that paddle.save adds: the names of the tensors (Paddle 2.0), the parts of a large one.
 _NAMES = "StructuredToParameterName@@"
@@ -49,18 +45,18 @@ def load(path, *, return_numpy=False):
         content = file.read()
     try:
         value = machine.run(content)
-        value = _Checked(len(content)).copy(value)
+        value = _Copier(len(content)).copy(value)
         del content  # the arrays are copies
         if isinstance(value, dict) and _PARTS in value:
             value = _joined(value)
-    except machine.Refused as error:
+    except Refused as error:
         raise UserError(
             f"{path} is refused: {_printable(error)}. Only tensors, numbers, text and plain "
             "containers are loaded, since the rest may run any code; nothing in the file was run. "
             "If you trust it, save its tensors alone where it came from: "
             "paddle.save(model.state_dict(), ...)."
         ) from error
-    except machine.Damaged as error:
+    except Damaged as error:
         raise UserError(
             f"{path} cannot be read: it is damaged or no file of paddle.save "
             f"({_printable(error)}). Copy or download it again."
@@ -78,18 +74,18 @@ def _printable(error):
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
 
 
-class _Checked:
-    """Copies a value, so that it holds its own memory, and counts what comes together."""
+class _Copier:
+    """Copies a value, so that it holds its own memory, as long as it stays near the file's size."""
 
     def __init__(self, file_bytes):
-        self._values = min(_MAX_VALUES, file_bytes * _MAX_GROWTH + 1000)
-        self._most = file_bytes * _MAX_GROWTH + _SPARE_BYTES
-        self._bytes = self._most
+        self._values_left = min(_MAX_VALUES, file_bytes * _MAX_GROWTH + 1000)
+        self._most_bytes = file_bytes * _MAX_GROWTH + _SPARE_BYTES
+        self._bytes_left = self._most_bytes
 
     def copy(self, value, depth=0):
-        self._values -= 1
-        if depth > _MAX_DEPTH or self._values < 0:
-            raise machine.Refused(
+        self._values_left -= 1
+        if depth > _MAX_DEPTH or self._values_left < 0:
+            raise Refused(
                 f"it is nested deeper than {_MAX_DEPTH} levels, or without end, or holds far more "
                 "values than its size allows"
             )
@@ -100,17 +96,17 @@ class _Checked:
         if kind in (list, tuple, set, frozenset):
             return kind([self.copy(v, depth + 1) for v in value])
         if kind is np.ndarray:
-            self._bytes -= value.nbytes
-            if self._bytes < 0:
-                raise machine.Refused(f"its tensors take more than {self._most} bytes")
+            self._bytes_left -= value.nbytes
+            if self._bytes_left < 0:
+                raise Refused(f"its tensors take more than {self._most_bytes} bytes")
             # Aligned, writable and of this machine's byte order, which a view is not.
             return np.array(value, dtype=value.dtype.newbyteorder("="), order="A")
         if isinstance(value, (*_PLAIN, np.generic)):
             return value
         if kind is memoryview:  # a long text of bytes
-            self._bytes -= len(value)
+            self._bytes_left -= len(value)
             return bytes(value)
-        raise machine.Refused(f"{value} stands where a value is expected")
+        raise Refused(f"{value} stands where a value is expected")
 
 
 def _joined(table):
@@ -121,7 +117,7 @@ def _joined(table):
             parts = [out.pop(name) for name in how["slices"]]
             out[key] = np.concatenate(parts).reshape(how["OriginShape"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise machine.Damaged("the parts of its tensors do not fit") from error
+        raise Damaged("the parts of its tensors do not fit") from error
     return out
 
 

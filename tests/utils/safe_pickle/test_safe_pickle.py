@@ -262,10 +262,10 @@ def test_missing_file(tmp_path):
         reader.load(tmp_path / "none.pdparams")
 
 
-def test_no_word_means_what_python_means():
+def test_no_name_means_what_python_means():
     """The table of names holds functions of this package alone, and no type but stand-ins."""
-    from paddleseg_deeplab.utils.safe_pickle import words
+    from paddleseg_deeplab.utils.safe_pickle import names
 
-    for name, call in words.CALLS.items():
-        assert call is None or call.__module__ == words.__name__, name
+    for name, call in names.CALLS.items():
+        assert call is None or call.__module__ == names.__name__, name
     assert machine.run(b"\x80\x04cbuiltins\neval\n.") is not eval

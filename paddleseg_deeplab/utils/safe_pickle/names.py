@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the names in a pickle of tensors may mean; see `safe_pickle`.
+"""Third: what the names in a pickle of tensors mean.
 
-A name in the file never becomes the object that it names. It stays a `Word`, and those in `CALLS`
-have a meaning, each a function of plain values that runs nothing and takes no memory for which
-the bytes do not lie in the file.
+A name in the file never becomes the object that it names. It stays a `Name`. Calling one of those
+in `CALLS` has a meaning: a function below, of plain values, that runs nothing of the file and takes
+no memory for which the bytes do not lie in the file.
 """
 
 from collections import OrderedDict
@@ -30,7 +30,7 @@ class Damaged(Exception):
     """The file does not follow the format."""
 
 
-class Word:
+class Name:
     """A module's attribute that the file names. Only its name."""
 
     __slots__ = ("name",)
@@ -92,7 +92,7 @@ class PendingArray:
 
 
 def _reconstruct(kind, shape, code):
-    if type(kind) is not Word or kind.name != "numpy.ndarray":
+    if type(kind) is not Name or kind.name != "numpy.ndarray":
         raise Refused(f"an array is of the class {getattr(kind, 'name', type(kind).__name__)}")
     return PendingArray()
 
