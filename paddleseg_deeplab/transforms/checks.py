@@ -126,17 +126,19 @@ def check_size(owner, name, value):
 
 
 def check_range(owner, low_name, low, high_name, high):
-    """ValueError unless 0 < low <= high."""
+    """Returns (low, high); ValueError unless 0 < low <= high."""
     check_number(owner, low_name, low, above=0)
     check_number(owner, high_name, high, above=0)
     if low > high:
         raise ValueError(
             f"{owner}: {low_name} must not exceed {high_name}, but they are {low!r} and {high!r}."
         )
+    return low, high
 
 
 def check_colors(owner, im_padding_value, label_padding_value):
-    """Checks the two padding values: a number (or one for each channel), and an integer."""
+    """Returns both padding values; errors unless they are a number (or one for each channel), and
+    an integer."""
     if isinstance(im_padding_value, (list, tuple)):
         for value in im_padding_value:
             check_number(owner, "each element of im_padding_value", value, -LIMIT, LIMIT)
@@ -146,3 +148,4 @@ def check_colors(owner, im_padding_value, label_padding_value):
         raise TypeError(
             f"{owner}: label_padding_value must be an integer, but it is {label_padding_value!r}."
         )
+    return im_padding_value, label_padding_value

@@ -56,9 +56,9 @@ class Padding:
 
     def __init__(self, target_size, im_padding_value=127.5, label_padding_value=255):
         self.target_size = check_size("Padding", "target_size", target_size)
-        check_colors("Padding", im_padding_value, label_padding_value)
-        self.im_padding_value = im_padding_value
-        self.label_padding_value = label_padding_value
+        self.im_padding_value, self.label_padding_value = check_colors(
+            "Padding", im_padding_value, label_padding_value
+        )
 
     def __call__(self, data):
         height, width = image_size(data)
@@ -93,11 +93,12 @@ class PaddingByAspectRatio:
     thread_safe = draws_from_rng = True
 
     def __init__(self, aspect_ratio=1, im_padding_value=127.5, label_padding_value=255):
-        check_number("PaddingByAspectRatio", "aspect_ratio", aspect_ratio, above=0)
-        check_colors("PaddingByAspectRatio", im_padding_value, label_padding_value)
-        self.aspect_ratio = aspect_ratio
-        self.im_padding_value = im_padding_value
-        self.label_padding_value = label_padding_value
+        self.aspect_ratio = check_number(
+            "PaddingByAspectRatio", "aspect_ratio", aspect_ratio, above=0
+        )
+        self.im_padding_value, self.label_padding_value = check_colors(
+            "PaddingByAspectRatio", im_padding_value, label_padding_value
+        )
 
     def __call__(self, data):
         height, width = image_size(data)
@@ -128,9 +129,9 @@ class ScalePadding:
 
     def __init__(self, target_size=(512, 512), im_padding_value=127.5, label_padding_value=255):
         self.target_size = check_size("ScalePadding", "target_size", target_size)
-        check_colors("ScalePadding", im_padding_value, label_padding_value)
-        self.im_padding_value = im_padding_value
-        self.label_padding_value = label_padding_value
+        self.im_padding_value, self.label_padding_value = check_colors(
+            "ScalePadding", im_padding_value, label_padding_value
+        )
 
     def __call__(self, data):
         height, width = image_size(data)
@@ -172,18 +173,18 @@ class RandomPaddingCrop:
     ):
         # As (height, width), which is how PaddleSeg keeps this one attribute too.
         self.crop_size = check_size("RandomPaddingCrop", "crop_size", crop_size)[::-1]
-        check_colors("RandomPaddingCrop", im_padding_value, label_padding_value)
-        check_number("RandomPaddingCrop", "category_max_ratio", category_max_ratio, above=0)
-        check_int("RandomPaddingCrop", "loop_times", loop_times)
+        self.im_padding_value, self.label_padding_value = check_colors(
+            "RandomPaddingCrop", im_padding_value, label_padding_value
+        )
+        self.category_max_ratio = check_number(
+            "RandomPaddingCrop", "category_max_ratio", category_max_ratio, above=0
+        )
+        self.loop_times = check_int("RandomPaddingCrop", "loop_times", loop_times)
         if not isinstance(ignore_index, numbers.Integral):
             raise TypeError(
                 f"RandomPaddingCrop: ignore_index must be an integer, but it is {ignore_index!r}."
             )
-        self.im_padding_value = im_padding_value
-        self.label_padding_value = label_padding_value
-        self.category_max_ratio = category_max_ratio
         self.ignore_index = ignore_index
-        self.loop_times = loop_times
 
     def _balanced(self, label):
         classes, counts = np.unique(label, return_counts=True)

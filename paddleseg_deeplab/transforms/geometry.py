@@ -83,9 +83,9 @@ class RandomRotation:
 
     def __init__(self, max_rotation=15, im_padding_value=127.5, label_padding_value=255):
         self.max_rotation = check_number("RandomRotation", "max_rotation", max_rotation, low=0)
-        check_colors("RandomRotation", im_padding_value, label_padding_value)
-        self.im_padding_value = im_padding_value
-        self.label_padding_value = label_padding_value
+        self.im_padding_value, self.label_padding_value = check_colors(
+            "RandomRotation", im_padding_value, label_padding_value
+        )
 
     def __call__(self, data):
         if self.max_rotation == 0:
@@ -170,22 +170,20 @@ class RandomAffine:
         label_padding_value=255,
     ):
         self.size = check_size("RandomAffine", "size", size)
-        check_number("RandomAffine", "translation_offset", translation_offset, low=0)
-        check_number("RandomAffine", "max_rotation", max_rotation, low=0)
-        check_range(
+        self.translation_offset = check_number(
+            "RandomAffine", "translation_offset", translation_offset, low=0
+        )
+        self.max_rotation = check_number("RandomAffine", "max_rotation", max_rotation, low=0)
+        self.min_scale_factor, self.max_scale_factor = check_range(
             "RandomAffine",
             "min_scale_factor",
             min_scale_factor,
             "max_scale_factor",
             max_scale_factor,
         )
-        check_colors("RandomAffine", im_padding_value, label_padding_value)
-        self.translation_offset = translation_offset
-        self.max_rotation = max_rotation
-        self.min_scale_factor = min_scale_factor
-        self.max_scale_factor = max_scale_factor
-        self.im_padding_value = im_padding_value
-        self.label_padding_value = label_padding_value
+        self.im_padding_value, self.label_padding_value = check_colors(
+            "RandomAffine", im_padding_value, label_padding_value
+        )
 
     def __call__(self, data):
         rng = rng_of(data)

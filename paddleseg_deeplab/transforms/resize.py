@@ -163,9 +163,9 @@ class ResizeRangeScaling:
     thread_safe = draws_from_rng = True
 
     def __init__(self, min_value=400, max_value=600):
-        check_range("ResizeRangeScaling", "min_value", min_value, "max_value", max_value)
-        self.min_value = min_value
-        self.max_value = max_value
+        self.min_value, self.max_value = check_range(
+            "ResizeRangeScaling", "min_value", min_value, "max_value", max_value
+        )
 
     def draw(self, size, rng):
         """The new (height, width) of an image of (height, width) `size`."""
@@ -190,17 +190,16 @@ class ResizeStepScaling:
     thread_safe = draws_from_rng = True
 
     def __init__(self, min_scale_factor=0.75, max_scale_factor=1.25, scale_step_size=0.25):
-        check_range(
+        self.min_scale_factor, self.max_scale_factor = check_range(
             "ResizeStepScaling",
             "min_scale_factor",
             min_scale_factor,
             "max_scale_factor",
             max_scale_factor,
         )
-        check_number("ResizeStepScaling", "scale_step_size", scale_step_size, low=0)
-        self.min_scale_factor = min_scale_factor
-        self.max_scale_factor = max_scale_factor
-        self.scale_step_size = scale_step_size
+        self.scale_step_size = check_number(
+            "ResizeStepScaling", "scale_step_size", scale_step_size, low=0
+        )
 
     def draw(self, size, rng):
         """The new (height, width) of an image of (height, width) `size`."""
