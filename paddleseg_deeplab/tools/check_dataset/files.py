@@ -264,20 +264,17 @@ def _content(path, what, facts):
 
 
 def _read_image(facts, path, img_channels, nodata):
-    """Notes what an image holds; returns where it has no data, bool [H, W] or None."""
+    """Notes what an image holds; returns where it has no data, bool [H, W] or None.
+
+    Raises:
+        Truncated, Unreadable: See there; `_noting` notes them.
+    """
     content = _content(path, "image", facts)
     if content is None:
         return None
-    try:
-        array, values, facts.mode, turned = decode_image(
-            content, img_channels, path.lower().endswith(".npy"), nodata is not None
-        )
-    except Truncated as error:
-        facts.problems.append(("image_truncated", path, str(error)))
-        return None
-    except Unreadable as error:
-        facts.problems.append(("image_unreadable", path, str(error)))
-        return None
+    array, values, facts.mode, turned = decode_image(
+        content, img_channels, path.lower().endswith(".npy"), nodata is not None
+    )
     facts.size = (array.shape[1], array.shape[0])
     facts.image_hash = pixel_hash(array)
     channels = 1 if array.ndim == 2 else array.shape[2]
@@ -300,21 +297,15 @@ def _look_at_values(facts, path, values, nodata):
 
 
 def _read_label(facts, path, nodata):
-    """Notes what a label holds, as a whole and where `nodata`, bool [H, W] or None, is True."""
+    """Notes what a label holds, as a whole and where `nodata`, bool [H, W] or None, is True.
+
+    Raises:
+        Truncated, Unreadable, NoClassIds: See there; `_noting` notes them.
+    """
     content = _content(path, "label", facts)
     if content is None:
         return
-    try:
-        label = decode_label(content, path.lower().endswith(".npy"))
-    except Truncated as error:
-        facts.problems.append(("label_truncated", path, str(error)))
-        return
-    except Unreadable as error:
-        facts.problems.append(("label_unreadable", path, str(error)))
-        return
-    except NoClassIds as error:
-        facts.problems.append((error.args[0], path, error.args[1]))
-        return
+    label = decode_label(content, path.lower().endswith(".npy"))
     facts.label_size = (label.shape[1], label.shape[0])
     facts.label_hash = pixel_hash(label)
     facts.values, facts.other_values = count_values(label)
@@ -358,6 +349,11 @@ def _noting(facts, what, path):
     """Whatever a file or a dataset's own code raises is a fault of that file: the rest goes on."""
     try:
         yield
+    except NoClassIds as error:
+        kind, text = error.args
+        facts.problems.append((kind, str(path), text))
+    except Truncated as error:
+        facts.problems.append((f"{what}_truncated", str(path), str(error)))
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         facts.problems.append((f"{what}_unreadable", str(path), text))
