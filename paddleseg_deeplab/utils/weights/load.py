@@ -371,12 +371,9 @@ def _differences(report):
     if report.unexpected:
         parts.append(f"unexpected {first_few(report.unexpected)}")
     if report.wrong_shape:
-        parts.append(f"of the wrong shape {_shapes(report.wrong_shape)}")
+        shapes = [f"{name} {theirs} (here {ours})" for name, theirs, ours in report.wrong_shape]
+        parts.append(f"of the wrong shape {first_few(shapes)}")
     return "; ".join(parts) or "no tensor is left after what was skipped"
-
-
-def _shapes(wrong_shape):
-    return first_few([f"{n} {theirs} (here {ours})" for n, theirs, ours in wrong_shape])
 
 
 def _as_list(skip):
