@@ -238,6 +238,13 @@ class BaseDataset:
         )
 
 
+def evenly(items, count):
+    """`count` items of a sequence, evenly spread; all where there are no more, or it is None."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
 def class_pixel_counts(dataset, max_samples=None):
     """Counts the pixels of each class, for class weights.
 
@@ -248,9 +255,8 @@ def class_pixel_counts(dataset, max_samples=None):
     Returns:
         numpy.ndarray: int64 [num_classes]; void pixels are not counted.
     """
-    count = len(dataset) if max_samples is None else min(max_samples, len(dataset))
     total = np.zeros(dataset.num_classes, np.int64)
-    for index in np.linspace(0, len(dataset) - 1, count).round().astype(int):
+    for index in evenly(range(len(dataset)), max_samples):
         label = dataset.load_label(index)
         if label is not None:
             counts = np.bincount(label.ravel(), minlength=VOID + 1)

@@ -11,8 +11,7 @@ import os
 import time
 from collections import Counter, deque
 
-import numpy as np
-
+from paddleseg_deeplab.datasets.base import evenly
 from paddleseg_deeplab.datasets.dataset import missing_files
 from paddleseg_deeplab.tools.check_dataset.files import read_pair, read_sample
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, in_order, level_counts
@@ -46,12 +45,6 @@ class Check:
         return level_counts(self.findings)["error"]
 
 
-def _evenly(items, count):
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
-
-
 def _tasks(checks, max_samples):
     """{(channels, nodata, image, label) or (set, index): [(set, times), ...]}: what is to be read.
 
@@ -60,7 +53,7 @@ def _tasks(checks, max_samples):
     tasks = {}
     for check in checks:
         if not check.file_based:
-            for index in _evenly(range(check.samples), max_samples):
+            for index in evenly(range(check.samples), max_samples):
                 tasks[check.name, index] = [(check, 1)]
             continue
         entries = Counter(check.entries_listed())
@@ -74,7 +67,7 @@ def _tasks(checks, max_samples):
                 if entry[place] in missing and entry[place] not in told:
                     told.add(entry[place])
                     check.find(kind, entry[place])
-        for image, label in _evenly(list(entries), max_samples):
+        for image, label in evenly(list(entries), max_samples):
             there = [None if path in missing else path for path in (image, label)]
             if any(there):
                 key = (check.img_channels, repr(check.nodata), *there)
@@ -213,7 +206,7 @@ def _labels_say_so(check, kind):
     """
     but = (0, 255) if kind == "mask_0_255" else ()
     labels = [label for _, label in check.entries_listed() if label is not None]
-    for label in _evenly(labels, _CONFIRMED):
+    for label in evenly(labels, _CONFIRMED):
         values = read_pair(None, label, check.img_channels).values or {}
         if any(v not in but and check.known(v) and check.table[v] != VOID for v in values):
             return False
