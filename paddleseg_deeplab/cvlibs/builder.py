@@ -15,7 +15,7 @@ from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
-from paddleseg_deeplab.utils.errors import UserError, nearest
+from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 # Which registry a `type` at this place is looked up in; deeper keys come first.
@@ -114,15 +114,10 @@ class SegBuilder:
     def _check(self, place, cfg, registry):
         component = self._look_up(place, cfg, registry)
         parameters = inspect.signature(component).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for key, value in cfg.items():
             if key == "type":
                 continue
-            if key not in parameters and not takes_any:
-                known = [n for n in parameters if n != "self"]
-                self.config.fail(
-                    f"{place}.{key}", f"{cfg['type']} has no such parameter. {nearest(key, known)}"
-                )
+            self.config.check_parameter(place, key, component)
             default = parameters[key].default if key in parameters else None
             if isinstance(default, bool) and not isinstance(value, bool):
                 self.config.fail(f"{place}.{key}", f"should be True or False, not {value!r}.")

@@ -5,6 +5,7 @@ What a component's own parameters may be is checked by `SegBuilder`, which knows
 """
 
 import copy
+import inspect
 import re
 from ast import literal_eval
 from pathlib import Path
@@ -281,6 +282,14 @@ class Config:
         place = str(place)
         place = place if place.isprintable() else ascii(place)  # a message is one line
         raise UserError(f"{self.path}: {place}: {message}")
+
+    def check_parameter(self, place, key, component):
+        """Refuses a key of a section whose component, a class or function, takes no such one."""
+        parameters = inspect.signature(component).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if key not in parameters and not takes_any:
+            text = f"{component.__name__} has no such parameter. {nearest(key, parameters)}"
+            self.fail(f"{place}.{key}", text)
 
     def _check(self):
         for key, value in self.dic.items():

@@ -3,7 +3,7 @@
 
 import inspect
 
-from paddleseg_deeplab.utils.errors import UserError, nearest
+from paddleseg_deeplab.utils.errors import UserError
 
 DESCRIPTION = """Checks all images and labels that a config's train_dataset and val_dataset name.
 
@@ -39,13 +39,9 @@ def add_arguments(parser):
 
 def _check_keys(config, section, component, cfg):
     """As SegBuilder does for the whole config; that one needs Paddle."""
-    parameters = inspect.signature(component).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in cfg:
-        if key not in parameters and not takes_any:
-            hint = nearest(key, parameters)
-            config.fail(f"{section}.{key}", f"{component.__name__} has no such parameter. {hint}")
-    for key, parameter in parameters.items():
+        config.check_parameter(section, key, component)
+    for key, parameter in inspect.signature(component).parameters.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if named and parameter.default is parameter.empty and key not in (*cfg, "transforms"):
             config.fail(section, f"{component.__name__} needs {key}.")
