@@ -13,7 +13,6 @@ report.md (for reading), report.json and pictures go to --save_dir.
 Exit status: 0 no errors (warnings and hints do not count), 1 errors in the data, 2 a mistake in
 the flags or the config.
 """
-_SETS = ("train", "val")
 
 
 def add_arguments(parser):
@@ -102,7 +101,7 @@ def run(args):
     from paddleseg_deeplab.utils.logger import logger
 
     config = Config(args.config, opts=args.opts)
-    present = [name for name in _SETS if getattr(config, f"{name}_dataset_cfg")]
+    present = [name for name in ("train", "val") if getattr(config, f"{name}_dataset_cfg")]
     if not present:
         config.fail("train_dataset", "is missing, and val_dataset too: nothing to check.")
     opened = {name: _open(config, name) for name in present}

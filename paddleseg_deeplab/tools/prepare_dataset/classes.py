@@ -93,8 +93,3 @@ def class_numbers(names, found, other_labels, source):
 def found_names(found):
     """Class names from the labels found: sorted, without background and `__ignore__`."""
     return sorted(label for label in found if label not in (*_BACKGROUNDS, *_IGNORED))
-
-
-def names_text(names):
-    """Text of class_names.txt: the background, then the classes."""
-    return "\n".join(["background", *names]) + "\n"

@@ -244,15 +244,12 @@ def prepare_coco(
         jobs.append(Job(image, mask, convert_coco, data))
         rows.append(tuple(lists.relative(path, save_dir) for path in (image, mask)))
 
-    def texts_of(rows):
-        texts, used = lists.list_text({f"{mode}.txt": sorted(rows)}, options.separator)
-        return {**texts, "class_names.txt": prepare_classes.names_text(names)}, used
-
-    lists.check_lists(texts_of(rows)[0], save_dir, options.overwrite)
+    texts, _ = lists.list_text({f"{mode}.txt": sorted(rows)}, options.separator, names)
+    lists.check_lists(texts, save_dir, options.overwrite)
     made = run_jobs(jobs, options, outcome, "masks")
     rows = [row for row, is_there in zip(rows, made) if is_there]
     if rows:
-        texts, used = texts_of(rows)
+        texts, used = lists.list_text({f"{mode}.txt": sorted(rows)}, options.separator, names)
         lists.write_lists(texts, save_dir, options, outcome)
         outcome.notes.append("annotations: " + ", ".join(f"{n} {found[n]}" for n in found))
         outcome.notes.append(lists.advice(save_dir, texts, used, len(names) + 1))

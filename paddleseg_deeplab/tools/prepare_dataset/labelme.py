@@ -269,8 +269,7 @@ def prepare_labelme(
             f"{part}.txt": [keys[key] for key in some if key in keys] for part, some in sets.items()
         }
         rows = {name: some for name, some in rows.items() if some}
-        texts, used = lists.list_text(rows, options.separator)
-        return {**texts, "class_names.txt": prepare_classes.names_text(names)}, used
+        return lists.list_text(rows, options.separator, names)
 
     lists.check_lists(texts_of(keys)[0], save_dir, options.overwrite, whole=True)
     made = run_jobs(jobs, options, outcome, "masks")

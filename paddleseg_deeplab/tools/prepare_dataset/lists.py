@@ -30,16 +30,17 @@ def _fits(path, separator):
     return parts == [path]
 
 
-def list_text(pairs, separator=None):
-    """The text of list files.
+def list_text(pairs, separator=None, names=()):
+    """The text of list files, and of class_names.txt where there are names.
 
     Args:
-        pairs (dict): "train", ...: (image, mask) paths as they are to stand there.
+        pairs (dict): "train.txt", ...: (image, mask) paths as they are to stand there.
         separator (str): Wanted between them; None takes the first of blank, comma, semicolon,
             tab and bar that stands in no path, the same for all lists.
+        names (list[str]): Of the classes beside the background, which is named before them.
 
     Returns:
-        tuple: the texts, a dict as `pairs`; and the separator.
+        tuple: {file name: text}; and the separator.
 
     Raises:
         UserError: A path that no list can hold, or not with this separator.
@@ -61,6 +62,8 @@ def list_text(pairs, separator=None):
                 name: "".join(candidate.join(pair) + "\n" for pair in rows)
                 for name, rows in pairs.items()
             }
+            if names:
+                texts["class_names.txt"] = "\n".join(["background", *names]) + "\n"
             return texts, candidate
     hint = "leave --separator out" if separator is not None else "rename it"
     raise UserError(f"{bad!r} holds the separator that would follow it: {hint}.")
