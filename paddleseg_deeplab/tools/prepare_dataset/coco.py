@@ -7,8 +7,13 @@ import os
 
 import numpy as np
 
-from paddleseg_deeplab.tools.prepare_dataset import classes as prepare_classes
 from paddleseg_deeplab.tools.prepare_dataset import lists, polygons
+from paddleseg_deeplab.tools.prepare_dataset.classes import (
+    check_names,
+    class_numbers,
+    found_names,
+    read_classes,
+)
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Job,
     Outcome,
@@ -173,15 +178,15 @@ def _classes(categories, annotations, classes, other_labels, path):
     for key, name in categories.items():
         found[name] += used[key]
     if classes:
-        names = prepare_classes.read_classes(classes)
+        names = read_classes(classes)
     else:
         ordered = sorted(categories, key=lambda k: (isinstance(k, str), k))
-        kept = set(prepare_classes.found_names(found))
+        kept = set(found_names(found))
         names = [categories[k] for k in ordered if categories[k] in kept]
-        names = prepare_classes.check_names(names, f"--json {path}")
+        names = check_names(names, f"--json {path}")
     # A category without a single annotation is no mistake, whether it is a class or not.
     counts = {name: count for name, count in found.items() if count or name in names}
-    numbers = prepare_classes.class_numbers(names, counts, other_labels, "--classes")
+    numbers = class_numbers(names, counts, other_labels, "--classes")
     return names, {key: numbers.get(name, 0) for key, name in categories.items()}, found
 
 

@@ -10,8 +10,13 @@ import os
 import numpy as np
 
 from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
-from paddleseg_deeplab.tools.prepare_dataset import classes as prepare_classes
 from paddleseg_deeplab.tools.prepare_dataset import lists, polygons
+from paddleseg_deeplab.tools.prepare_dataset.classes import (
+    check_names,
+    class_numbers,
+    found_names,
+    read_classes,
+)
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Job,
     Outcome,
@@ -247,16 +252,14 @@ def prepare_labelme(
     for flag, value in (("--line_width", line_width), ("--point_radius", point_radius)):
         if not 0 < value < math.inf:
             raise UserError(f"{flag} should be above 0, not {value}.")
-    names = prepare_classes.read_classes(classes) if classes else None
+    names = read_classes(classes) if classes else None
     outcome = Outcome()
     usable, found = _survey_all(annotations, save_dir, options, outcome)
     if not usable:
         return outcome
     if names is None:
-        names = prepare_classes.check_names(
-            prepare_classes.found_names(found), f"The labels of {annotations}"
-        )
-    numbers = prepare_classes.class_numbers(names, found, other_labels, "--classes")
+        names = check_names(found_names(found), f"The labels of {annotations}")
+    numbers = class_numbers(names, found, other_labels, "--classes")
     jobs, keys = [], {}
     for name, source, image, mask in _places(annotations, save_dir, usable):
         data = (source, numbers, len(names) + 1, line_width, point_radius, image)
