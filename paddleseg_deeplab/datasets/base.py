@@ -290,9 +290,18 @@ def _compose(name, transforms, to_rgb, img_channels, nodata):
     return Compose(list(transforms), to_rgb=to_rgb, img_channels=img_channels, nodata=nodata)
 
 
+def names_of_classes(dataset):
+    """Names of any dataset's classes; those without are class_0, class_1, ..."""
+    return list(getattr(dataset, "class_names", None) or _plain_names(dataset.num_classes))
+
+
+def _plain_names(num_classes):
+    return [f"class_{k}" for k in range(num_classes)]
+
+
 def _names(name, class_names, num_classes):
     if class_names is None:
-        return [f"class_{k}" for k in range(num_classes)]
+        return _plain_names(num_classes)
     if isinstance(class_names, (str, os.PathLike)):
         try:
             with open(class_names, encoding="utf-8-sig") as file:

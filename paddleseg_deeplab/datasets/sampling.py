@@ -13,9 +13,11 @@ import os
 import numpy as np
 
 from paddleseg_deeplab import registry
+from paddleseg_deeplab.datasets.base import names_of_classes
 from paddleseg_deeplab.datasets.label_counts import label_counts
 from paddleseg_deeplab.utils.errors import UserError, nearest
 
+_BY = ("pixels", "images")  # what is counted of a class
 # The V3 paper's hard classes, by their names in PASCAL VOC.
 _HARD_CLASSES = ("bicycle", "chair", "diningtable", "pottedplant", "sofa")
 
@@ -64,7 +66,7 @@ def class_balanced(power=1.0, max_repeat=4.0, by="pixels"):
     """
     _number("power", power, 0, 1)
     _number("max_repeat", max_repeat, 1)
-    if by not in ("pixels", "images"):
+    if by not in _BY:
         raise UserError(f"by should be pixels or images, not {by!r}. {nearest(by, _BY)}")
 
     def sampling(dataset):
@@ -78,9 +80,6 @@ def class_balanced(power=1.0, max_repeat=4.0, by="pixels"):
         return Sampling(rates, _summary("class_balanced", rates, dataset, counts))
 
     return sampling
-
-
-_BY = ("pixels", "images")
 
 
 @registry.SAMPLERS.add_component
@@ -111,7 +110,7 @@ def repeat_hard(classes=_HARD_CLASSES, times=2):
         counts = label_counts(dataset)
         hard = (counts[:, chosen] > 0).any(axis=1)
         if not hard.any():
-            named = ", ".join(_names(dataset)[k] for k in chosen)
+            named = ", ".join(names_of_classes(dataset)[k] for k in chosen)
             raise UserError(f"repeat_hard: no image of the training set holds {named}.")
         rates = np.where(hard, float(times), 1.0)
         return Sampling(rates, _summary("repeat_hard", rates, dataset, counts))
@@ -183,7 +182,7 @@ def class_numbers(classes, dataset):
     Raises:
         UserError: There is no such class; names the nearest.
     """
-    names = _names(dataset)
+    names = names_of_classes(dataset)
     plain = {_plain(name): number for number, name in enumerate(names)}
     found = []
     for each in classes:
@@ -202,11 +201,6 @@ def class_numbers(classes, dataset):
 
 def _plain(name):
     return "".join(letter for letter in name.lower() if letter not in " -_")
-
-
-def _names(dataset):
-    count = dataset.num_classes
-    return list(getattr(dataset, "class_names", None) or (f"class_{k}" for k in range(count)))
 
 
 def _number(key, value, low, high=math.inf):
@@ -278,7 +272,7 @@ def _summary(name, rates, dataset, counts):
     """The log's lines: what an epoch is, and each class before and after."""
     before = class_shares(np.ones(len(rates)), counts)
     after = class_shares(rates, counts)
-    names = _names(dataset)
+    names = names_of_classes(dataset)
     width = max(map(len, names))
     lines = [_head(name, rates), f"  {'class':{width}}  % of the images    % of the pixels"]
     for k, label in enumerate(names):

@@ -140,9 +140,7 @@ def resize(img, size, interp=cv2.INTER_LINEAR):
     if img.shape[:2] == (height, width):
         return img
     if interp == cv2.INTER_NEAREST:
-        rows = nearest_index(img.shape[0], height)
-        cols = nearest_index(img.shape[1], width)
-        return img.take(rows, axis=0).take(cols, axis=1)
+        return nearest_window(img, (height, width), 0, 0, (height, width))
     limit = _AREA_CHANNELS if interp == cv2.INTER_AREA else _MANY_CHANNELS
     return _in_groups(
         lambda part: cv2.resize(part, (width, height), interpolation=interp), img, limit

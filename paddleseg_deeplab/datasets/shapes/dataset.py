@@ -129,7 +129,7 @@ class Shapes(BaseDataset):
         return image.astype(np.float32)
 
     def load_label(self, index):
-        """The exact mask of a scene: uint8 [H, W]; its rule is in shapes_geometry.py."""
+        """The exact mask of a scene: uint8 [H, W]; its rule is in geometry.py."""
         width, height = self.image_size
         return draw_mask(self._plan(self._index(index)), height, width)
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 
-from paddleseg_deeplab.datasets.base import BaseDataset, label_table
+from paddleseg_deeplab.datasets.base import BaseDataset, label_table, names_of_classes
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, is_mask, values_finding
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
@@ -53,8 +53,7 @@ class SetCheck:
         self.table = label_table(
             self.label_map, self.num_classes, self.ignore_index if self.file_based else VOID
         )
-        names = getattr(dataset, "class_names", None)
-        self.class_names = list(names or (f"class_{k}" for k in range(self.num_classes)))
+        self.class_names = names_of_classes(dataset)
         self.samples = len(dataset.file_list)
         # Samples of other sets come as the set itself makes them.
         self.nodata = getattr(dataset, "nodata", None) if self.file_based else None
