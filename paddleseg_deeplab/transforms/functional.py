@@ -333,10 +333,6 @@ def _clip(img):
     return np.clip(img, 0, 255, out=img)
 
 
-def _is_rgb(img):
-    return img.ndim == 3 and img.shape[2] == 3
-
-
 def brightness(img, factor):
     """Blends with black: 0 is black, 1 the image, 2 twice as bright."""
     return _clip(img * np.float32(factor))
@@ -352,7 +348,7 @@ def contrast(img, factor):
 def mean_grey(img):
     """The mean of the luma for three channels (RGB), of all values for other numbers of channels;
     summed in float64."""
-    if _is_rgb(img):
+    if img.ndim == 3 and img.shape[2] == 3:
         if img.dtype not in _WARPABLE:  # OpenCV takes no others
             img = img.astype(np.float64)
         return float(np.array(cv2.mean(img)[:3]) @ _LUMA)
