@@ -262,10 +262,7 @@ class SegBuilder:
 
     @cached_property
     def train_dataset(self):
-        dataset = self.build("train_dataset", self._section("train_dataset"), manager.DATASETS)
-        if len(dataset) == 0:
-            self.config.fail("train_dataset", "has no samples; check its list file and root.")
-        return dataset
+        return self._dataset("train_dataset")
 
     @cached_property
     def sampler(self):
@@ -280,9 +277,12 @@ class SegBuilder:
 
     @cached_property
     def val_dataset(self):
-        dataset = self.build("val_dataset", self._section("val_dataset"), manager.DATASETS)
+        return self._dataset("val_dataset")
+
+    def _dataset(self, section):
+        dataset = self.build(section, self._section(section), manager.DATASETS)
         if len(dataset) == 0:
-            self.config.fail("val_dataset", "has no samples; check its list file and root.")
+            self.config.fail(section, "has no samples; check its list file and root.")
         return dataset
 
     @cached_property
