@@ -8,8 +8,6 @@ from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.utils.errors import nearest
 
-# Modules of this package, each with `main(argv)`.
-_OWN = ("train", "val", "predict", "export", "infer", "quickstart")
 # Folders of `tools`, whose command.py has DESCRIPTION, `add_arguments` and `run`; and which of the
 # common flags they take besides.
 _TOOLS = {
@@ -19,10 +17,12 @@ _TOOLS = {
     "check_dataset": (),
     "prepare_dataset": (),
 }
-VERBS = (*_OWN[:5], *_TOOLS, "quickstart")
+# As the help lists them.
+VERBS = ("train", "val", "predict", "export", "infer", *_TOOLS, "quickstart")
 
 
 def _module_of(verb):
+    # A command's own module has `main(argv)`.
     place = f"tools.{verb}.command" if verb in _TOOLS else f"cli.{verb}"
     return importlib.import_module(f"paddleseg_deeplab.{place}")
 
@@ -40,12 +40,14 @@ def add_arguments(verb, parser):
 def run_verb(verb, argv=None):
     """Runs a verb with its flags (``sys.argv[1:]`` by default) and returns its exit status."""
     module = _module_of(verb)
-    if verb in _OWN:
+    if verb not in _TOOLS:
         return module.main(argv)
-    return common.main_of(
-        *(lambda parser: add_arguments(verb, parser), module.run, module.DESCRIPTION, argv),
-        prog=f"paddleseg-deeplab {verb}",
-    )
+
+    def add(parser):
+        add_arguments(verb, parser)
+
+    prog = f"paddleseg-deeplab {verb}"
+    return common.main_of(add, module.run, module.DESCRIPTION, argv, prog)
 
 
 def main(argv=None):
