@@ -9,7 +9,6 @@ import sys
 import traceback
 import warnings
 
-from paddleseg_deeplab.utils.device import select_device  # noqa: F401
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
 from paddleseg_deeplab.utils.installed import explain
 from paddleseg_deeplab.utils.logger import logger, setup_console

@@ -6,6 +6,7 @@ import sys
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import compose_for, dataset_facts
+from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Exports a trained model for deployment.
@@ -159,9 +160,7 @@ def run(args):
     # For the comparison, see deploy.tf32; the exported network runs as its user's settings say.
     if "paddle" not in sys.modules:
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    device = common.select_device(
-        "cpu" if args.device is None and args.target == "cpu" else args.device
-    )
+    device = select_device("cpu" if args.device is None and args.target == "cpu" else args.device)
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
     from paddleseg_deeplab.cvlibs import SegBuilder

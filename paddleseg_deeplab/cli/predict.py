@@ -9,6 +9,7 @@ from paddleseg_deeplab.cli.inference_flags import (
     compose_for,
     dataset_facts,
 )
+from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Predicts images with a trained model.
@@ -75,7 +76,7 @@ def run(args):
     # Several paths: what a shell makes of a glob pattern without quotes.
     given = args.image_path[0] if len(args.image_path) == 1 else args.image_path
     images, root = collect_images(given, exclude=args.save_dir)
-    device = common.select_device(args.device)
+    device = select_device(args.device)
     ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=False)
     from paddleseg_deeplab.core.predict import predict, report

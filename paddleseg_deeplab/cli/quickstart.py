@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.installed import require_paddle
 
@@ -86,7 +87,7 @@ def run(args):
     for path in (args.config, args.infer):
         if not Path(path).is_file():
             raise UserError(f"There is no {path}: run this in the repository's folder.")
-    common.select_device(args.device)  # here, where its message is the only one
+    select_device(args.device)  # here, where its message is the only one
     _verb(
         *("train", "--config", args.config, "--save_dir", out, "--overwrite", "--do_eval"),
         *("--use_vdl", "--save_interval", 250, "--log_iters", 50, *device),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from paddleseg_deeplab.cli import common
+from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.installed import require_paddle
 
@@ -286,7 +287,7 @@ def run(args):
 
     if args.deterministic:
         make_deterministic(False if args.device == "cpu" else None)
-    device = common.select_device(args.device)
+    device = select_device(args.device)
     if device == "cpu":
         keep_freed_memory()
     precision_context(args.precision, args.amp_level)  # refuses what this device cannot do

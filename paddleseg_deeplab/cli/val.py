@@ -5,6 +5,7 @@ import sys
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
+from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Evaluates a trained model on the config's validation set.
@@ -35,7 +36,7 @@ def run(args):
     from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)
-    device = common.select_device(args.device)
+    device = select_device(args.device)
     ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=args.model_path is None)
     from paddleseg_deeplab.core.report import write_report

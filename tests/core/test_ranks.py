@@ -325,7 +325,7 @@ def test_the_flag_sets_it_before_the_device_is_used(monkeypatch, tmp_path):
         raise UserError("enough")
 
     monkeypatch.setattr(determinism, "make_deterministic", lambda gpu: order.append("switches"))
-    monkeypatch.setattr(train_command.common, "select_device", stop)
+    monkeypatch.setattr(train_command, "select_device", stop)
     monkeypatch.setattr(train_command.common, "read_config", lambda *a, **k: None)
     assert train_command.main(["--config", "x.yml", "--deterministic"]) == 2
     assert order == ["switches", "device"]
