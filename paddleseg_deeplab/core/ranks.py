@@ -13,6 +13,7 @@ import paddle
 
 from paddleseg_deeplab.core.barrier import Barrier
 from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
+from paddleseg_deeplab.utils.cpu import positive_number
 from paddleseg_deeplab.utils.errors import (
     NonFiniteLoss,
     NonFiniteScores,
@@ -305,8 +306,9 @@ def _store():
 
 def _make_barrier(rank, size, store):
     """The `Barrier` of a CPU run."""
-    timeout = os.environ.get("PADDLE_PG_TIMEOUT", "")  # Paddle's setting for NCCL
-    patience = int(timeout) / 1000 if timeout.isdigit() and int(timeout) > 0 else _PATIENCE
+    # Paddle's setting for NCCL, in milliseconds.
+    timeout = positive_number(os.environ.get("PADDLE_PG_TIMEOUT", ""))
+    patience = timeout / 1000 if timeout else _PATIENCE
     host = paddle.distributed.ParallelEnv().trainer_endpoints[0].rpartition(":")[0]
     try:
         return Barrier(rank, size, store, host, patience)

@@ -107,7 +107,7 @@ def choose_device(name=None, form="legacy", runtime="auto"):
     count = gpu_count() or 0
     if not name:
         return "gpu:0" if count else "cpu"
-    if not number.isdigit() and number:
+    if number and not number.isdecimal():
         raise UserError(f"--device {name}: the number after gpu: is not one.")
     if int(number or 0) >= count:
         raise UserError(

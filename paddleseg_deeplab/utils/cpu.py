@@ -38,6 +38,11 @@ def processor_name():
     return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
+def positive_number(text: str) -> int | None:
+    """The whole number above 0 that a variable of the environment holds; None where it is none."""
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
 def wanted_environment(cores, cpuinfo, environment):
     """Environment variables that suit this processor.
 
@@ -52,7 +57,7 @@ def wanted_environment(cores, cpuinfo, environment):
     """
     # OpenMP allows a list, one number for each level of nesting; Paddle takes a number only.
     threads = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    threads = threads if threads.isdigit() and int(threads) > 0 else str(cores)
+    threads = str(positive_number(threads) or cores)
     # Which one counts depends on the machine: with Paddle 3.3.1 an AMD processor followed
     # FLAGS_paddle_num_threads, an Intel processor MKL_NUM_THREADS only. OMP_NUM_THREADS would do on
     # both, but Paddle prints two lines of warnings at each import when it is above 1.
@@ -89,7 +94,7 @@ def prepare_environment():
 def thread_count():
     """Threads that this process's own parallel work may use: what Paddle was told to use."""
     threads = os.environ.get("FLAGS_paddle_num_threads", "")  # noqa: SIM112 (Paddle's spelling)
-    return int(threads) if threads.isdigit() and int(threads) > 0 else _usable_cores()
+    return positive_number(threads) or _usable_cores()
 
 
 def keep_freed_memory():

@@ -33,7 +33,7 @@ def select_device(name=None):
                 "--device gpu: the installed Paddle is a CPU build. Install paddlepaddle-gpu, or "
                 "use --device cpu."
             )
-        if not (number or "0").isdigit() or int(number or 0) >= gpus:
+        if not (number or "0").isdecimal() or int(number or 0) >= gpus:
             raise UserError(f"--device {name}: Paddle sees {gpus} GPU(s). Use one of them or cpu.")
     import paddle
 

@@ -28,7 +28,7 @@ def test_wanted_environment(cpuinfo, extra):
 
 @pytest.mark.parametrize(
     ("openmp", "threads"),
-    [("5", "5"), ("4,2", "4"), (" 3 ", "3"), ("", "2"), ("0", "2"), ("all", "2")],
+    [("5", "5"), ("4,2", "4"), (" 3 ", "3"), ("", "2"), ("0", "2"), ("all", "2"), ("²", "2")],
 )
 def test_a_thread_count_for_openmp_serves_the_others(openmp, threads):
     wanted = wanted_environment(2, "", {"OMP_NUM_THREADS": openmp})

@@ -28,6 +28,7 @@ def test_the_best_present_is_the_default(monkeypatch):
         ("gpu", 0, r"--device gpu: Paddle sees 0 GPU\(s\)"),
         ("gpu:1", 1, r"--device gpu:1: Paddle sees 1 GPU\(s\)"),
         ("gpu:x", 1, r"--device gpu:x: Paddle sees 1 GPU\(s\)"),
+        ("gpu:²", 1, r"--device gpu:²: Paddle sees 1 GPU\(s\)"),
         ("abacus", 1, "--device abacus is not available"),
     ],
 )

@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from paddleseg_deeplab.utils.cpu import positive_number
 from paddleseg_deeplab.utils.errors import UserError
 
 FOLDER = "/dev/shm"
@@ -35,8 +36,7 @@ def needed_bytes(batch_bytes, num_workers, processes=1):
 
 def processes_here():
     """How many processes the launcher started on this machine; 1 without it."""
-    count = os.environ.get("PADDLE_LOCAL_SIZE", "")
-    return int(count) if count.isdigit() and int(count) > 0 else 1
+    return positive_number(os.environ.get("PADDLE_LOCAL_SIZE", "")) or 1
 
 
 def check_shared_memory(batch_bytes, num_workers, processes=None, folder=FOLDER):

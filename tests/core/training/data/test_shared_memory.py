@@ -115,7 +115,7 @@ def test_enough_or_unused(monkeypatch, tmp_path):
 def test_processes_on_this_machine(monkeypatch):
     monkeypatch.delenv("PADDLE_LOCAL_SIZE", raising=False)
     assert processes_here() == 1
-    for value, count in (("4", 4), ("", 1), ("0", 1), ("many", 1)):
+    for value, count in (("4", 4), ("", 1), ("0", 1), ("many", 1), ("²", 1)):
         monkeypatch.setenv("PADDLE_LOCAL_SIZE", value)
         assert processes_here() == count
 
