@@ -67,7 +67,7 @@ def add_arguments(parser):
 
 
 def _nchw_unless_asked(config, args, form):
-    """Sets NCHW: weights are the same, and only PIR carries an NHWC network (see core.export)."""
+    """Sets NCHW: weights are the same, and only PIR carries an NHWC network (see deploy.export)."""
     parts = (config.model_cfg, config.model_cfg.get("backbone") or {})
     if not any(part.get("data_format") == "NHWC" for part in parts):
         return

@@ -6,8 +6,8 @@ logits; results come back as one NumPy label map an image, at its original size;
 are not asked for, only labels leave the device.
 
 A model is an nn.Layer, or an `engine.Engine` in its place. On a CPU what follows the network is
-done in NumPy and OpenCV (`averaging`). On a GPU it stays there: a batch is read back twice, one
-number that tells whether the scores are finite and the labels, however many windows, scales and
+done in NumPy and OpenCV (`prediction.scores`). On a GPU it stays there: a batch is read back twice,
+one number that tells whether the scores are finite and the labels, however many windows, scales and
 flips there are.
 """
 

@@ -2,7 +2,7 @@
 """The config's `sampler`: how often an epoch of training holds each image.
 
 A component takes its parameters and returns a function that takes the training set and returns a
-`Sampling`, or None for the plain shuffle. Another one can be registered in `manager.SAMPLERS`.
+`Sampling`, or None for the plain shuffle. Another one can be registered in `registry.SAMPLERS`.
 """
 
 import dataclasses

@@ -38,7 +38,7 @@ _FORMATS = {"paddle": "legacy", "openvino": "legacy", "onnxruntime": "onnx"}
 
 
 class Engine:
-    """An exported network in place of its model, for `core.infer` and `core.val.predictions`.
+    """An exported network in place of its model, for `core.infer` and `core.stream.predictions`.
 
     Args:
         model (nn.Layer): The network itself, in eval mode.

@@ -70,7 +70,7 @@ class TrainStep:
         if precision != "fp32" and amp_level == "O2":
             dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision]
             # No save_dtype: it makes `state_dict` give copies, and what is loaded into them is
-            # lost. `state.save_checkpoint` brings weights to float32.
+            # lost. `checkpoint.save_checkpoint` brings weights to float32.
             model, optimizer = paddle.amp.decorate(
                 models=model, optimizers=optimizer, level="O2", dtype=dtype
             )

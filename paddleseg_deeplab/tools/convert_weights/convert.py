@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of torchvision, kazuto1011 and PaddleSeg -> a checkpoint for a network of this package.
 
-The names are tables in `weight_rules`, the files `weight_files`' business.
+The names are tables in `rules`, the files the business of `read`.
 """
 
 import fnmatch
@@ -56,14 +56,14 @@ class ConvertReport(namedtuple("ConvertReport", "filled absent dropped notes")):
 def convert_weights(layer, file, output, *, source, part="model"):
     """Converts another project's weights for a network, or fails and writes nothing.
 
-    Every tensor of the layer is filled, except groups of `weight_rules.ABSENT`, and every tensor
-    of the file is used, except those of `weight_rules.DROPPED` and parts the layer is built
+    Every tensor of the layer is filled, except groups of `rules.ABSENT`, and every tensor
+    of the file is used, except those of `rules.DROPPED` and parts the layer is built
     without; all of these are named in the log and the report. The layer itself is not changed.
 
     Args:
         layer (nn.Layer): The built model, or its backbone for part "backbone".
         file (str): ``.pth``, ``.safetensors``, ``.npz`` or ``.pdparams``, see
-            `weight_files.read_tensors`.
+            `read.read_tensors`.
         output (str): A ``.pdparams`` or ``.safetensors`` file, replaced at once when it is
             complete; folders are made.
         source (str): "torchvision", "kazuto1011" or "paddleseg": whose names the file has.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An estimate of the memory that a training step takes at its peak.
 
-Maps that are kept for the backward pass are counted (`inspect_saved`), weights and what belongs to
+Maps that are kept for the backward pass are counted (`saved`), weights and what belongs to
 them too; the losses' temporaries come from a table. What libraries take for themselves is not in
 it: a device's context, work space of convolutions, and gaps in the allocator's blocks.
 """
@@ -43,7 +43,7 @@ class LossBytes:
 CROSS_ENTROPY = LossBytes(8, 33, 0, 17)
 SMOOTHED_CROSS_ENTROPY = LossBytes(13, 21, 0, 17)
 LOVASZ_ON_A_DEVICE = LossBytes(5, 221, 4, 0)  # in groups of four classes
-# In NumPy (`losses.lovasz_numpy`): probabilities, slopes and gradient, and one class's sorting.
+# In NumPy (`kernels.lovasz`): probabilities, slopes and gradient, and one class's sorting.
 LOVASZ_ON_A_CPU = LossBytes(12, 35, 4, 0)
 _LOSSES = {
     "CrossEntropyLoss": CROSS_ENTROPY,
