@@ -2,7 +2,6 @@
 """benchmarks/: every suite runs in small, outputs are compared before they are timed. No time is
 asserted."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -22,18 +21,10 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def bench():
-    """The modules of benchmarks/, which find each other as scripts do."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
+def bench(load):
+    """The harness and every suite."""
     names = ("harness", "children", "run", *(f"suites.{n}" for n in NAMES))
-    yield types.SimpleNamespace(
-        **{name.split(".")[-1]: importlib.import_module(name) for name in names}
-    )
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    return types.SimpleNamespace(**{name.split(".")[-1]: load(name) for name in names})
 
 
 @pytest.fixture

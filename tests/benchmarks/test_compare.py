@@ -3,7 +3,6 @@
 repository whose package says how many seconds a turn took. No clock is asserted."""
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -50,15 +49,9 @@ ROWS = {ROWS}
 
 
 @pytest.fixture
-def bench():
-    """The modules of benchmarks/, which find each other as scripts do."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+def bench(load):
+    """The modules of benchmarks/ that compare two commits."""
+    return types.SimpleNamespace(**{name: load(name) for name in MODULES})
 
 
 class Repository:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`benchmarks/run.py --compare`: its turns and statistics, on made-up times."""
 
-import importlib
-import sys
 import types
 
 import numpy as np
@@ -14,15 +12,9 @@ MODULES = ("compare", "processes", "trees", "run", "printing", "side")
 
 
 @pytest.fixture
-def bench():
-    """The modules of benchmarks/, which find each other as scripts do."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield types.SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+def bench(load):
+    """The modules of benchmarks/ that compare two commits."""
+    return types.SimpleNamespace(**{name: load(name) for name in MODULES})
 
 
 # -- statistics ------------------------------------------------------------------------------------

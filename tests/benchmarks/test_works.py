@@ -3,7 +3,6 @@
 what users call."""
 
 import ast
-import importlib
 import sys
 
 import numpy as np
@@ -18,15 +17,9 @@ SUITES = (
 
 
 @pytest.fixture
-def works():
-    """A suite's rows by its name; the modules find each other as scripts do."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield lambda suite: importlib.import_module(f"works.{suite}").ROWS
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+def works(load):
+    """A suite's rows by its name."""
+    return lambda suite: load(f"works.{suite}").ROWS
 
 
 def test_works_call_what_users_call():
