@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from house import FLOORS
+from house import FLOORS, imported
 from places import ROOT
 
 PACKAGE = ROOT / "paddleseg_deeplab"
@@ -56,21 +56,9 @@ def _place(path):
     return path.relative_to(PACKAGE).as_posix()
 
 
-def _imports(path, top_level_only=False):
-    """What a file imports: ``a.b`` for ``import a.b``, ``a.b.c`` for ``from a.b import c``."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _ours(path):
+def _ours(path, **which):
     """What a file imports of the package, without the package's name."""
-    for name in _imports(path):
+    for name in imported(path, **which):
         if name == NAME or name.startswith(NAME + "."):
             yield name[len(NAME) + 1 :]
 
@@ -88,7 +76,7 @@ def _allowed(place):
 def test_imports_go_down(path):
     place, allowed = _place(path), _allowed(_place(path))
     banned = "cvlibs" if place.startswith("core/") else "nothing"  # objects come built
-    for target in _ours(path):
+    for target in _ours(path, for_types=True):
         assert target.split(".")[0] != banned, f"{place} imports {target}"
         assert any(target == room or target.startswith(room + ".") for room in allowed), (
             f"{place} imports {target}; it may import {allowed}"
@@ -101,7 +89,7 @@ def test_paddle_is_imported_when_it_is_needed(path):
     if not place.startswith(PADDLE_FREE):
         return
     top_level_only = place.startswith(("cli/", "tools/"))
-    names = list(_imports(path, top_level_only))
+    names = list(imported(path, top_level_only=top_level_only))
     assert not [n for n in names if n.split(".")[0] == "paddle"], place
     # `core/__init__` imports all of core, and with it Paddle.
     assert not [n for n in names if n.startswith(f"{NAME}.core")], place

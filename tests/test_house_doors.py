@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from house import imported
 
 PACKAGE = Path(__file__).parents[1] / "paddleseg_deeplab"
 KERNELS = "paddleseg_deeplab.kernels"
@@ -43,15 +44,6 @@ def place(path):
     return path.relative_to(PACKAGE).as_posix()
 
 
-def names(path):
-    """Every module that a file imports, and every name that it imports from one."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
 def code(path):
     """A file's code without docstrings and comments."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -70,15 +62,15 @@ def ast_docstring(node):
 def test_who_asks_the_kernels(path):
     if place(path).startswith("kernels/"):
         return
-    asked = [name for name in names(path) if name == KERNELS or name.startswith(KERNELS + ".")]
+    asked = [name for name in imported(path) if name == KERNELS or name.startswith(KERNELS + ".")]
     # The door itself, never a file behind it.
     assert asked == [] or (place(path).startswith(DOORS) and asked == [KERNELS]), asked
 
 
 def test_the_door_needs_nothing():
     """It works where all else in its folder is gone, and where Paddle is not installed."""
-    imported = set(names(PACKAGE / "kernels" / "__init__.py"))
-    assert imported == {"functools", "importlib", "os"}
+    needed = set(imported(PACKAGE / "kernels" / "__init__.py"))
+    assert needed == {"functools", "importlib", "os", "typing.TYPE_CHECKING"}
 
 
 @pytest.mark.parametrize("path", files("models"), ids=place)
