@@ -16,6 +16,7 @@ _TOOLS = {
     "search_crf": ("config", "inference"),
     "check_dataset": (),
     "prepare_dataset": (),
+    "recipes": (),
 }
 # As the help lists them.
 VERBS = ("train", "val", "predict", "export", "infer", *_TOOLS, "quickstart")

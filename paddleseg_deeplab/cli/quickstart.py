@@ -13,16 +13,15 @@ from paddleseg_deeplab.utils.installed import require_paddle
 
 _DESCRIPTION = """The whole job in a few minutes, with no data and no download.
 
-Trains configs/quickstart.yml, evaluates it on scenes it never saw, exports it, runs
-deploy/python/infer.py on the export, and writes pictures of image, truth and prediction.
+Trains the recipe quickstart.yml, evaluates it on scenes it never saw, exports it, predicts with the
+export, and writes pictures of image, truth and prediction.
 """
 _PICTURES = 8
 
 
 def add_arguments(parser):
-    parser.add_argument("--config", default="configs/quickstart.yml")
+    parser.add_argument("--config", default="quickstart.yml", help="default: quickstart.yml")
     parser.add_argument("--save_dir", default="output/quickstart")
-    parser.add_argument("--infer", default="deploy/python/infer.py", help="deployment script")
     parser.add_argument(
         "--least_miou", type=float, default=0.85, help="below it the exit status is 1"
     )
@@ -31,15 +30,13 @@ def add_arguments(parser):
 
 def _verb(name, *flags):
     """Runs a command of this package in a process of its own, as a user would."""
-    command = [sys.executable, "-m", "paddleseg_deeplab.cli.main", name, *map(str, flags)]
-    _run(command, f"paddleseg-deeplab {name}")
-
-
-def _run(command, title):
-    print(f"\n== {title}", flush=True)
+    command = [sys.executable, "-m", "paddleseg_deeplab", name, *map(str, flags)]
+    print(f"\n== paddleseg-deeplab {name}", flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
-        raise UserError(f"{title} ended with status {status}; its own message is above.")
+        raise UserError(
+            f"paddleseg-deeplab {name} ended with status {status}; its own message is above."
+        )
 
 
 def _write_scenes(config_path, folder):
@@ -78,15 +75,14 @@ def _magnified(array, least=256):
 def run(args):
     """0 when every step worked and the mIoU is reached."""
     require_paddle()
+    from paddleseg_deeplab.cvlibs.recipes import find_config
     from paddleseg_deeplab.prediction.outputs import check_save_dir
 
     check_save_dir(args.save_dir)
     out = Path(args.save_dir)
     device = ["--device", args.device] if args.device else []
     model = out / "best_model"
-    for path in (args.config, args.infer):
-        if not Path(path).is_file():
-            raise UserError(f"There is no {path}: run this in the repository's folder.")
+    find_config(args.config)
     select_device(args.device)  # here, where its message is the only one
     _verb(
         *("train", "--config", args.config, "--save_dir", out, "--overwrite", "--do_eval"),
@@ -102,12 +98,9 @@ def run(args):
     )
     scenes, results, pictures = out / "scenes", out / "predictions", out / "pictures"
     names, masks, dataset = _write_scenes(args.config, scenes)
-    _run(
-        [
-            *(sys.executable, args.infer, "--model_dir", str(out / "inference_model")),
-            *("--image_path", str(scenes), "--save_dir", str(results), "--benchmark", *device),
-        ],
-        args.infer,
+    _verb(
+        *("infer", "--model_dir", out / "inference_model", "--image_path", scenes),
+        *("--save_dir", results, "--benchmark", *device),
     )
     _write_pictures(scenes, results, pictures, names, masks, dataset)
     with open(out / "evaluation" / "metrics.json", encoding="utf-8") as f:
@@ -118,7 +111,7 @@ def run(args):
         ("trained model", model / "model.pdparams"),
         ("evaluation report", out / "evaluation"),
         ("exported model", out / "inference_model"),
-        ("predictions of infer.py", results),
+        ("predictions of the exported model", results),
         ("log and resolved config", out / "train.log"),
         (f"curves: visualdl --logdir {out}", out),
     ):

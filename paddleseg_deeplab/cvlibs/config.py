@@ -8,11 +8,11 @@ import copy
 import inspect
 import re
 from ast import literal_eval
-from pathlib import Path
 
 import yaml
 
 from paddleseg_deeplab.cvlibs.config_values import value_faults
+from paddleseg_deeplab.cvlibs.recipes import find_config, recipe_named
 from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.logger import logger
@@ -94,9 +94,7 @@ def read_yaml(path):
     Raises:
         UserError: The file is missing, not YAML, or does not hold a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no config file {path}. Check the path after --config.")
+    path = find_config(path)
     if path.suffix not in (".yml", ".yaml"):
         raise UserError(f"The config file {path} should end in .yml or .yaml.")
     try:
@@ -112,8 +110,11 @@ def read_yaml(path):
 
 
 def load_with_bases(path, _open_files=()):
-    """Reads a file and merges it over its ``_base_`` file or files (the first named wins)."""
-    path = Path(path)
+    """Reads a file and merges it over its ``_base_`` file or files (the first named wins).
+
+    A base is a path, from the file's folder on, or the name of a recipe.
+    """
+    path = find_config(path)
     chain = (*_open_files, path.resolve())
     if path.resolve() in _open_files:
         raise UserError(f"_base_ goes in a circle: {' -> '.join(str(p) for p in chain)}")
@@ -123,9 +124,12 @@ def load_with_bases(path, _open_files=()):
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: _base_ should be a file or a list of files, not {bases!r}.")
     for base in bases:
-        base_path = path.parent / base
-        if not base_path.is_file():
-            raise UserError(f"{path}: the _base_ file {base_path} does not exist.")
+        beside = path.parent / base
+        base_path = beside if beside.is_file() else recipe_named(base)
+        if base_path is None:
+            raise UserError(
+                f"{path}: the _base_ file {beside} does not exist, and no recipe has that name."
+            )
         dic = _merge(dic, load_with_bases(base_path, chain))
     return dic
 
@@ -205,7 +209,7 @@ class Config:
     """A checked configuration.
 
     Args:
-        path (str): YAML file.
+        path (str): YAML file, or the name of a recipe (`cvlibs.recipes`).
         learning_rate (float, optional): Overrides ``lr_scheduler.learning_rate`` of the file.
         batch_size (int, optional): Overrides ``batch_size`` of the file.
         iters (int, optional): Overrides ``iters`` of the file.
@@ -234,6 +238,7 @@ class Config:
         data_format=None,
         pretrained=True,
     ):
+        path = find_config(path)
         self.path = str(path)
         dic = copy.deepcopy(load_with_bases(path))
         for name, value in (("batch_size", batch_size), ("iters", iters)):

@@ -31,7 +31,7 @@ def test_no_paddle_comes_unasked(project):
     paddle = {
         name for name, needs in extras.items() if any("paddlepaddle" in need for need in needs)
     }
-    assert paddle == {"cpu", "gpu"}
+    assert paddle == {"cpu"}
     assert not any("paddlepaddle" in need for need in project["project"]["dependencies"])
 
 

@@ -30,8 +30,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("path")
     config = folder / "main.yml"
     config.write_text(CONFIG, encoding="utf-8")
-    infer = ROOT / "deploy" / "python" / "infer.py"
-    flags = ["--config", config, "--save_dir", folder / "out", "--infer", infer]
+    flags = ["--config", config, "--save_dir", folder / "out"]
     assert quickstart.main([*map(str, flags), "--least_miou", "0", "--device", "cpu"]) == 0
     return config, folder / "out"
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tool recipes: the configs that come with the package."""
