@@ -3,7 +3,11 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+# One class or function, or a sequence of them.
+_Given = TypeVar("_Given", bound=Callable[..., Any] | Sequence[Callable[..., Any]])
 
 
 class ComponentManager:
@@ -18,20 +22,20 @@ class ComponentManager:
         name (str): What the registry holds, in the plural; used in messages.
     """
 
-    def __init__(self, name=None):
+    def __init__(self, name: str | None = None) -> None:
         self._name = name or "components"
-        self._components_dict = {}
+        self._components_dict: dict[str, Callable[..., Any]] = {}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._components_dict)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._components_dict
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{self._name}: {sorted(self._components_dict)}"
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Callable[..., Any]:
         """Returns the component; KeyError names the known ones and the nearest."""
         if name not in self._components_dict:
             names = {known.lower(): known for known in self._components_dict}
@@ -42,14 +46,14 @@ class ComponentManager:
         return self._components_dict[name]
 
     @property
-    def components_dict(self):
+    def components_dict(self) -> dict[str, Callable[..., Any]]:
         return self._components_dict
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self._name
 
-    def _add_single_component(self, component):
+    def _add_single_component(self, component: Callable[..., Any]) -> None:
         if not (inspect.isclass(component) or inspect.isfunction(component)):
             raise TypeError(f"{self._name} takes a class or a function, not {type(component)}.")
         name = component.__name__
@@ -61,7 +65,7 @@ class ComponentManager:
             )
         self._components_dict[name] = component
 
-    def add_component(self, components):
+    def add_component(self, components: _Given) -> _Given:
         """Registers one class or function, or a sequence of them, and returns what it was given.
 
         Raises:

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from typing import NoReturn
 
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -36,7 +37,7 @@ MAX_BYTES = 64 << 30
 MAX_MEMBERS = 2_000_000
 
 
-def archive_stem(path):
+def archive_stem(path: str) -> str | None:
     """The path without its archive suffix; None if it is no archive by its name."""
     for suffix in sorted(_SUFFIXES, key=len, reverse=True):
         if path.lower().endswith(suffix) and len(os.path.basename(path)) > len(suffix):
@@ -44,7 +45,9 @@ def archive_stem(path):
     return None
 
 
-def extract_archive(path, folder, *, max_bytes=None, max_members=None):
+def extract_archive(
+    path: str, folder: str, *, max_bytes: int | None = None, max_members: int | None = None
+) -> None:
     """Unpacks `path` into the new folder `folder`, which appears complete or not at all.
 
     Links, devices, absolute names and names with ".." are refused, whatever they point to:
@@ -112,7 +115,7 @@ def _safe_parts(path, name):
     return parts
 
 
-def _refuse(path, name):
+def _refuse(path: str, name: str) -> NoReturn:
     raise UserError(f"{path} is refused: its member {name!r} is a link, a device or a sparse file.")
 
 

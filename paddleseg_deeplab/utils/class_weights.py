@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class weights from pixel counts. NumPy alone, for losses and data checks both."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def class_weights_from_counts(counts, *, limit=10.0):
+def class_weights_from_counts(
+    counts: Sequence[int] | np.ndarray, *, limit: float = 10.0
+) -> list[float]:
     """Median-frequency class weights (Eigen and Fergus 2015, section 6.3.2, "median frequency
     balancing") from the pixel counts of a whole training set.
 

@@ -11,8 +11,9 @@ import ctypes
 import os
 import platform
 import sys
+from collections.abc import Mapping
 
-_report = []
+_report: list[str] = []
 # Of malloc.h: M_MMAP_MAX, no array in a mapping of its own; M_TRIM_THRESHOLD, the top of the heap
 # stays; M_TOP_PAD, it grows in steps of 64 MiB.
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26))
@@ -32,7 +33,7 @@ def _cpuinfo():
         return ""
 
 
-def processor_name():
+def processor_name() -> str:
     """The processor as the system names it, such as "AMD EPYC 9B14"; "" where it does not."""
     names = [line for line in _cpuinfo().splitlines() if line.startswith("model name")]
     return names[0].partition(":")[2].strip() if names else platform.processor()
@@ -43,7 +44,7 @@ def positive_number(text: str) -> int | None:
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
-def wanted_environment(cores, cpuinfo, environment):
+def wanted_environment(cores: int, cpuinfo: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Environment variables that suit this processor.
 
     Args:
@@ -72,7 +73,7 @@ def wanted_environment(cores, cpuinfo, environment):
     return wanted
 
 
-def prepare_environment():
+def prepare_environment() -> None:
     """Sets what is missing and remembers what it did for :func:`environment_report`."""
     if _report:
         return
@@ -91,13 +92,13 @@ def prepare_environment():
         _report.append("but Paddle was imported first, so they may have no effect")
 
 
-def thread_count():
+def thread_count() -> int:
     """Threads that this process's own parallel work may use: what Paddle was told to use."""
     threads = os.environ.get("FLAGS_paddle_num_threads", "")  # noqa: SIM112 (Paddle's spelling)
     return positive_number(threads) or _usable_cores()
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> bool:
     """Lets this process keep the memory that it frees, for the next large array.
 
     glibc gives large arrays back to the system and takes them again, each time as fresh pages that
@@ -118,6 +119,6 @@ def keep_freed_memory():
     return all(done)
 
 
-def environment_report():
+def environment_report() -> str:
     """One line for the training log: what was set, and what was respected."""
     return "CPU environment: " + ", ".join(_report)

@@ -5,7 +5,7 @@ from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.installed import require_paddle
 
 
-def gpu_count():
+def gpu_count() -> int | None:
     """GPUs that the installed Paddle sees; None for a CPU build, which can see none."""
     require_paddle()
     import paddle
@@ -13,7 +13,7 @@ def gpu_count():
     return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else None
 
 
-def select_device(name=None):
+def select_device(name: str | None = None) -> str:
     """Makes ``name`` Paddle's device and returns the name in use.
 
     Args:

@@ -33,14 +33,14 @@ _HOPELESS = (socket.gaierror, ConnectionRefusedError, ssl.SSLCertVerificationErr
 _DISK = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, getattr(errno, "EDQUOT", -1))
 
 
-def cache_home():
+def cache_home() -> str:
     """The cache folder: $PADDLESEG_DEEPLAB_HOME, else ~/.cache/paddleseg_deeplab."""
     return os.path.expanduser(
         os.environ.get("PADDLESEG_DEEPLAB_HOME") or "~/.cache/paddleseg_deeplab"
     )
 
 
-def cache_path(url, cache_dir=None):
+def cache_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> str:
     """Where `fetch` keeps the file of a URL: the cache folder, then host and path of the URL.
 
     Hosts and folders are kept because many weights share one file name (model.pdparams).
@@ -63,7 +63,15 @@ def cache_path(url, cache_dir=None):
     return os.path.join(cache_dir or cache_home(), host, *names)
 
 
-def fetch(url, *, cache_dir=None, sha256=None, md5=None, size=None, extract=True):
+def fetch(
+    url: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+    md5: str | None = None,
+    size: int | None = None,
+    extract: bool = True,
+) -> str:
     """Returns the local copy of a URL, downloading it the first time.
 
     An interrupted download goes on where it stopped. Nothing is visible under its final name

@@ -3,6 +3,8 @@
 
 import difflib
 import importlib
+from collections.abc import Iterable, Sequence
+from types import ModuleType
 
 
 class UserError(ValueError):
@@ -29,13 +31,13 @@ class PackageError(UserError, ImportError):
     """An installed package is missing, of a wrong version, or cannot be imported."""
 
 
-def did_you_mean(name, known):
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """`` Did you mean 'iters'?`` with the space before it, or "" where nothing is near."""
     match = difflib.get_close_matches(str(name), known, n=1)
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def nearest(name, known):
+def nearest(name: object, known: Iterable[str]) -> str:
     """A hint such as ``Did you mean 'iters'?`` or, where nothing is near, the known names."""
     known = [str(k) for k in known]
     if hint := did_you_mean(name, known):
@@ -43,7 +45,7 @@ def nearest(name, known):
     return f"Known: {', '.join(known)}." if known else "There is nothing to choose from."
 
 
-def first_few(texts, most=5, more=" and {} more"):
+def first_few(texts: Sequence[object], most: int = 5, more: str = " and {} more") -> str:
     """The first of many texts, such as ``a, b and 3 more``.
 
     Args:
@@ -55,7 +57,7 @@ def first_few(texts, most=5, more=" and {} more"):
     return shown + more.format(len(texts) - most) if len(texts) > most else shown
 
 
-def import_extra(name, *, need="The ONNX format", extra="onnx"):
+def import_extra(name: str, *, need: str = "The ONNX format", extra: str = "onnx") -> ModuleType:
     """Imports a module that comes with one of the package's extras.
 
     Args:

@@ -147,7 +147,7 @@ def _told(spec):
     held.release()
 
 
-def guard_imports():
+def guard_imports() -> None:
     """Has the first import of Paddle, OpenCV, NumPy and the like raise `PackageError` if it fails.
 
     Where a package is missing Python's own ModuleNotFoundError is raised; see `explain`.
@@ -156,20 +156,20 @@ def guard_imports():
         sys.meta_path.insert(0, _Guard())
 
 
-def require_paddle():
+def require_paddle() -> None:
     """Raises `PackageError`, with the commands that help, where Paddle is missing or not right."""
-    fault = _PADDLE_MISSING
+    fault: str | None = _PADDLE_MISSING
     if sys.modules.get("paddle"):
         spec = sys.modules["paddle"].__spec__
-        fault = spec and _paddle_fault(spec)
+        fault = _paddle_fault(spec) if spec else None
     elif _is_there("paddle"):
         spec = importlib.util.find_spec("paddle")
-        fault = _paddle_fault(spec) if spec.origin else _PADDLE_MISSING
+        fault = _paddle_fault(spec) if spec and spec.origin else _PADDLE_MISSING
     if fault:
         raise PackageError(fault)
 
 
-def explain(error):
+def explain(error: BaseException) -> PackageError | None:
     """What an error at an import says to the person at the keyboard.
 
     Args:

@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import sys
+from pathlib import Path
 
 _FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 
@@ -28,7 +29,7 @@ class _FileHandler(logging.FileHandler):
             super().handleError(record)
 
 
-def setup_console(level=logging.INFO):
+def setup_console(level: int = logging.INFO) -> None:
     """Sends the package's log lines to stderr; a second call only changes the level."""
     if not any(isinstance(h, _ConsoleHandler) for h in logger.handlers):
         handler = _ConsoleHandler()
@@ -38,7 +39,7 @@ def setup_console(level=logging.INFO):
     logger.setLevel(level)
 
 
-def add_file(path):
+def add_file(path: str | Path) -> logging.FileHandler:
     """Appends the log lines to the file ``path`` too; returns the handler for `remove_file`."""
     handler = _FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
@@ -46,7 +47,7 @@ def add_file(path):
     return handler
 
 
-def remove_file(handler):
+def remove_file(handler: logging.FileHandler) -> None:
     """Ends what `add_file` began."""
     logger.removeHandler(handler)
     with contextlib.suppress(OSError):  # of lines that were dropped

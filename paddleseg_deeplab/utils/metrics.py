@@ -12,6 +12,9 @@ Two cases without an obvious value are settled here once:
   and recall (never true) the undefined one is 0, as in PaddleSeg.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 # Pixels per pass: the 64-bit index that bincount needs stays at 0.5 MiB for images of any size,
@@ -49,7 +52,7 @@ class ConfusionMatrix:
         matrix (np.ndarray): int64 [num_classes, num_classes]; row: truth, column: prediction.
     """
 
-    def __init__(self, num_classes, ignore_index=255):
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if int(num_classes) < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
         self.num_classes = int(num_classes)
@@ -57,7 +60,7 @@ class ConfusionMatrix:
         self.matrix = np.zeros((self.num_classes, self.num_classes), dtype=np.int64)
 
     @classmethod
-    def from_matrix(cls, matrix, ignore_index=255):
+    def from_matrix(cls, matrix: np.ndarray, ignore_index: int = 255) -> "ConfusionMatrix":
         """Wraps counts that exist already: an integer array [K, K], which is copied."""
         matrix = np.asarray(matrix)
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -66,7 +69,7 @@ class ConfusionMatrix:
         self.matrix += matrix.astype(np.int64)
         return self
 
-    def update(self, pred, label):
+    def update(self, pred: np.ndarray, label: np.ndarray) -> np.ndarray:
         """Adds the pixels of one label map or of a batch of them.
 
         Beside its inputs it needs a few MiB, whatever the size of the image.
@@ -112,7 +115,7 @@ class ConfusionMatrix:
         self.matrix += added
         return added
 
-    def merge(self, other):
+    def merge(self, other: "ConfusionMatrix") -> "ConfusionMatrix":
         """Adds another matrix (of another batch, process or image); returns self."""
         if other.num_classes != self.num_classes:
             raise ValueError(
@@ -123,81 +126,81 @@ class ConfusionMatrix:
 
     # Areas, int64 [K], in pixels.
     @property
-    def intersection(self):
+    def intersection(self) -> np.ndarray:
         return np.diagonal(self.matrix).copy()
 
     @property
-    def label_area(self):
+    def label_area(self) -> np.ndarray:
         return self.matrix.sum(axis=1)
 
     @property
-    def pred_area(self):
+    def pred_area(self) -> np.ndarray:
         return self.matrix.sum(axis=0)
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Pixels that counted."""
         return int(self.matrix.sum())
 
     @property
-    def present(self):
+    def present(self) -> np.ndarray:
         """bool [K]: the class occurs in truth or prediction."""
         return (self.label_area + self.pred_area) > 0
 
     # Per class, float64 [K] in 0..1, NaN for a class that is nowhere.
     @property
-    def iou(self):
+    def iou(self) -> np.ndarray:
         union = self.label_area + self.pred_area - self.intersection
         return _ratio(self.intersection, union, self.present)
 
     @property
-    def dice(self):
+    def dice(self) -> np.ndarray:
         return _ratio(2 * self.intersection, self.label_area + self.pred_area, self.present)
 
     @property
-    def precision(self):
+    def precision(self) -> np.ndarray:
         """Of the pixels predicted as the class, the share that is right."""
         return _ratio(self.intersection, self.pred_area, self.present)
 
     @property
-    def recall(self):
+    def recall(self) -> np.ndarray:
         """Of the pixels of the class, the share that was found."""
         return _ratio(self.intersection, self.label_area, self.present)
 
     @property
-    def pixel_share(self):
+    def pixel_share(self) -> np.ndarray:
         """Share of the true pixels, sums to 1; zeros when nothing was counted."""
         return self.label_area / max(self.total, 1)
 
     # Single figures, float, NaN when nothing was counted.
     @property
-    def mean_iou(self):
+    def mean_iou(self) -> float:
         return _nan_mean(self.iou)
 
     @property
-    def mean_dice(self):
+    def mean_dice(self) -> float:
         return _nan_mean(self.dice)
 
     @property
-    def mean_precision(self):
+    def mean_precision(self) -> float:
         return _nan_mean(self.precision)
 
     @property
-    def mean_recall(self):
+    def mean_recall(self) -> float:
         return _nan_mean(self.recall)
 
     @property
-    def frequency_weighted_iou(self):
+    def frequency_weighted_iou(self) -> float:
         """IoU weighted by pixel share."""
         return float(np.nansum(self.iou * self.pixel_share)) if self.total else float("nan")
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> float:
         """Share of all counted pixels that are right."""
         return float(self.intersection.sum() / self.total) if self.total else float("nan")
 
     @property
-    def kappa(self):
+    def kappa(self) -> float:
         """Cohen's kappa, (po - pe) / (1 - pe); NaN when chance alone explains everything."""
         if not self.total:
             return float("nan")
@@ -207,7 +210,7 @@ class ConfusionMatrix:
             return float("nan")
         return float((np.trace(shares) - chance) / (1.0 - chance))
 
-    def summary(self, class_names=None):
+    def summary(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """All figures as plain numbers that JSON can hold; NaN becomes None.
 
         Args:
@@ -241,7 +244,7 @@ class ConfusionMatrix:
         }
 
 
-def check_class_names(class_names, num_classes):
+def check_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str]:
     """The names as a list of str, numbers where there are none; ValueError if too few or many."""
     if class_names is None:
         return [str(i) for i in range(num_classes)]

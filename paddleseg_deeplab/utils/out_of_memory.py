@@ -13,6 +13,8 @@ import errno
 import re
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -53,7 +55,7 @@ def _chain(error):
     return seen
 
 
-def is_out_of_memory(error):
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception, or one that it was raised from, says that memory ran out.
 
     Args:
@@ -106,7 +108,7 @@ def _on_cpu():
     return paddle is None or paddle.get_device() == "cpu"
 
 
-def training_settings(batch_size, precision="fp32"):
+def training_settings(batch_size: int, precision: str = "fp32") -> list[str]:
     """The settings that make a training step take less memory.
 
     Args:
@@ -134,7 +136,12 @@ def training_settings(batch_size, precision="fp32"):
 HOST_SETTINGS = ("batch_size 1", "num_workers 0", "no CRF, where there is one")
 
 
-def evaluation_settings(batch_size, precision="fp32", window=None, scale=1.0):
+def evaluation_settings(
+    batch_size: int,
+    precision: str = "fp32",
+    window: Sequence[int] | None = None,
+    scale: float = 1.0,
+) -> list[str]:
     """The settings that make evaluation and prediction take less memory.
 
     Args:
@@ -162,7 +169,16 @@ def evaluation_settings(batch_size, precision="fp32", window=None, scale=1.0):
     return out
 
 
-def explain(error, *, what, image_size=None, batch_size=None, precision=None, settings=(), note=""):
+def explain(
+    error: BaseException,
+    *,
+    what: str,
+    image_size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    precision: str | None = None,
+    settings: Sequence[str] = (),
+    note: str = "",
+) -> OutOfMemory:
     """The exception to show in place of one that says that memory ran out.
 
     Args:
@@ -196,7 +212,7 @@ def explain(error, *, what, image_size=None, batch_size=None, precision=None, se
 
 
 @contextlib.contextmanager
-def explained(**facts):
+def explained(**facts: Any) -> Iterator[None]:
     """Raises `OutOfMemory` in place of what says inside that memory ran out.
 
     What the failed work held is let go, and the device's cache is emptied, so that the process can
@@ -217,7 +233,7 @@ def explained(**facts):
         raise raised from error
 
 
-def release(error=None):
+def release(error: BaseException | None = None) -> None:
     """Gives memory that no tensor uses back to the device, and what an exception holds before.
 
     Args:

@@ -2,6 +2,7 @@
 """YAML from anybody: no objects of Python, and no text of a few lines that unfolds without end."""
 
 import os
+from typing import Any
 
 import yaml
 
@@ -14,7 +15,7 @@ MAX_BYTES = 1 << 20
 class BoundedLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which also refuses what unfolds to more than MAX_VALUES values."""
 
-    def get_single_node(self):
+    def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:
             _check_size(node)
@@ -48,7 +49,7 @@ def _check_size(root):
     size_of(root)
 
 
-def read_text(path):
+def read_text(path: str | os.PathLike[str]) -> str:
     """A YAML file's text.
 
     Raises:
@@ -65,7 +66,7 @@ def read_text(path):
         raise yaml.YAMLError(str(error)) from error
 
 
-def load(text, loader=BoundedLoader):
+def load(text: str, loader: type[BoundedLoader] = BoundedLoader) -> Any:
     """What YAML text holds: dicts, lists, text, numbers, dates.
 
     Args:

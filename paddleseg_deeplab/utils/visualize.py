@@ -4,6 +4,7 @@
 Colours are RGB, uint8, everywhere in this file; only `save_image` knows that OpenCV wants BGR.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ VOID_COLOR = (224, 224, 192)
 _INK = (20, 20, 20)
 
 
-def voc_palette(num_classes):
+def voc_palette(num_classes: int) -> np.ndarray:
     """The colour table of the PASCAL VOC devkit: uint8 [num_classes, 3], RGB.
 
     Bit 3k, 3k + 1 and 3k + 2 of a class number go to bit 7 - k of red, green and blue.
@@ -32,7 +33,7 @@ def voc_palette(num_classes):
     return table
 
 
-def default_palette(num_classes, custom_color=None):
+def default_palette(num_classes: int, custom_color: Sequence[int] | None = None) -> np.ndarray:
     """PaddleSeg's colours: `voc_palette` from its second entry on, so class 0 is dark red.
 
     Args:
@@ -57,7 +58,7 @@ def default_palette(num_classes, custom_color=None):
     return palette
 
 
-def get_color_map_list(num_classes, custom_color=None):
+def get_color_map_list(num_classes: int, custom_color: Sequence[int] | None = None) -> list[int]:
     """PaddleSeg's call: the colours of `default_palette` as one flat list of int."""
     return default_palette(num_classes, custom_color).reshape(-1).tolist()
 
@@ -80,7 +81,7 @@ def _byte_labels(labels):
     return labels.astype(np.uint8)
 
 
-def colorize(labels, palette):
+def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Paints a label map.
 
     Args:
@@ -93,7 +94,7 @@ def colorize(labels, palette):
     return _full_palette(palette)[_byte_labels(labels)]
 
 
-def to_rgb(image):
+def to_rgb(image: np.ndarray) -> np.ndarray:
     """Makes an image of any channels and range displayable.
 
     Args:
@@ -121,7 +122,9 @@ def to_rgb(image):
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
 
-def overlay(image_rgb, labels, palette, weight=0.6):
+def overlay(
+    image_rgb: np.ndarray, labels: np.ndarray, palette: np.ndarray, weight: float = 0.6
+) -> np.ndarray:
     """Blends the painted labels over the image.
 
     Args:
@@ -139,7 +142,7 @@ def overlay(image_rgb, labels, palette, weight=0.6):
     return cv2.addWeighted(image, weight, colorize(labels, palette), 1.0 - weight, 0)
 
 
-def palette_png(path, labels, palette):
+def palette_png(path: str | Path, labels: np.ndarray, palette: np.ndarray) -> None:
     """Writes labels as an indexed PNG: its pixels are class numbers, its palette the colours.
 
     Args:
@@ -155,7 +158,7 @@ def palette_png(path, labels, palette):
     picture.save(str(path), format="PNG")
 
 
-def save_image(path, rgb):
+def save_image(path: str | Path, rgb: np.ndarray) -> None:
     """Writes a picture in the format of the file's suffix; missing folders are made.
 
     OpenCV's own writer returns False where a folder is missing, and cannot write some names on
@@ -195,7 +198,7 @@ def _put(canvas, text, x, y, scale=0.45, color=_INK):
     put_text(canvas, text, x, y, scale, color)
 
 
-def legend(palette, class_names, width=480):
+def legend(palette: np.ndarray, class_names: Sequence[str], width: int = 480) -> np.ndarray:
     """Colour patches with class names, in as many rows as the width needs.
 
     Args:
@@ -223,7 +226,13 @@ def legend(palette, class_names, width=480):
     return canvas
 
 
-def side_by_side(image, truth, prediction, palette, class_names):
+def side_by_side(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+    palette: np.ndarray,
+    class_names: Sequence[str],
+) -> np.ndarray:
     """One picture: image, truth and prediction with titles, and a legend below.
 
     Args:
@@ -259,7 +268,7 @@ def _shade(share):
     return tuple(round(255 + (end - 255) * float(share)) for end in (8, 48, 107))
 
 
-def confusion_matrix_picture(matrix, class_names):
+def confusion_matrix_picture(matrix: np.ndarray, class_names: Sequence[str] | None) -> np.ndarray:
     """Draws a confusion matrix, each row in per cent of the true pixels of its class.
 
     Rows are the truth and columns the prediction. Up to 40 classes the cells hold their values;

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text and patches on pictures, as charts need them. Pictures are RGB uint8 [H, W, 3]."""
 
+from collections.abc import Iterable, Sequence
+
 import cv2
 import numpy as np
 
@@ -8,17 +10,25 @@ INK, GREY = (25, 25, 25), (120, 120, 120)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX  # ASCII only
 
 
-def blank(height, width):
+def blank(height: float, width: float) -> np.ndarray:
     """A white picture of so many pixels, rounded to whole ones."""
     return np.full((round(height), round(width), 3), 255, np.uint8)
 
 
-def text_width(text, scale=0.5):
+def text_width(text: str, scale: float = 0.5) -> int:
     """Pixels that the text takes from left to right."""
     return cv2.getTextSize(text, _FONT, scale, 1)[0][0]
 
 
-def put_text(canvas, text, x, y, scale=0.5, color=INK, align="left"):
+def put_text(
+    canvas: np.ndarray,
+    text: str,
+    x: float,
+    y: float,
+    scale: float = 0.5,
+    color: Sequence[int] = INK,
+    align: str = "left",
+) -> None:
     """Writes a line of text into the picture.
 
     Args:
@@ -34,7 +44,14 @@ def put_text(canvas, text, x, y, scale=0.5, color=INK, align="left"):
     cv2.putText(canvas, text, (round(x), round(y)), _FONT, scale, color, 1, cv2.LINE_AA)
 
 
-def put_legend(canvas, entries, x, y, scale=0.5, gap=24):
+def put_legend(
+    canvas: np.ndarray,
+    entries: Iterable[tuple[str, Sequence[int]]],
+    x: int,
+    y: int,
+    scale: float = 0.5,
+    gap: int = 24,
+) -> None:
     """Patches with their texts in one row, which starts at x; y is the texts' baseline.
 
     Args:

@@ -2,11 +2,14 @@
 """The chunks that a PNG file is made of (ISO/IEC 15948, section 5)."""
 
 import zlib
+from collections.abc import Callable, Iterator
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def walk(content, crc32=zlib.crc32):
+def walk(
+    content: bytes, crc32: Callable[[memoryview], int] = zlib.crc32
+) -> Iterator[tuple[int, bytes, memoryview]]:
     """Goes through a PNG's chunks, to the last, IEND, and checks their checksums.
 
     Args:

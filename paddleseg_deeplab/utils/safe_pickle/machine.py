@@ -22,7 +22,7 @@ _MAX_INT_BYTES = 1024
 _COPIED = 1024  # bytes; larger pieces stay views of the file
 
 
-def run(content):
+def run(content: bytes) -> object:
     """The value that a pickle of plain containers and arrays describes.
 
     Args:

@@ -7,7 +7,9 @@ no memory for which the bytes do not lie in the file.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,7 @@ class Name:
 
     __slots__ = ("name",)
 
-    def __init__(self, name):
+    def __init__(self, name: str) -> None:
         self.name = name
 
     def __str__(self):
@@ -47,13 +49,13 @@ class PendingDtype:
 
     __slots__ = ("value",)
 
-    def __init__(self, value):
+    def __init__(self, value: np.dtype) -> None:
         self.value = value
 
     def __str__(self):
         return "a type of arrays"
 
-    def build(self, state):
+    def build(self, state: tuple[Any, ...]) -> "PendingDtype":
         _, order, *rest = state
         if order not in ("<", ">", "|", "=") or any(v not in (None, -1, 0) for v in rest):
             raise Refused("an array has a compound type")
@@ -66,13 +68,13 @@ class PendingArray:
 
     __slots__ = ("places",)
 
-    def __init__(self):
-        self.places = []
+    def __init__(self) -> None:
+        self.places: list[int] = []
 
     def __str__(self):
         return "an array without content"
 
-    def build(self, state):
+    def build(self, state: tuple[Any, ...]) -> np.ndarray:
         _, shape, dtype, is_fortran, data = state if len(state) == 5 else (1, *state)
         if isinstance(data, list):
             raise Refused("an array holds Python objects")
@@ -128,7 +130,7 @@ def _set(items=()):
     return set(check_keys(list(items)))
 
 
-def make_frozenset(items=()):
+def make_frozenset(items: Iterable[Any] = ()) -> frozenset[Any]:
     return frozenset(check_keys(list(items)))
 
 
@@ -165,7 +167,7 @@ CALLS = {
 OTHER_SPELLINGS = {"__builtin__": "builtins", "numpy.core.multiarray": "numpy._core.multiarray"}
 
 
-def check_keys(keys, already=0):
+def check_keys(keys: list[Any], already: int = 0) -> list[Any]:
     """Keys of a dict or members of a set: text, numbers, or tuples of them."""
     numbers = already
     for key in keys:

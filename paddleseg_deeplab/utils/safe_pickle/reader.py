@@ -3,6 +3,7 @@
 
 import os
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _SPARE_BYTES = 1 << 20
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
-def load(path, *, return_numpy=False):
+def load(path: str | os.PathLike[str], *, return_numpy: bool = False) -> Any:
     """Reads a file of ``paddle.save``; the result is what ``paddle.load`` gives.
 
     Tensors carry the names they were saved with. Not read: a single variable saved with

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which numbers are finite, in arrays and in an exported folder's parameters. No Paddle here."""
 
+from pathlib import Path
+
 import numpy as np
 
 from paddleseg_deeplab.utils.errors import UserError
@@ -10,7 +12,7 @@ _TYPES = {0: "?", 1: "<i2", 2: "<i4", 3: "<i8", 4: "<f2", 5: "<f4", 6: "<f8", 20
 _TYPES[22] = "<u2"
 
 
-def finite(array):
+def finite(array: np.ndarray) -> np.ndarray | None:
     """Which numbers are neither NaN nor infinite, as booleans; None for integers and booleans.
 
     Args:
@@ -21,7 +23,7 @@ def finite(array):
     return np.isfinite(array) if array.dtype.kind in "fc" else None
 
 
-def check_exported(path):
+def check_exported(path: str | Path) -> None:
     """Refuses a ``model.pdiparams`` with numbers that are not finite.
 
     On a CPU such a network would run and give finite results, see `utils.weights.load`. A file of

@@ -12,10 +12,12 @@ CPU the logits of such a network are finite (paddle_quirks: relu_hides_nan).
 
 import fnmatch
 import os
-from collections import namedtuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.logger import logger
@@ -37,9 +39,11 @@ DIVERGED = (
 _XCEPTION = ("_exit_flow_1.", "xception_65/", "xception_41/", "xception_71/")
 
 
-class LoadReport(
-    namedtuple("LoadReport", "loaded missing unexpected wrong_shape skipped", defaults=((),))
-):
+# Tensors by name; an array of uint16 is bfloat16, as Paddle gives and takes it.
+Tensors = dict[str, paddle.Tensor | np.ndarray]
+
+
+class LoadReport(NamedTuple):
     """What `load_weights` did.
 
     Attributes:
@@ -51,9 +55,13 @@ class LoadReport(
             are in none of the other lists.
     """
 
-    __slots__ = ()
+    loaded: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    wrong_shape: list[tuple[str, list[int], list[int]]]
+    skipped: Sequence[str] = ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{len(self.loaded)} tensors loaded, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected, {len(self.wrong_shape)} of the wrong shape, "
@@ -61,7 +69,14 @@ class LoadReport(
         )
 
 
-def load_weights(layer, path, *, strict=True, skip=(), what="model"):
+def load_weights(
+    layer: nn.Layer,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    skip: Sequence[str] | None = (),
+    what: str = "model",
+) -> LoadReport:
     """Loads a layer's tensors from a ``.pdparams`` or ``.safetensors`` file.
 
     Nothing is changed unless everything fits. Tensors are converted to the layer's dtype.
@@ -86,7 +101,15 @@ def load_weights(layer, path, *, strict=True, skip=(), what="model"):
     return load_tensors(layer, read_weights(file), file, strict=strict, skip=skip, what=what)
 
 
-def load_tensors(layer, tensors, file, *, strict=True, skip=(), what="model"):
+def load_tensors(
+    layer: nn.Layer,
+    tensors: Tensors,
+    file: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    skip: Sequence[str] | None = (),
+    what: str = "model",
+) -> LoadReport:
     """As `load_weights`, with what `read_weights` gave for ``file``, which messages name."""
     own = layer.state_dict()
     report = _compare(own, tensors, skip)
@@ -104,7 +127,9 @@ def load_tensors(layer, tensors, file, *, strict=True, skip=(), what="model"):
     return report
 
 
-def load_entire_model(model, pretrained, *, skip=()):
+def load_entire_model(
+    model: nn.Layer, pretrained: str | os.PathLike[str] | None, *, skip: Sequence[str] | None = ()
+) -> LoadReport | None:
     """Loads weights for a whole model, strictly (PaddleSeg's name; there it is not strict).
 
     Args:
@@ -120,7 +145,9 @@ def load_entire_model(model, pretrained, *, skip=()):
     return load_weights(model, pretrained, skip=skip, what=type(model).__name__)
 
 
-def load_pretrained_model(model, pretrained, *, skip=()):
+def load_pretrained_model(
+    model: nn.Layer, pretrained: str | os.PathLike[str] | None, *, skip: Sequence[str] | None = ()
+) -> LoadReport | None:
     """Loads weights for a backbone, strictly except for the checkpoint's ImageNet classifier.
 
     Args:
@@ -139,7 +166,7 @@ def load_pretrained_model(model, pretrained, *, skip=()):
     return load_weights(model, pretrained, skip=skip, what=f"backbone {type(model).__name__}")
 
 
-def find_weights(path):
+def find_weights(path: str | os.PathLike[str]) -> str:
     """Path of the weights file that a path or http(s) address means, see `load_weights`."""
     if not isinstance(path, (str, os.PathLike)):
         raise UserError(f"pretrained weights are named by a path or an address, not {path!r}.")
@@ -169,7 +196,7 @@ def find_weights(path):
     )
 
 
-def read_weights(file):
+def read_weights(file: str | os.PathLike[str]) -> Tensors:
     """Tensors of a ``.pdparams`` or ``.safetensors`` file by name. Runs nothing that is in it.
 
     Args:
@@ -198,7 +225,7 @@ def read_weights(file):
     return state
 
 
-def save_weights(layer, path):
+def save_weights(layer: nn.Layer | Tensors, path: str | os.PathLike[str]) -> None:
     """Writes a layer's tensors; ``path`` is the old or the new file at any moment.
 
     Args:
@@ -231,7 +258,7 @@ def save_weights(layer, path):
             os.remove(temporary)
 
 
-def nonfinite_tensors(state):
+def nonfinite_tensors(state: nn.Layer | Tensors) -> list[tuple[str, int, int]]:
     """Tensors that hold NaN or infinite numbers, and running variances below zero.
 
     Integers and booleans are left out. One pass over the numbers: 24 ms for the 27 million of
@@ -257,7 +284,7 @@ def nonfinite_tensors(state):
     return found
 
 
-def check_finite_weights(state, what, advice=DIVERGED):
+def check_finite_weights(state: nn.Layer | Tensors, what: str, advice: str = DIVERGED) -> None:
     """Raises where `nonfinite_tensors` finds something.
 
     Args:
@@ -326,7 +353,7 @@ def _check(report, file, strict, what):
     )
 
 
-def xception_advice(names):
+def xception_advice(names: Iterable[str]) -> str | None:
     """Why PaddleSeg's Xception checkpoints do not fit, where names are theirs; else None."""
     if not any(mark in name for name in names for mark in _XCEPTION):
         return None

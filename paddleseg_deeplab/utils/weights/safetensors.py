@@ -3,7 +3,9 @@
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,7 @@ _MAX_HEADER = 100_000_000  # bytes, of safetensors; its own readers have the sam
 
 
 @contextmanager
-def readable(file, kind):
+def readable(file: str | os.PathLike[str], kind: str) -> Iterator[None]:
     """Turns whatever a reader raises over a broken file into a `UserError`."""
     try:
         yield
@@ -31,7 +33,7 @@ def readable(file, kind):
         ) from e
 
 
-def read_safetensors(file):
+def read_safetensors(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Tensors of a ``.safetensors`` file in their own types, bfloat16 as float32.
 
     Raises:
@@ -51,14 +53,15 @@ def read_safetensors(file):
     return {name: _decoded(entry, name, file) for name, entry in entries}
 
 
-def safetensors_bytes(tensors):
+def safetensors_bytes(tensors: Mapping[str, tuple[str, np.ndarray]]) -> bytes:
     """Content of a ``.safetensors`` file.
 
     Args:
         tensors (dict[str, tuple[str, ndarray]]): Name to (type, array); the type is NumPy's name
             of it, or "bfloat16" with an array of its bits, uint16.
     """
-    header, pieces, end = {"__metadata__": {"format": "pd"}}, [], 0
+    header: dict[str, dict[str, Any]] = {"__metadata__": {"format": "pd"}}
+    pieces, end = [], 0
     # Wide types first, so that every tensor begins at a multiple of its width.
     for name, (dtype, array) in sorted(tensors.items(), key=lambda t: -t[1][1].itemsize):
         kind = "BF16" if dtype == "bfloat16" else _NAMES.get(array.dtype.newbyteorder("="))
