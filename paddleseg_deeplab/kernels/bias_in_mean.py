@@ -7,9 +7,10 @@ tenth of a training step on a CPU.
 
 import paddle
 import paddle.nn.functional as F
+from paddle import nn
 
 
-def conv_bn(conv, norm, x):
+def conv_bn(conv: nn.Conv2D, norm: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.Tensor | None:
     """``norm(conv(x))``, or None.
 
     Args:

@@ -17,6 +17,7 @@ that names the switch to Paddle's operators, `PADDLESEG_DEEPLAB_ONEDNN=0`.
 import ctypes
 import functools
 import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -28,7 +29,7 @@ try:
     from paddle.jit.sot.psdb import in_sot
 except ImportError:  # another version of Paddle
 
-    def in_sot():
+    def in_sot() -> bool:
         return False
 
 
@@ -38,7 +39,7 @@ _GEOMETRIES = 512  # primitives kept: evaluation at several scales meets many si
 _INSTEAD = f"set {onednn.SWITCH}=0, which uses Paddle's operators"
 
 
-def applies(*tensors):
+def applies(*tensors: paddle.Tensor) -> bool:
     """Whether these are float32 tensors in a CPU's memory, outside of tracing, and results belong
     there, too."""
     # `to_static` without full_graph reads the bytecode in dynamic mode; there this says True.
@@ -212,7 +213,14 @@ class _Convolve(PyLayer):
         return [make(x, weight, dy) for make, wanted in zip(gradients, ctx.wanted) if wanted]
 
 
-def conv2d(x, weight, stride, padding, dilation, groups):
+def conv2d(
+    x: paddle.Tensor,
+    weight: paddle.Tensor,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    groups: int,
+) -> paddle.Tensor | None:
     """`F.conv2d` of [N, C, H, W] without bias, or None.
 
     Args:
@@ -285,7 +293,7 @@ class _ReLU(PyLayer):
         return dx
 
 
-def relu_(x):
+def relu_(x: paddle.Tensor) -> paddle.Tensor | None:
     """ReLU in place, or None."""
     if not applies(x) or 0 in x.shape or not x.is_contiguous():
         return None
@@ -316,7 +324,9 @@ def _bilinear_matrix(size, target, align_corners):
     return paddle.to_tensor(matrix, place=paddle.CPUPlace())
 
 
-def resize(x, size, align_corners, data_format):
+def resize(
+    x: paddle.Tensor, size: Sequence[int], align_corners: bool, data_format: str
+) -> paddle.Tensor | None:
     """Bilinear resize of [N, C, H, W] to (height, width), or None.
 
     Paddle's own goes pixel by pixel on one thread, and its gradient even slower.

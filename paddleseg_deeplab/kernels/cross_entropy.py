@@ -19,7 +19,14 @@ _WORTH_A_THREAD = 2**18  # logits; a thread's start takes as long as some ten th
 _LARGEST = np.finfo("float32").max
 
 
-def cross_entropy_numpy(logits, label, valid, smoothing, loss, probs):
+def cross_entropy_numpy(
+    logits: np.ndarray,
+    label: np.ndarray,
+    valid: np.ndarray,
+    smoothing: float,
+    loss: np.ndarray,
+    probs: np.ndarray | None,
+) -> None:
     """Writes the loss of each pixel, and the probabilities, which the gradient is made of.
 
     Args:
@@ -58,7 +65,9 @@ def cross_entropy_numpy(logits, label, valid, smoothing, loss, probs):
     _over_blocks(block, logits, label, valid)
 
 
-def cross_entropy_gradient_numpy(probs, label, valid, smoothing, upstream):
+def cross_entropy_gradient_numpy(
+    probs: np.ndarray, label: np.ndarray, valid: np.ndarray, smoothing: float, upstream: np.ndarray
+) -> None:
     """Turns probabilities [N, C, P] into the gradient by the logits, in place:
     (probability - target) x upstream [N, P], 0 where not valid."""
 

@@ -17,7 +17,7 @@ _BLOCK = 1 << 16
 _MOST_THREADS = 16  # beyond that the memory is the limit
 
 
-def weight_gradient(x, dy, rate):
+def weight_gradient(x: np.ndarray, dy: np.ndarray, rate: int) -> np.ndarray:
     """Gradient of the weight of a convolution with stride 1 and padding `rate`.
 
     Args:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lovasz-Softmax and its gradient in NumPy, for the CPU."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,13 @@ _BLOCK = 8192
 _MOST_THREADS = 16  # beyond that the memory is the limit
 
 
-def lovasz_softmax_numpy(logits, label, valid, classes, grad):
+def lovasz_softmax_numpy(
+    logits: np.ndarray,
+    label: np.ndarray,
+    valid: np.ndarray,
+    classes: str | Sequence[int],
+    grad: np.ndarray,
+) -> float:
     """Computes the loss and writes its gradient by the logits.
 
     Args:
@@ -53,7 +60,9 @@ def lovasz_softmax_numpy(logits, label, valid, classes, grad):
     return total / len(classes)
 
 
-def lovasz_class(row, foreground, void, slope):
+def lovasz_class(
+    row: np.ndarray, foreground: np.ndarray, void: np.ndarray, slope: np.ndarray
+) -> float:
     """Loss of one class.
 
     A background pixel with an error below that of every foreground pixel has g = 0: the

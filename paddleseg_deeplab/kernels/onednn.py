@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
@@ -48,10 +49,10 @@ class Failed(Exception):
     """The library could not do this now, for want of memory for instance; it may later."""
 
 
-_warned = []
+_warned: list[Failed] = []
 
 
-def warn(error):
+def warn(error: Failed) -> None:
     """Logs once that another implementation is used because of `error`."""
     if not _warned:
         _warned.append(error)
@@ -129,11 +130,11 @@ def _destroy(lib, owned):
             lib.address(f"dnnl_{kind}_destroy", c_int, handle)
 
 
-_found = []
+_found: list[_Library | None] = []
 _finding = threading.RLock()
 
 
-def find():
+def find() -> _Library | None:
     """The library, or None where there is none that this file can use.
 
     The environment variable `PADDLESEG_DEEPLAB_ONEDNN` set to 0 switches it off.
@@ -255,7 +256,15 @@ class Convolution(_Owner):
         Failed: the library could not, now. So do `work` and what it gives.
     """
 
-    def __init__(self, x_shape, w_shape, stride, padding, dilation, groups):
+    def __init__(
+        self,
+        x_shape: Sequence[int],
+        w_shape: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> None:
         super().__init__(_library())
         y_shape = result_shape(x_shape, w_shape, stride, padding, dilation)
         weights = (list(w_shape), _NCHW)
@@ -267,7 +276,7 @@ class Convolution(_Owner):
         pads = (c_int64 * _MAX_DIMS)(*padding)
         steps = (c_int64 * _MAX_DIMS)(*stride), (c_int64 * _MAX_DIMS)(*(d - 1 for d in dilation))
         self._geometry = (*steps, pads, pads)
-        self._works = {}
+        self._works: dict[str, _Work] = {}
         self._lib.use_threads()  # counts when a primitive is made, too
         self._hint = self._describe("forward", (_TRAINING, _DIRECT), bias=True)
         self.work("forward")
@@ -279,7 +288,7 @@ class Convolution(_Owner):
         arguments = (self._lib.engine, *first, *arrays, *self._geometry, *hint, None)
         return self._make("primitive_desc", make, *arguments)
 
-    def work(self, kind):
+    def work(self, kind: str) -> _Work:
         """What to run: forward (x, w -> y), backward_data (w, dy -> dx), backward_weights
         (x, dy -> dw)."""
         with self._lib.lock:
@@ -299,7 +308,13 @@ class Convolution(_Owner):
         return self._describe(kind, (_DIRECT,), (self._hint,), bias=True), operands, ("dw",)
 
 
-def result_shape(x_shape, w_shape, stride, padding, dilation):
+def result_shape(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
     """[N, O, H, W] of a convolution's result; the arguments are `Convolution`'s."""
     sizes = zip(x_shape[2:], w_shape[2:], stride, padding, dilation)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
@@ -317,16 +332,16 @@ class ReluGradient(_Owner):
         Failed: the library could not, now.
     """
 
-    def __init__(self, count):
+    def __init__(self, count: int) -> None:
         super().__init__(_library())
         lib, zero = self._lib, ctypes.c_float(0)
         lib.use_threads()
         plain, kind = self._layout((count,), _A), "primitive_desc"
-        make, last = "dnnl_eltwise_forward_primitive_desc_create", (zero, zero, None)
+        make = "dnnl_eltwise_forward_primitive_desc_create"
         relu = (_RELU_BY_OUTPUT, plain, plain)
-        forward = self._make(kind, make, lib.engine, _TRAINING, *relu, *last)
-        make, last = "dnnl_eltwise_backward_primitive_desc_create", (zero, zero, forward, None)
+        forward = self._make(kind, make, lib.engine, _TRAINING, *relu, zero, zero, None)
+        make = "dnnl_eltwise_backward_primitive_desc_create"
         grad = (_RELU_BY_OUTPUT, plain, plain, plain)
-        backward = self._make(kind, make, lib.engine, *grad, *last)
+        backward = self._make(kind, make, lib.engine, *grad, zero, zero, forward, None)
         operands = {"y": plain, "dy": plain, "dx": plain}
         self.work = _Work(lib, backward, operands, ("dx",))

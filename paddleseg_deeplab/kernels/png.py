@@ -10,13 +10,14 @@ made by the same decoder as those of the file itself.
 import contextlib
 import struct
 import zlib
+from collections.abc import Sequence
+from types import ModuleType
 
 from paddleseg_deeplab.utils.pictures.png_chunks import SIGNATURE, walk
 
-try:
+_zlib: ModuleType = zlib
+with contextlib.suppress(ImportError):
     from isal import isal_zlib as _zlib
-except ImportError:
-    _zlib = zlib
 
 # Values of a pixel by colour type: grey, RGB, palette, grey with alpha, RGBA.
 _VALUES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -30,7 +31,7 @@ _BLOCK = 65535  # the largest block that a stream can hold without compression
 _MOST_BYTES = 1 << 30  # a chunk's length has 31 bits
 
 
-def is_fast():
+def is_fast() -> bool:
     """Whether decoding a whole file by way of this module is faster than without."""
     return _zlib is not zlib
 
@@ -45,13 +46,20 @@ class Png:
         is_plain_grey (bool): One value of 8 bits for each pixel, not a palette's.
     """
 
-    def __init__(self, content, size, row_bytes, start, pieces):
+    def __init__(
+        self,
+        content: bytes,
+        size: tuple[int, int],
+        row_bytes: int,
+        start: int,
+        pieces: Sequence[memoryview],
+    ) -> None:
         self.size = size
         self.is_plain_grey = content[24:26] == b"\x08\x00"
         self._content, self._row_bytes = content, row_bytes
         self._start, self._pieces = start, pieces
 
-    def first_rows(self, rows):
+    def first_rows(self, rows: int) -> bytes | None:
         """The file of an image of the first `rows` rows, not compressed: bytes.
 
         None where its stream is damaged or too short down to there; what follows is not looked at.
@@ -89,7 +97,7 @@ def _chunk(name, pieces):
     return [struct.pack(">I", length), name, *pieces, struct.pack(">I", crc)]
 
 
-def parse(content):
+def parse(content: bytes) -> Png | None:
     """Looks a file through and checks its checksums.
 
     Args:
@@ -105,10 +113,11 @@ def parse(content):
     if not (width and height and depth and colours in _VALUES) or any(rest):
         return None
     row_bytes = 1 + (width * depth * _VALUES[colours] + 7) // 8
-    start, pieces = None, []
+    start: int | None = None
+    pieces: list[memoryview] = []
     with contextlib.suppress(EOFError, ValueError):  # the decoder tells what is wrong
         for place, name, data in walk(content, _zlib.crc32):
-            if name == b"IEND" and pieces:
+            if name == b"IEND" and start is not None:
                 return Png(content, (height, width), row_bytes, start, pieces)
             if name not in _KNOWN or (name == b"tEXt" and b"profile" in bytes(data[:92])):
                 return None
