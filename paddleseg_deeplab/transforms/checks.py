@@ -9,6 +9,8 @@ lists and its arrays stay as they were. Keys used: ``img`` (float32 [H, W, C], 0
 
 import contextlib
 import numbers
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,15 +19,18 @@ from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.reading.values import LIMIT
 from paddleseg_deeplab.utils.errors import UserError
 
+Sample = dict[str, Any]  # see above
+Transform = Callable[[Sample], Sample]
 
-def rng_of(data):
+
+def rng_of(data: Sample) -> np.random.Generator:
     """The sample's random generator; a fresh one, seeded by the system, when it has none."""
     rng = data.get("rng")
     return np.random.default_rng() if rng is None else rng
 
 
 @contextlib.contextmanager
-def naming(transform, data):
+def naming(transform: Transform, data: Sample) -> Iterator[None]:
     """Within it, a `functional.Misfit` becomes a `UserError` that names transform and image."""
     try:
         yield
@@ -35,12 +40,17 @@ def naming(transform, data):
         raise UserError(f"{name}: {str(error).rstrip('.')}.{path}") from error
 
 
-def image_size(data):
+def image_size(data: Sample) -> tuple[int, int]:
     """(height, width) of the sample's image."""
-    return tuple(int(s) for s in data["img"].shape[:2])
+    height, width = data["img"].shape[:2]
+    return int(height), int(width)
 
 
-def changed(data, on_image, on_label):
+def changed(
+    data: Sample,
+    on_image: Callable[[np.ndarray], np.ndarray],
+    on_label: Callable[[np.ndarray], np.ndarray],
+) -> Sample:
     """A copy of the sample with `on_image` done to its image, `on_label` to its gt_fields."""
     out = dict(data)
     out["img"] = on_image(data["img"])
@@ -49,7 +59,7 @@ def changed(data, on_image, on_label):
     return out
 
 
-def resized(data, size, interp=cv2.INTER_LINEAR):
+def resized(data: Sample, size: Sequence[int], interp: int = cv2.INTER_LINEAR) -> Sample:
     """`changed` by a resize to (height, width); gt_fields by nearest."""
     return changed(
         data,
@@ -58,7 +68,7 @@ def resized(data, size, interp=cv2.INTER_LINEAR):
     )
 
 
-def recorded(data, kind, offset=None):
+def recorded(data: Sample, kind: str, offset: Sequence[int] | None = None) -> Sample:
     """A copy whose trans_info ends with ``(kind, size before the step)``.
 
     Args:
@@ -66,7 +76,7 @@ def recorded(data, kind, offset=None):
         kind (str): "resize" or "padding".
         offset (tuple[int, int]): (top, left) of the image in its padding; left out when (0, 0).
     """
-    step = (kind, image_size(data))
+    step: tuple[Any, ...] = (kind, image_size(data))
     if offset is not None and tuple(offset) != (0, 0):
         step = (*step, tuple(offset))
     return {**data, "trans_info": [*data.get("trans_info", ()), step]}
@@ -80,7 +90,14 @@ def _is_int(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
 
 
-def check_number(owner, name, value, low=None, high=None, above=None):
+def check_number(
+    owner: str,
+    name: str,
+    value: float,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> float:
     """Returns `value`; ValueError unless it is a finite number, >= low, <= high, > above."""
     rules = []
     if low is not None and high is not None:
@@ -103,7 +120,7 @@ def check_number(owner, name, value, low=None, high=None, above=None):
     return value
 
 
-def check_int(owner, name, value):
+def check_int(owner: str, name: str, value: int) -> int:
     """Returns `value`; TypeError unless it is an integer, ValueError unless it is positive."""
     if not _is_int(value):
         raise TypeError(f"{owner}: {name} must be an integer, but it is {value!r}.")
@@ -112,7 +129,7 @@ def check_int(owner, name, value):
     return value
 
 
-def check_size(owner, name, value):
+def check_size(owner: str, name: str, value: Sequence[int]) -> tuple[int, int]:
     """Returns (width, height) as a tuple; errors unless it is a pair of positive integers."""
     if not isinstance(value, (list, tuple)):
         raise TypeError(
@@ -122,10 +139,13 @@ def check_size(owner, name, value):
         raise ValueError(
             f"{owner}: {name} must have 2 elements (width, height), but it is {value!r}."
         )
-    return tuple(int(check_int(owner, f"each element of {name}", v)) for v in value)
+    width, height = (int(check_int(owner, f"each element of {name}", v)) for v in value)
+    return width, height
 
 
-def check_range(owner, low_name, low, high_name, high):
+def check_range(
+    owner: str, low_name: str, low: float, high_name: str, high: float
+) -> tuple[float, float]:
     """Returns (low, high); ValueError unless 0 < low <= high."""
     check_number(owner, low_name, low, above=0)
     check_number(owner, high_name, high, above=0)
@@ -136,7 +156,9 @@ def check_range(owner, low_name, low, high_name, high):
     return low, high
 
 
-def check_colors(owner, im_padding_value, label_padding_value):
+def check_colors(
+    owner: str, im_padding_value: functional.Color, label_padding_value: int
+) -> tuple[functional.Color, int]:
     """Returns both padding values; errors unless they are a number (or one for each channel), and
     an integer."""
     if isinstance(im_padding_value, (list, tuple)):

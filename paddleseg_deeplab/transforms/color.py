@@ -2,11 +2,13 @@
 """Transforms that change values and move nothing. The random ones expect images in 0..255 and
 keep that range; masks pass through them untouched."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.checks import check_number, rng_of
+from paddleseg_deeplab.transforms.checks import Sample, check_number, rng_of
 from paddleseg_deeplab.transforms.reading.values import LIMIT
 
 _BLURS = {
@@ -32,7 +34,7 @@ class RandomBlur:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, prob=0.1, blur_type="gaussian"):
+    def __init__(self, prob: float = 0.1, blur_type: str = "gaussian") -> None:
         self.prob = check_number("RandomBlur", "prob", prob, 0, 1)
         if blur_type != "random" and blur_type not in _BLURS:
             raise ValueError(
@@ -41,7 +43,7 @@ class RandomBlur:
             )
         self.blur_type = blur_type
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         rng = rng_of(data)
         if rng.random() >= self.prob:
             return dict(data)
@@ -64,11 +66,11 @@ class RandomNoise:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, prob=0.5, max_sigma=10.0):
+    def __init__(self, prob: float = 0.5, max_sigma: float = 10.0) -> None:
         self.prob = check_number("RandomNoise", "prob", prob, 0, 1)
         self.max_sigma = check_number("RandomNoise", "max_sigma", max_sigma, low=0)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         rng = rng_of(data)
         if rng.random() >= self.prob:
             return dict(data)
@@ -102,17 +104,17 @@ class RandomDistort:
 
     def __init__(
         self,
-        brightness_range=0.5,
-        brightness_prob=0.5,
-        contrast_range=0.5,
-        contrast_prob=0.5,
-        saturation_range=0.5,
-        saturation_prob=0.5,
-        hue_range=18,
-        hue_prob=0.5,
-        sharpness_range=0.5,
-        sharpness_prob=0,
-    ):
+        brightness_range: float = 0.5,
+        brightness_prob: float = 0.5,
+        contrast_range: float = 0.5,
+        contrast_prob: float = 0.5,
+        saturation_range: float = 0.5,
+        saturation_prob: float = 0.5,
+        hue_range: float = 18,
+        hue_prob: float = 0.5,
+        sharpness_range: float = 0.5,
+        sharpness_prob: float = 0,
+    ) -> None:
         settings = {
             "brightness": (brightness_range, brightness_prob),
             "contrast": (contrast_range, contrast_prob),
@@ -126,7 +128,7 @@ class RandomDistort:
             setattr(self, f"{name}_range", extent)
             setattr(self, f"{name}_prob", prob)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         rng, img = rng_of(data), data["img"]
         names = ["brightness", "contrast", "sharpness"]
         if img.ndim == 3 and img.shape[2] == 3:
@@ -157,7 +159,11 @@ class Normalize:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, mean=(0.5,), std=(0.5,)):
+    def __init__(
+        self,
+        mean: Sequence[float] | np.ndarray = (0.5,),
+        std: Sequence[float] | np.ndarray = (0.5,),
+    ) -> None:
         for name, values in (("mean", mean), ("std", std)):
             if not isinstance(values, (list, tuple, np.ndarray)) or np.ndim(values) != 1:
                 raise TypeError(
@@ -178,5 +184,5 @@ class Normalize:
                 "std is about 0.2 to 0.5."
             )
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         return {**data, "img": functional.normalize(data["img"], self.mean, self.std)}

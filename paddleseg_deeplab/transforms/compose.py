@@ -2,12 +2,13 @@
 """Compose: reads a sample's files, runs the transforms, and hands out what a batch needs."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.checks import check_int, image_size, naming
+from paddleseg_deeplab.transforms.checks import Sample, Transform, check_int, image_size, naming
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.source import array_source, open_image
 from paddleseg_deeplab.transforms.reading.values import mark_void, parse_nodata
@@ -36,10 +37,17 @@ class Compose:
 
     thread_safe = draws_from_rng = True
     # Of a subclass with a constructor of its own.
-    nodata = None
-    _chosen = ((), [])
+    nodata: float | None = None
+    _chosen: tuple[Sequence[Transform], list[Transform]] = ((), [])
 
-    def __init__(self, transforms, to_rgb=True, img_channels=3, *, nodata=None):
+    def __init__(
+        self,
+        transforms: Sequence[Transform],
+        to_rgb: bool = True,
+        img_channels: int = 3,
+        *,
+        nodata: float | str | None = None,
+    ) -> None:
         if not isinstance(transforms, (list, tuple)):
             raise TypeError(f"Compose: transforms must be a list, but it is {transforms!r}.")
         for transform in transforms:
@@ -50,7 +58,7 @@ class Compose:
         self.img_channels = check_int("Compose", "img_channels", img_channels)
         self.nodata = parse_nodata("Compose", nodata)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         """Reads and transforms one sample: all that happens from a path to a network's input.
 
         Args:
@@ -82,7 +90,7 @@ class Compose:
         sample = _transform(sample, steps)
         return _to_planes(sample)
 
-    def read(self, data):
+    def read(self, data: Sample) -> Sample:
         """The first half of a call: a new sample whose img and label are arrays.
 
         Args:
@@ -98,7 +106,7 @@ class Compose:
         sample["img"] = sample["img"].whole()
         return sample
 
-    def apply(self, data):
+    def apply(self, data: Sample) -> Sample:
         """The second half of a call: runs the transforms on what `read` returned."""
         return _to_planes(_transform(data, self.transforms))
 

@@ -2,6 +2,7 @@
 """Transforms that cut or pad. Padding goes to the right and the bottom, except in ScalePadding."""
 
 import numbers
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.checks import (
+    Sample,
     changed,
     check_colors,
     check_int,
@@ -54,13 +56,18 @@ class Padding:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, target_size, im_padding_value=127.5, label_padding_value=255):
+    def __init__(
+        self,
+        target_size: Sequence[int],
+        im_padding_value: functional.Color = 127.5,
+        label_padding_value: int = 255,
+    ) -> None:
         self.target_size = check_size("Padding", "target_size", target_size)
         self.im_padding_value, self.label_padding_value = check_colors(
             "Padding", im_padding_value, label_padding_value
         )
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         height, width = image_size(data)
         target_width, target_height = self.target_size
         if width > target_width or height > target_height:
@@ -92,7 +99,12 @@ class PaddingByAspectRatio:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, aspect_ratio=1, im_padding_value=127.5, label_padding_value=255):
+    def __init__(
+        self,
+        aspect_ratio: float = 1,
+        im_padding_value: functional.Color = 127.5,
+        label_padding_value: int = 255,
+    ) -> None:
         self.aspect_ratio = check_number(
             "PaddingByAspectRatio", "aspect_ratio", aspect_ratio, above=0
         )
@@ -100,7 +112,7 @@ class PaddingByAspectRatio:
             "PaddingByAspectRatio", im_padding_value, label_padding_value
         )
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         height, width = image_size(data)
         if width / height > self.aspect_ratio:
             size = (max(height, int(width / self.aspect_ratio)), width)
@@ -127,13 +139,18 @@ class ScalePadding:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, target_size=(512, 512), im_padding_value=127.5, label_padding_value=255):
+    def __init__(
+        self,
+        target_size: Sequence[int] = (512, 512),
+        im_padding_value: functional.Color = 127.5,
+        label_padding_value: int = 255,
+    ) -> None:
         self.target_size = check_size("ScalePadding", "target_size", target_size)
         self.im_padding_value, self.label_padding_value = check_colors(
             "ScalePadding", im_padding_value, label_padding_value
         )
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         height, width = image_size(data)
         side = max(height, width)
         offset = ((side - height) // 2, (side - width) // 2)
@@ -164,13 +181,13 @@ class RandomPaddingCrop:
 
     def __init__(
         self,
-        crop_size=(512, 512),
-        im_padding_value=127.5,
-        label_padding_value=255,
-        category_max_ratio=1.0,
-        ignore_index=255,
-        loop_times=10,
-    ):
+        crop_size: Sequence[int] = (512, 512),
+        im_padding_value: functional.Color = 127.5,
+        label_padding_value: int = 255,
+        category_max_ratio: float = 1.0,
+        ignore_index: int = 255,
+        loop_times: int = 10,
+    ) -> None:
         # As (height, width), which is how PaddleSeg keeps this one attribute too.
         self.crop_size = check_size("RandomPaddingCrop", "crop_size", crop_size)[::-1]
         self.im_padding_value, self.label_padding_value = check_colors(
@@ -191,15 +208,21 @@ class RandomPaddingCrop:
         counts = counts[classes != self.ignore_index]
         return len(counts) > 1 and counts.max() < self.category_max_ratio * counts.sum()
 
-    def canvas(self, size):
+    def canvas(self, size: Sequence[int]) -> tuple[int, int]:
         """(height, width) of an image of (height, width) `size` once it is padded."""
-        return tuple(max(s, c) for s, c in zip(size, self.crop_size))
+        height, width = (max(s, c) for s, c in zip(size, self.crop_size))
+        return height, width
 
-    def looks(self, data):
+    def looks(self, data: Sample) -> bool:
         """Whether crops are chosen by their label."""
         return self.category_max_ratio < 1.0 and "label" in data.get("gt_fields", ())
 
-    def draw(self, size, rng, label_at=None):
+    def draw(
+        self,
+        size: tuple[int, int],
+        rng: np.random.Generator,
+        label_at: Callable[[int, int], np.ndarray] | None = None,
+    ) -> tuple[int, int]:
         """Draws a crop.
 
         Args:
@@ -214,15 +237,15 @@ class RandomPaddingCrop:
         if size == self.crop_size:
             return 0, 0
         margins = [s - c for s, c in zip(self.canvas(size), self.crop_size)]
-        corner = tuple(int(rng.integers(m + 1)) for m in margins)
+        top, left = (int(rng.integers(m + 1)) for m in margins)
         if label_at is not None:
             for _ in range(self.loop_times):
-                if self._balanced(label_at(*corner)):
+                if self._balanced(label_at(top, left)):
                     break
-                corner = tuple(int(rng.integers(m + 1)) for m in margins)
-        return corner
+                top, left = (int(rng.integers(m + 1)) for m in margins)
+        return top, left
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         size = image_size(data)
         if size == self.crop_size:
             return dict(data)
@@ -250,7 +273,7 @@ class RandomCenterCrop:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, retain_ratio=(0.5, 0.5)):
+    def __init__(self, retain_ratio: Sequence[float] = (0.5, 0.5)) -> None:
         if not isinstance(retain_ratio, (list, tuple)):
             raise TypeError(
                 "RandomCenterCrop: retain_ratio must be a list or tuple (width, height), "
@@ -264,7 +287,7 @@ class RandomCenterCrop:
             check_number("RandomCenterCrop", "each element of retain_ratio", ratio, 0, 1)
         self.retain_ratio = tuple(retain_ratio)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         rng = rng_of(data)
         kept, offset = [], []
         for side, ratio in zip(image_size(data), self.retain_ratio[::-1]):
@@ -272,4 +295,5 @@ class RandomCenterCrop:
             removed = int(rng.integers(most + 1))
             kept.append(side - removed)
             offset.append(int(rng.integers(removed + 1)))
-        return _cropped(data, *offset, tuple(kept))
+        top, left = offset
+        return _cropped(data, top, left, tuple(kept))

@@ -14,7 +14,7 @@ declares does not count, since it may run other code.
 from paddleseg_deeplab.transforms.compose import Compose
 
 
-def declares(dataset, name):
+def declares(dataset: object, name: str) -> bool:
     """Whether a dataset, its `Compose` and all transforms in it declare an attribute.
 
     Args:

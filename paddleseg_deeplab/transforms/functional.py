@@ -7,6 +7,7 @@ input. Sizes and offsets are (height, width) or (top, left). A result may be a v
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -27,6 +28,9 @@ _AREA_CHANNELS = 4
 
 # Rec. 601 luma of RGB, the weights that Pillow's enhancement operations use as well.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+# One number, or one for each channel.
+Color = float | list[float] | tuple[float, ...]
 
 
 class Misfit(ValueError):
@@ -60,7 +64,7 @@ def _colour(img, value):
 # ---------------------------------------------------------------------------------------- geometry
 
 
-def nearest_index(old, new):
+def nearest_index(old: int, new: int) -> np.ndarray:
     """Source index for each of `new` positions along an axis of `old` elements.
 
     The same half-pixel centres as OpenCV's bilinear resize: position i looks at
@@ -75,7 +79,7 @@ def nearest_index(old, new):
     return ((2 * np.arange(new, dtype=np.int64) + 1) * old - 1) // (2 * new)
 
 
-def resize_window(old, new, start, length):
+def resize_window(old: int, new: int, start: int, length: int) -> tuple[int, int, int, int]:
     """Which part of an axis has to be resized for a part of the resized axis.
 
     With half-pixel centres the weights of a resize repeat: after ``new / g`` outputs the source has
@@ -104,7 +108,9 @@ def resize_window(old, new, start, length):
     return low * period, (high - low) * period, (high - low) * outputs, start - low * outputs
 
 
-def nearest_window(img, size, top, left, part):
+def nearest_window(
+    img: np.ndarray, size: Sequence[int], top: int, left: int, part: Sequence[int]
+) -> np.ndarray:
     """``crop(resize(img, size, INTER_NEAREST), top, left, part)``, made without the rest.
 
     Args:
@@ -123,7 +129,7 @@ def nearest_window(img, size, top, left, part):
     return img.take(rows, axis=0).take(cols, axis=1)
 
 
-def resize(img, size, interp=cv2.INTER_LINEAR):
+def resize(img: np.ndarray, size: Sequence[int], interp: int = cv2.INTER_LINEAR) -> np.ndarray:
     """Resizes to `size`.
 
     Args:
@@ -147,22 +153,23 @@ def resize(img, size, interp=cv2.INTER_LINEAR):
     )
 
 
-def scaled_size(size, scale):
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     """Both sides of `size` times `scale`, rounded, at least 1."""
-    return tuple(max(1, round(side * scale)) for side in size)
+    height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
 
 
-def size_by_long(size, long_size):
+def size_by_long(size: Sequence[int], long_size: int) -> tuple[int, int]:
     """`size` in proportion, with its longer side equal to `long_size`."""
     return scaled_size(size, long_size / max(size))
 
 
-def size_by_short(size, short_size):
+def size_by_short(size: Sequence[int], short_size: int) -> tuple[int, int]:
     """`size` in proportion, with its shorter side equal to `short_size`."""
     return scaled_size(size, short_size / min(size))
 
 
-def size_within(size, target):
+def size_within(size: Sequence[int], target: Sequence[int]) -> tuple[int, int]:
     """The largest `size` in proportion whose long (short) side fits `target`'s long (short) one.
 
     As in PaddleSeg the target is not bound to an orientation: a portrait image may use a landscape
@@ -172,12 +179,14 @@ def size_within(size, target):
     return scaled_size(size, scale)
 
 
-def crop(img, top, left, size):
+def crop(img: np.ndarray, top: int, left: int, size: Sequence[int]) -> np.ndarray:
     """The part of (height, width) `size` whose upper left corner is (top, left); a view."""
     return img[top : top + size[0], left : left + size[1]]
 
 
-def pad(img, size, value, offset=(0, 0)):
+def pad(
+    img: np.ndarray, size: Sequence[int], value: Color, offset: Sequence[int] = (0, 0)
+) -> np.ndarray:
     """Puts the image into a larger canvas.
 
     Args:
@@ -198,7 +207,7 @@ def pad(img, size, value, offset=(0, 0)):
     return out
 
 
-def horizontal_flip(img):
+def horizontal_flip(img: np.ndarray) -> np.ndarray:
     """Mirrors left and right; a view, except for float32 images, whose next reader would pay for
     the backward rows several times over."""
     if img.dtype == np.float32 and img.ndim == 3:
@@ -206,12 +215,12 @@ def horizontal_flip(img):
     return img[:, ::-1]
 
 
-def vertical_flip(img):
+def vertical_flip(img: np.ndarray) -> np.ndarray:
     """Mirrors top and bottom; a view."""
     return img[::-1]
 
 
-def rotation(size, angle):
+def rotation(size: Sequence[int], angle: float) -> tuple[np.ndarray, tuple[int, int]]:
     """Matrix and canvas for a rotation about the centre that cuts nothing off.
 
     Args:
@@ -222,7 +231,7 @@ def rotation(size, angle):
         tuple: float64 [2, 3] for `warp_affine`, and the (height, width) of the canvas.
     """
     height, width = size
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+    matrix: np.ndarray = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
     # The small addend keeps 90 and 180 degrees from losing a row to rounding.
     new_width = max(1, int(height * sin + width * cos + 1e-6))
@@ -231,7 +240,13 @@ def rotation(size, angle):
     return matrix, (new_height, new_width)
 
 
-def warp_affine(img, matrix, size, interp=cv2.INTER_LINEAR, value=0):
+def warp_affine(
+    img: np.ndarray,
+    matrix: np.ndarray,
+    size: Sequence[int],
+    interp: int = cv2.INTER_LINEAR,
+    value: Color | np.ndarray = 0,
+) -> np.ndarray:
     """Affine map of an image onto a canvas.
 
     Args:
@@ -275,7 +290,9 @@ _WARPABLE = tuple(np.dtype(t) for t in ("uint8", "uint16", "int16", "float32", "
 # 8-bit images and round after each step; here nothing is rounded.
 
 
-def normalize(img, mean, std):
+def normalize(
+    img: np.ndarray, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """``(img / 255 - mean) / std`` in one multiplication and one addition per value.
 
     Args:
@@ -300,7 +317,7 @@ def normalize(img, mean, std):
     return out[0] if img.ndim == 2 else out.transpose(1, 2, 0)
 
 
-def to_planes(img):
+def to_planes(img: np.ndarray) -> np.ndarray:
     """The image as networks take it.
 
     Args:
@@ -333,19 +350,19 @@ def _clip(img):
     return np.clip(img, 0, 255, out=img)
 
 
-def brightness(img, factor):
+def brightness(img: np.ndarray, factor: float) -> np.ndarray:
     """Blends with black: 0 is black, 1 the image, 2 twice as bright."""
     return _clip(img * np.float32(factor))
 
 
-def contrast(img, factor):
+def contrast(img: np.ndarray, factor: float) -> np.ndarray:
     """Blends with the image's mean grey: 0 is grey, 1 the image."""
     out = img * np.float32(factor)
     out += np.float32((1 - factor) * mean_grey(img))
     return _clip(out)
 
 
-def mean_grey(img):
+def mean_grey(img: np.ndarray) -> float:
     """The mean of the luma for three channels (RGB), of all values for other numbers of channels;
     summed in float64."""
     if img.ndim == 3 and img.shape[2] == 3:
@@ -355,20 +372,20 @@ def mean_grey(img):
     return float(img.mean(dtype=np.float64))
 
 
-def saturation(img, factor):
+def saturation(img: np.ndarray, factor: float) -> np.ndarray:
     """Blends each RGB pixel with its grey: 0 is a grey image, 1 the image."""
     matrix = factor * np.eye(3) + (1 - factor) * np.broadcast_to(_LUMA, (3, 3))
     return _clip(cv2.transform(img, matrix.astype(np.float32)))
 
 
-def hue(img, delta):
+def hue(img: np.ndarray, delta: float) -> np.ndarray:
     """Turns the hue of an RGB image by `delta` 256ths of the colour circle (PaddleSeg's unit)."""
-    hsv = cv2.cvtColor(np.ascontiguousarray(img, dtype=np.float32), cv2.COLOR_RGB2HSV)
+    hsv: np.ndarray = cv2.cvtColor(np.ascontiguousarray(img, dtype=np.float32), cv2.COLOR_RGB2HSV)
     hsv[:, :, 0] += np.float32(delta * 360 / 256 % 360)  # 360 and more count as an angle again
     return _clip(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
-def sharpness(img, factor):
+def sharpness(img: np.ndarray, factor: float) -> np.ndarray:
     """Blends with a smoothed image: 0 is smooth, 1 the image, 2 sharpened.
 
     The smoothing kernel is Pillow's (a 3x3 mean whose centre weighs five times); unlike there the
@@ -380,17 +397,17 @@ def sharpness(img, factor):
     return _clip(smooth + np.float32(factor) * (img - smooth))
 
 
-def gaussian_blur(img, size):
+def gaussian_blur(img: np.ndarray, size: int) -> np.ndarray:
     """Gaussian of `size` x `size` pixels (odd), sigma from the size as OpenCV derives it."""
     return _in_groups(lambda part: cv2.GaussianBlur(part, (size, size), 0), img, _MANY_CHANNELS)
 
 
-def box_blur(img, size):
+def box_blur(img: np.ndarray, size: int) -> np.ndarray:
     """Mean over `size` x `size` pixels."""
     return _in_groups(lambda part: cv2.blur(part, (size, size)), img, _MANY_CHANNELS)
 
 
-def median_blur(img, size):
+def median_blur(img: np.ndarray, size: int) -> np.ndarray:
     """Median over `size` x `size` pixels (odd); float images are rounded to 8 bits first, since
     OpenCV has no larger float median than 5 x 5."""
     if img.dtype == np.uint8:
@@ -399,6 +416,6 @@ def median_blur(img, size):
     return median_blur(rounded, size).astype(img.dtype)
 
 
-def add_noise(img, noise):
+def add_noise(img: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """``img + noise`` (same shape), kept in 0..255."""
     return _clip(img + noise)

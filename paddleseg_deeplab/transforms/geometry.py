@@ -2,12 +2,15 @@
 """Transforms that move pixels. Image and gt_fields go through the same map: the image bilinearly,
 the gt_fields by nearest."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.checks import (
+    Sample,
     changed,
     check_colors,
     check_number,
@@ -39,10 +42,10 @@ class RandomHorizontalFlip:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, prob=0.5):
+    def __init__(self, prob: float = 0.5) -> None:
         self.prob = check_number("RandomHorizontalFlip", "prob", prob, 0, 1)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         if rng_of(data).random() < self.prob:
             return changed(data, functional.horizontal_flip, functional.horizontal_flip)
         return dict(data)
@@ -58,10 +61,10 @@ class RandomVerticalFlip:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, prob=0.1):
+    def __init__(self, prob: float = 0.1) -> None:
         self.prob = check_number("RandomVerticalFlip", "prob", prob, 0, 1)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         if rng_of(data).random() < self.prob:
             return changed(data, functional.vertical_flip, functional.vertical_flip)
         return dict(data)
@@ -81,13 +84,18 @@ class RandomRotation:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, max_rotation=15, im_padding_value=127.5, label_padding_value=255):
+    def __init__(
+        self,
+        max_rotation: float = 15,
+        im_padding_value: functional.Color = 127.5,
+        label_padding_value: int = 255,
+    ) -> None:
         self.max_rotation = check_number("RandomRotation", "max_rotation", max_rotation, low=0)
         self.im_padding_value, self.label_padding_value = check_colors(
             "RandomRotation", im_padding_value, label_padding_value
         )
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         if self.max_rotation == 0:
             return dict(data)
         angle = rng_of(data).uniform(-self.max_rotation, self.max_rotation)
@@ -110,11 +118,11 @@ class RandomScaleAspect:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, min_scale=0.5, aspect_ratio=0.33):
+    def __init__(self, min_scale: float = 0.5, aspect_ratio: float = 0.33) -> None:
         self.min_scale = check_number("RandomScaleAspect", "min_scale", min_scale, 0, 1)
         self.aspect_ratio = check_number("RandomScaleAspect", "aspect_ratio", aspect_ratio, 0, 1)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         if self.min_scale == 0 or self.aspect_ratio == 0:
             return dict(data)
         rng = rng_of(data)
@@ -161,14 +169,14 @@ class RandomAffine:
 
     def __init__(
         self,
-        size=(224, 224),
-        translation_offset=0,
-        max_rotation=15,
-        min_scale_factor=0.75,
-        max_scale_factor=1.25,
-        im_padding_value=128,
-        label_padding_value=255,
-    ):
+        size: Sequence[int] = (224, 224),
+        translation_offset: float = 0,
+        max_rotation: float = 15,
+        min_scale_factor: float = 0.75,
+        max_scale_factor: float = 1.25,
+        im_padding_value: functional.Color = 128,
+        label_padding_value: int = 255,
+    ) -> None:
         self.size = check_size("RandomAffine", "size", size)
         self.translation_offset = check_number(
             "RandomAffine", "translation_offset", translation_offset, low=0
@@ -185,7 +193,7 @@ class RandomAffine:
             "RandomAffine", im_padding_value, label_padding_value
         )
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         rng = rng_of(data)
         height, width = image_size(data)
         out_width, out_height = self.size
@@ -194,7 +202,7 @@ class RandomAffine:
         scale = rng.uniform(self.min_scale_factor, self.max_scale_factor)
         scale *= (out_width / max(width - 1, 1) + out_height / max(height - 1, 1)) / 2
         center = (float(out_width / 2 + offset[0]), float(out_height / 2 + offset[1]))
-        matrix = cv2.getRotationMatrix2D(center, angle, scale)
+        matrix: np.ndarray = cv2.getRotationMatrix2D(center, angle, scale)
         # Before that, the image's centre is moved to the canvas' centre.
         shift = ((out_width - (width - 1)) / 2, (out_height - (height - 1)) / 2)
         matrix[:, 2] += matrix[:, :2] @ shift

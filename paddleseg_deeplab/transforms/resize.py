@@ -3,10 +3,14 @@
 half-pixel grid as the image (see `functional.nearest_index`)."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.checks import (
+    Sample,
     check_int,
     check_number,
     check_range,
@@ -39,8 +43,12 @@ class Resize:
     interp_dict = functional.INTERPOLATIONS
 
     def __init__(
-        self, target_size=(512, 512), keep_ratio=False, size_divisor=None, interp="LINEAR"
-    ):
+        self,
+        target_size: Sequence[int] = (512, 512),
+        keep_ratio: bool = False,
+        size_divisor: int | None = None,
+        interp: str = "LINEAR",
+    ) -> None:
         self.target_size = check_size("Resize", "target_size", target_size)
         if interp != "RANDOM" and interp not in self.interp_dict:
             raise ValueError(
@@ -53,11 +61,11 @@ class Resize:
         self.size_divisor = size_divisor
         self.interp = interp
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         interp = self.interp
         if interp == "RANDOM":
             interp = list(self.interp_dict)[rng_of(data).integers(len(self.interp_dict))]
-        size = self.target_size[::-1]
+        size: Sequence[int] = self.target_size[::-1]
         if self.keep_ratio:
             size = functional.size_within(image_size(data), size)
         if self.size_divisor:
@@ -75,10 +83,10 @@ class ResizeByLong:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, long_size):
+    def __init__(self, long_size: int) -> None:
         self.long_size = check_int("ResizeByLong", "long_size", long_size)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         size = functional.size_by_long(image_size(data), self.long_size)
         return resized(recorded(data, "resize"), size)
 
@@ -98,7 +106,9 @@ class ResizeByShort:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, short_size, max_size=1e10):
+    def __init__(
+        self, short_size: int | list[int] | tuple[int, ...], max_size: float = 1e10
+    ) -> None:
         sizes = list(short_size) if isinstance(short_size, (list, tuple)) else [short_size]
         if not sizes:
             raise ValueError("ResizeByShort: short_size must not be an empty list.")
@@ -108,7 +118,7 @@ class ResizeByShort:
         self.max_size = check_number("ResizeByShort", "max_size", max_size, low=1)
         self._sizes = sizes
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         size = image_size(data)
         short = self._sizes[0]
         if len(self._sizes) > 1:
@@ -129,7 +139,7 @@ class LimitLong:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, max_long=None, min_long=None):
+    def __init__(self, max_long: int | None = None, min_long: int | None = None) -> None:
         for name, value in (("max_long", max_long), ("min_long", min_long)):
             if value is not None:
                 check_int("LimitLong", name, value)
@@ -141,7 +151,7 @@ class LimitLong:
         self.max_long = max_long
         self.min_long = min_long
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         size = image_size(data)
         target = max(size)
         if self.max_long is not None:
@@ -162,17 +172,17 @@ class ResizeRangeScaling:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, min_value=400, max_value=600):
+    def __init__(self, min_value: int = 400, max_value: int = 600) -> None:
         self.min_value, self.max_value = check_range(
             "ResizeRangeScaling", "min_value", min_value, "max_value", max_value
         )
 
-    def draw(self, size, rng):
+    def draw(self, size: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
         """The new (height, width) of an image of (height, width) `size`."""
         long_size = int(rng.uniform(self.min_value, self.max_value) + 0.5)
         return functional.size_by_long(size, long_size)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         return resized(data, self.draw(image_size(data), rng_of(data)))
 
 
@@ -189,7 +199,12 @@ class ResizeStepScaling:
 
     thread_safe = draws_from_rng = True
 
-    def __init__(self, min_scale_factor=0.75, max_scale_factor=1.25, scale_step_size=0.25):
+    def __init__(
+        self,
+        min_scale_factor: float = 0.75,
+        max_scale_factor: float = 1.25,
+        scale_step_size: float = 0.25,
+    ) -> None:
         self.min_scale_factor, self.max_scale_factor = check_range(
             "ResizeStepScaling",
             "min_scale_factor",
@@ -201,7 +216,7 @@ class ResizeStepScaling:
             "ResizeStepScaling", "scale_step_size", scale_step_size, low=0
         )
 
-    def draw(self, size, rng):
+    def draw(self, size: Sequence[int], rng: np.random.Generator) -> tuple[int, int]:
         """The new (height, width) of an image of (height, width) `size`."""
         low, high, step = self.min_scale_factor, self.max_scale_factor, self.scale_step_size
         if low == high:
@@ -215,5 +230,5 @@ class ResizeStepScaling:
             factor = low + (high - low) * rng.integers(steps + 1) / max(steps, 1)
         return functional.scaled_size(size, factor)
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         return resized(data, self.draw(image_size(data), rng_of(data)))

@@ -9,27 +9,36 @@ Half a unit in the last place of 4096 is 1/8192 of a pixel; two axes, whole and 
 of the step between neighbouring pixels, so 1/8 of a grey level where black borders on white.
 """
 
+from collections.abc import Sequence
+from typing import TypeGuard, TypeVar
+
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.checks import image_size, naming, rng_of
+from paddleseg_deeplab.transforms.checks import Sample, Transform, image_size, naming, rng_of
 from paddleseg_deeplab.transforms.crop_pad import RandomPaddingCrop
 from paddleseg_deeplab.transforms.resize import ResizeRangeScaling, ResizeStepScaling
 
-_RESIZES = (ResizeRangeScaling, ResizeStepScaling)
+_Kind = TypeVar("_Kind")
 
 
-def with_resize_crop(transforms):
+def with_resize_crop(transforms: Sequence[Transform]) -> list[Transform]:
     """A new list of transforms in which a random resize and crop at the start, or a random crop
     alone, is one `ResizeCrop`.
 
     A class that has its own `__call__` is left alone: what it does is not known here.
     """
     first, second = [*transforms[:2], None, None][:2]
-    if type(first).__call__ is RandomPaddingCrop.__call__:
+    if _calls(first, RandomPaddingCrop):
         return [ResizeCrop(None, first), *transforms[1:]]
-    resizes = any(type(first).__call__ is each.__call__ for each in _RESIZES)
-    if resizes and type(second).__call__ is RandomPaddingCrop.__call__:
+    if _calls(second, RandomPaddingCrop) and (
+        _calls(first, ResizeRangeScaling) or _calls(first, ResizeStepScaling)
+    ):
         return [ResizeCrop(first, second), *transforms[2:]]
     return list(transforms)
+
+
+def _calls(step: object, kind: type[_Kind]) -> TypeGuard[_Kind]:
+    """Whether a step is of this kind, with the kind's own `__call__`."""
+    return isinstance(step, kind) and type(step).__call__ is kind.__call__
 
 
 class ResizeCrop:
@@ -41,10 +50,12 @@ class ResizeCrop:
         crop (RandomPaddingCrop): The crop.
     """
 
-    def __init__(self, resize, crop):
+    def __init__(
+        self, resize: ResizeRangeScaling | ResizeStepScaling | None, crop: RandomPaddingCrop
+    ) -> None:
         self.resize, self.crop = resize, crop
 
-    def __call__(self, data):
+    def __call__(self, data: Sample) -> Sample:
         scaled, rng = image_size(data), rng_of(data)
         if self.resize is not None:
             with naming(self.resize, data):

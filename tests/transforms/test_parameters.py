@@ -8,6 +8,12 @@ import pytest
 import paddleseg_deeplab.transforms as T
 
 
+def _without_hints(component):
+    signature = inspect.signature(component)
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=signature.empty))[1:-1]
+
+
 def test_signatures_are_paddlesegs():
     expected = {
         "Compose": "transforms, to_rgb=True, img_channels=3, *, nodata=None",
@@ -37,7 +43,7 @@ def test_signatures_are_paddlesegs():
         "hue_prob=0.5, sharpness_range=0.5, sharpness_prob=0",
         "Normalize": "mean=(0.5,), std=(0.5,)",
     }
-    found = {name: str(inspect.signature(getattr(T, name)))[1:-1] for name in expected}
+    found = {name: _without_hints(getattr(T, name)) for name in expected}
     assert found == expected
 
 

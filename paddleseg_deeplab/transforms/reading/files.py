@@ -13,7 +13,12 @@ from paddleseg_deeplab.transforms.reading.source import load_npy, open_image, re
 from paddleseg_deeplab.utils.errors import UserError
 
 
-def read_image(path, img_channels=3, to_rgb=True, nodata=None):
+def read_image(
+    path: str | os.PathLike[str],
+    img_channels: int = 3,
+    to_rgb: bool = True,
+    nodata: float | None = None,
+) -> np.ndarray:
     """Reads an image file.
 
     One or three channels: any format OpenCV reads, converted between grey and colour where needed;
@@ -39,12 +44,14 @@ def read_image(path, img_channels=3, to_rgb=True, nodata=None):
     return open_image(path, img_channels, to_rgb, whole=True, nodata=nodata).whole()
 
 
-def nodata_of(path, img_channels, nodata):
+def nodata_of(
+    path: str | os.PathLike[str], img_channels: int, nodata: float | None
+) -> np.ndarray | None:
     """Where an image file has no data: bool [H, W], or None where it has data everywhere."""
     return open_image(path, img_channels, whole=True, nodata=nodata).void
 
 
-def read_label(path):
+def read_label(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a label file: palette indices (not their colours), grey values, or an array.
 
     Args:
@@ -94,7 +101,7 @@ def _decode_label(path):
     return label
 
 
-def label_pixels(content):
+def label_pixels(content: bytes) -> tuple[np.ndarray, str]:
     """Decodes a label with Pillow, since OpenCV turns palette indices into colours.
 
     Args:

@@ -22,7 +22,7 @@ _FORMATS = (
 )
 
 
-def max_pixels():
+def max_pixels() -> int:
     """The limit, width times height.
 
     Raises:
@@ -38,11 +38,11 @@ def max_pixels():
     return int(text)
 
 
-def open_image(content):
+def open_image(content: bytes) -> Image.Image:
     """Opens an image file's content with Pillow, which reads only its header.
 
     Args:
-        content (bytes | ndarray): The file; uint8.
+        content (bytes): The file.
 
     Returns:
         PIL.Image.Image: not decoded yet.
@@ -65,12 +65,12 @@ def open_image(content):
     return image
 
 
-def is_turned(image):
+def is_turned(image: Image.Image) -> bool:
     """Whether the EXIF orientation of an image of Pillow's swaps its sides when it is read."""
     return int(image.getexif().get(_EXIF_ORIENTATION, 1) or 1) in (5, 6, 7, 8)
 
 
-def check(content):
+def check(content: bytes) -> None:
     """Refuses an image file of more pixels than the limit; other faults are left to the decoder.
 
     Raises:

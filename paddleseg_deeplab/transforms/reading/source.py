@@ -22,6 +22,7 @@ crop may be chosen by the label.
 
 import contextlib
 import os
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -37,7 +38,7 @@ _SWAPS = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 _MOST_ROWS = 0.9
 # Radiance HDR, PFM, OpenEXR: OpenCV gives 8 bits of them, in which NaN is 0 and infinity is 255.
 _FLOAT_FORMATS = (b"#?RGBE", b"#?RADIANCE", b"PF", b"Pf", b"\x76\x2f\x31\x01")
-_looked_at = set()  # mapped files whose values are known to be good
+_looked_at: set[int] = set()  # mapped files whose values are known to be good
 
 
 class ArraySource:
@@ -51,14 +52,20 @@ class ArraySource:
             there are none.
     """
 
-    def __init__(self, array, swap=False, scale=1, void=None):
+    def __init__(
+        self,
+        array: np.ndarray,
+        swap: bool = False,
+        scale: float = 1,
+        void: np.ndarray | None = None,
+    ) -> None:
         self.void = void
         self._array = np.asarray(array)  # not a memmap, which would hand its class on
         self._swap = _SWAPS.get(array.shape[2]) if swap else None
         self._scale = scale
         self.shape = array.shape
 
-    def window(self, top, left, size):
+    def window(self, top: int, left: int, size: Sequence[int]) -> np.ndarray:
         """The part of (height, width) `size` whose upper left corner is (top, left).
 
         Returns:
@@ -76,7 +83,7 @@ class ArraySource:
             part[functional.crop(self.void, top, left, size)] = 0
         return part
 
-    def whole(self):
+    def whole(self) -> np.ndarray:
         """float32 [H, W, C] that belongs to the caller."""
         return self.window(0, 0, self.shape[:2])
 
@@ -94,11 +101,18 @@ class PngSource:
 
     void = None  # what is decoded in parts has no `nodata`
 
-    def __init__(self, file, content, decode, channels, to_rgb):
+    def __init__(
+        self,
+        file: "kernels.Png",
+        content: bytes,
+        decode: Callable[[bytes], np.ndarray],
+        channels: int,
+        to_rgb: bool,
+    ) -> None:
         self._file, self._content, self._decode, self._to_rgb = file, content, decode, to_rgb
         self.shape = (*file.size, channels)
 
-    def window(self, top, left, size):
+    def window(self, top: int, left: int, size: Sequence[int]) -> np.ndarray:
         """As `ArraySource.window`.
 
         Raises:
@@ -106,7 +120,7 @@ class PngSource:
         """
         return ArraySource(self._rows(top + size[0]), self._to_rgb).window(top, left, size)
 
-    def whole(self):
+    def whole(self) -> np.ndarray:
         """float32 [H, W, C] that belongs to the caller."""
         return self.window(0, 0, self.shape[:2])
 
@@ -123,7 +137,13 @@ class PngSource:
 # ----------------------------------------------------------------------------------------- opening
 
 
-def open_image(path, img_channels=3, to_rgb=True, whole=False, nodata=None):
+def open_image(
+    path: str | os.PathLike[str],
+    img_channels: int = 3,
+    to_rgb: bool = True,
+    whole: bool = False,
+    nodata: float | None = None,
+) -> ArraySource | PngSource:
     """Opens an image file; see `files.read_image` for what files may hold.
 
     Args:
@@ -166,7 +186,15 @@ def open_image(path, img_channels=3, to_rgb=True, whole=False, nodata=None):
     return array_source(img, f"Image {path}", to_rgb, scale, values=values, nodata=nodata)
 
 
-def array_source(img, name, swap=False, scale=1, *, values=None, nodata=None):
+def array_source(
+    img: np.ndarray,
+    name: str,
+    swap: bool = False,
+    scale: float = 1,
+    *,
+    values: np.ndarray | None = None,
+    nodata: float | None = None,
+) -> ArraySource:
     """An `ArraySource` whose values have been looked at.
 
     Args:
@@ -212,7 +240,9 @@ def _with_channels(path, img, img_channels):
     return img
 
 
-def decode_image(content, img_channels, own_values=False):
+def decode_image(
+    content: bytes, img_channels: int, own_values: bool = False
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Decodes an image file.
 
     Args:
@@ -251,7 +281,7 @@ def _decode(content, path, img_channels, own_values=False):
     return img, values
 
 
-def read_content(path, what):
+def read_content(path: str | os.PathLike[str], what: str) -> bytes:
     """A file's bytes; UserError where it cannot be read. what: "Image" or "Label"."""
     try:
         # cv2.imread cannot open every path on every system; Python can.
@@ -263,7 +293,7 @@ def read_content(path, what):
         raise UserError(f"{what} {path} cannot be opened: {e.strerror or e}.") from e
 
 
-def load_npy(path, what, mapped=False):
+def load_npy(path: str | os.PathLike[str], what: str, mapped: bool = False) -> np.ndarray:
     """The array of a ``.npy`` file.
 
     Args:

@@ -12,7 +12,7 @@ _BITS_PER_SAMPLE, _SHORT = 258, 3
 _MOST_TAGS = 4096
 
 
-def is_wide(content):
+def is_wide(content: bytes) -> bool:
     """Whether a file is a TIFF whose values have 32 bits or more (float or whole numbers).
 
     Args:

@@ -19,7 +19,7 @@ VOID = 255  # the label of pixels that are not counted
 _BLOCK = 1 << 18  # bytes that are looked at twice, for the least and the greatest: they stay cached
 
 
-def parse_nodata(owner, value):
+def parse_nodata(owner: str, value: float | str | None) -> float | None:
     """Checks the setting `nodata`.
 
     Args:
@@ -47,7 +47,7 @@ def parse_nodata(owner, value):
     )
 
 
-def nodata_mask(values, nodata):
+def nodata_mask(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """Where an image has no data.
 
     Args:
@@ -78,7 +78,7 @@ def nodata_mask(values, nodata):
     return functools.reduce(np.logical_or, np.moveaxis(found, 2, 0)) if found.ndim == 3 else found
 
 
-def mark_void(labels, mask):
+def mark_void(labels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Labels with void (255) where `mask` is True.
 
     Args:
@@ -92,7 +92,9 @@ def mark_void(labels, mask):
     return marked
 
 
-def describe_faults(values, mask=None, limit=LIMIT):
+def describe_faults(
+    values: np.ndarray, mask: np.ndarray | None = None, limit: float = LIMIT
+) -> tuple[str, str]:
     """Counts the values that no image has.
 
     Args:
@@ -136,7 +138,7 @@ def describe_faults(values, mask=None, limit=LIMIT):
     return ", ".join([f"{count} of {values.size} values are {what}", *told[1:]]), example
 
 
-def check_values(values, name, mask=None):
+def check_values(values: np.ndarray, name: str, mask: np.ndarray | None = None) -> None:
     """Refuses values that are NaN, infinite, or beyond 1e6 in magnitude.
 
     Args:
@@ -155,7 +157,7 @@ def check_values(values, name, mask=None):
         )
 
 
-def check_input(img, name):
+def check_input(img: np.ndarray, name: str) -> None:
     """Refuses a network's input that is not finite, which transforms or datasets may make.
 
     Args:
