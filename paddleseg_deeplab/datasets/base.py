@@ -6,15 +6,23 @@ import copy
 import numbers
 import operator
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
 from paddleseg_deeplab.transforms import Compose
+from paddleseg_deeplab.transforms.checks import Sample, Transform
 from paddleseg_deeplab.transforms.reading.files import nodata_of, read_image, read_label
 from paddleseg_deeplab.transforms.reading.values import VOID, mark_void, parse_nodata
 from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.visualize import voc_palette
+
+Transforms = Sequence[Transform] | Compose
+Pair = list[Any]  # [image path, label path or None]
+Faults = list[tuple[str, str, str]]  # (kind, place, detail) of each
+_Item = TypeVar("_Item")
 
 
 class BaseDataset:
@@ -36,6 +44,12 @@ class BaseDataset:
         faults (list or None): See `with_faults`.
     """
 
+    mode: str
+    num_classes: int
+    file_list: list[Pair]
+    class_names: list[str]
+    palette: np.ndarray
+    transforms: Compose
     takes_epoch = True
     # PaddleSeg's own datasets set mode, transforms, num_classes and file_list in a constructor
     # that does not call their parent's; so here is the rest.
@@ -44,12 +58,12 @@ class BaseDataset:
     seed = 0
     edge = False
     to_rgb = True
-    label_map = None
-    faults = None
-    _table = None
+    label_map: dict[int, int] | None = None
+    faults: Faults | None = None
+    _table: np.ndarray | None = None
 
     @classmethod
-    def with_faults(cls, **settings):
+    def with_faults(cls, **settings: Any) -> "BaseDataset":
         """Opens a set whose lists have faults, to tell them all (`check_dataset`).
 
         Args:
@@ -65,7 +79,7 @@ class BaseDataset:
         """
         dataset = cls.__new__(cls)
         dataset.faults = []  # the constructor fills it in place of raising
-        dataset.__init__(**settings)
+        cls.__init__(dataset, **settings)
         return dataset
 
     def _refuse_edge(self, edge):
@@ -107,13 +121,13 @@ class BaseDataset:
         self._table = label_table(self.label_map, self.num_classes, self.ignore_index)
 
     @property
-    def nodata(self):
+    def nodata(self) -> float | None:
         return getattr(self.transforms, "nodata", None)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.file_list)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """One sample.
 
         Args:
@@ -164,12 +178,12 @@ class BaseDataset:
         """Opens the image, checks its size and runs the transforms: see `Compose.__call__`."""
         return self.transforms(sample)
 
-    def load_image(self, index):
+    def load_image(self, index: int) -> np.ndarray:
         """The untransformed image of a sample: float32 [H, W, C], 0..255, RGB."""
         path = self.file_list[self._index(index)][0]
         return read_image(path, self.img_channels, True, self.nodata)
 
-    def load_label(self, index):
+    def load_label(self, index: int) -> np.ndarray | None:
         """The untransformed label of a sample: uint8 [H, W] of classes, 255 void; or None.
 
         With `nodata` the image is read too: it says what is void.
@@ -238,14 +252,14 @@ class BaseDataset:
         )
 
 
-def evenly(items, count):
+def evenly(items: Sequence[_Item], count: int | None) -> list[_Item]:
     """`count` items of a sequence, evenly spread; all where there are no more, or it is None."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
-def class_pixel_counts(dataset, max_samples=None):
+def class_pixel_counts(dataset: BaseDataset, max_samples: int | None = None) -> np.ndarray:
     """Counts the pixels of each class, for class weights.
 
     Args:
@@ -290,7 +304,7 @@ def _compose(name, transforms, to_rgb, img_channels, nodata):
     return Compose(list(transforms), to_rgb=to_rgb, img_channels=img_channels, nodata=nodata)
 
 
-def names_of_classes(dataset):
+def names_of_classes(dataset: BaseDataset) -> list[str]:
     """Names of any dataset's classes; those without are class_0, class_1, ..."""
     return list(getattr(dataset, "class_names", None) or _plain_names(dataset.num_classes))
 
@@ -357,7 +371,9 @@ def _label_map(name, label_map, num_classes, ignore_index):
     return checked
 
 
-def label_table(label_map, num_classes, ignore_index):
+def label_table(
+    label_map: Mapping[int, int] | None, num_classes: int, ignore_index: int
+) -> np.ndarray:
     """Class of each label value 0..65535: int16, VOID for void, -1 for values that are no class.
 
     Void inside is always 255, whatever the files use, because transforms pad with it; a value

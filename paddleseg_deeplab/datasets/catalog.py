@@ -5,9 +5,11 @@ import dataclasses
 import os
 from collections.abc import Callable
 
+import numpy as np
+
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets import class_names
-from paddleseg_deeplab.datasets.base import BaseDataset
+from paddleseg_deeplab.datasets.base import BaseDataset, Faults, Pair, Transforms
 from paddleseg_deeplab.datasets.dataset import check_root
 from paddleseg_deeplab.datasets.layouts import Folders, NameLists, PairLists
 from paddleseg_deeplab.transforms.reading.values import VOID
@@ -29,12 +31,12 @@ class Row:
     `palette` the VOC colour table is used.
     """
 
-    class_names: tuple
-    modes: tuple
-    layout: Callable
+    class_names: tuple[str, ...]
+    modes: tuple[str, ...]
+    layout: Callable[[str, str, str, Faults | None], list[Pair]]
     hint: str
-    label_map: dict | None = None
-    palette: tuple | None = None
+    label_map: dict[int, int] | None = None
+    palette: tuple[tuple[int, ...], ...] | None = None
 
 
 class CatalogDataset(BaseDataset):
@@ -54,12 +56,15 @@ class CatalogDataset(BaseDataset):
             setting is wrong.
     """
 
-    ROW = None
+    ROW: Row  # of every set, not of this class
+    CLASS_NAMES: list[str]
+    NUM_CLASSES: int
+    PALETTE: tuple[tuple[int, ...], ...] | np.ndarray
     IMG_CHANNELS = 3
     IGNORE_INDEX = VOID
 
-    def __init_subclass__(cls):
-        if cls.ROW is not None:
+    def __init_subclass__(cls) -> None:
+        if hasattr(cls, "ROW"):
             # Known without the files: a trained model is often used where its dataset is not.
             cls.CLASS_NAMES = list(cls.ROW.class_names)
             cls.NUM_CLASSES = len(cls.CLASS_NAMES)
@@ -67,15 +72,15 @@ class CatalogDataset(BaseDataset):
 
     def __init__(
         self,
-        transforms=(),
-        dataset_root=None,
-        mode="train",
-        edge=False,
+        transforms: Transforms = (),
+        dataset_root: str | os.PathLike[str] | None = None,
+        mode: str = "train",
+        edge: bool = False,
         *,
-        seed=0,
-        to_rgb=True,
-        nodata=None,
-    ):
+        seed: int = 0,
+        to_rgb: bool = True,
+        nodata: float | str | None = None,
+    ) -> None:
         row, name = self.ROW, type(self).__name__
         self._refuse_edge(edge)
         self._set_up_classes(
@@ -301,15 +306,15 @@ class CocoStuff(CatalogDataset):
 
     def __init__(
         self,
-        transforms=(),
-        dataset_root=None,
-        mode="train",
-        edge=False,
+        transforms: Transforms = (),
+        dataset_root: str | os.PathLike[str] | None = None,
+        mode: str = "train",
+        edge: bool = False,
         *,
-        seed=0,
-        raw_ids=False,
-        nodata=None,
-    ):
+        seed: int = 0,
+        raw_ids: bool = False,
+        nodata: float | str | None = None,
+    ) -> None:
         super().__init__(transforms, dataset_root, mode, edge, seed=seed, nodata=nodata)
         if raw_ids:
             self._use_label_map(COCO_STUFF_IDS)
@@ -360,14 +365,14 @@ class OpticDiscSeg(CatalogDataset):
 
     def __init__(
         self,
-        dataset_root=None,
-        transforms=(),
-        mode="train",
-        edge=False,
+        dataset_root: str | os.PathLike[str] | None = None,
+        transforms: Transforms = (),
+        mode: str = "train",
+        edge: bool = False,
         *,
-        seed=0,
-        nodata=None,
-    ):
+        seed: int = 0,
+        nodata: float | str | None = None,
+    ) -> None:
         super().__init__(transforms, dataset_root, mode, edge, seed=seed, nodata=nodata)
 
     def _find_root(self, dataset_root):

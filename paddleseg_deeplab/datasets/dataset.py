@@ -3,11 +3,12 @@
 
 import contextlib
 import os
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.datasets.base import BaseDataset
+from paddleseg_deeplab.datasets.base import BaseDataset, Faults, Pair, Transforms
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, first_few
@@ -16,7 +17,14 @@ from paddleseg_deeplab.utils.logger import logger
 _LOOKED_AT = 4  # masks of a set that are looked at when it is opened
 
 
-def read_list_file(path, root, separator=" ", *, labels="required", faults=None):
+def read_list_file(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    separator: str = " ",
+    *,
+    labels: str = "required",
+    faults: Faults | None = None,
+) -> list[Pair]:
     """Reads a list file: an image and its label on each line, relative to `root`.
 
     Blank lines and lines that begin with # are skipped; a byte-order mark and Windows line
@@ -49,7 +57,7 @@ def read_list_file(path, root, separator=" ", *, labels="required", faults=None)
         line = line.strip(" \r\n")
         if not line.strip() or line.startswith("#"):
             continue
-        items = line.split() if separator == " " else line.split(separator)
+        items: Pair = line.split() if separator == " " else line.split(separator)
         items = [item.strip() for item in items]
         if len(items) > 2 or not all(items) or (len(items) == 1 and labels == "required"):
             if faults is not None:
@@ -71,13 +79,14 @@ def read_list_file(path, root, separator=" ", *, labels="required", faults=None)
     return pairs
 
 
-def missing_files(pairs):
+def missing_files(pairs: Iterable[Pair]) -> list[str]:
     """The files of `pairs` that are not there, each once, in order.
 
     Folders are listed once each: asking for every file by itself takes minutes on a network
     drive.
     """
-    folders, missing = {}, {}
+    folders: dict[str, set[str]] = {}
+    missing: dict[str, None] = {}
     for path in (path for pair in pairs for path in pair if path is not None):
         folder, name = os.path.split(path)
         if folder not in folders:
@@ -88,7 +97,7 @@ def missing_files(pairs):
     return list(missing)
 
 
-def check_files_exist(pairs, source):
+def check_files_exist(pairs: Iterable[Pair], source: str | os.PathLike[str]) -> None:
     """UserError, with the first few and the count, if files of `pairs` are not there."""
     missing = missing_files(pairs)
     if missing:
@@ -96,7 +105,7 @@ def check_files_exist(pairs, source):
         raise UserError(f"{len(missing)} of the files that {source} names are missing: {shown}.")
 
 
-def check_root(name, root, hint):
+def check_root(name: str, root: str | os.PathLike[str] | None, hint: str) -> str:
     """Returns `root` as a str; UserError with `hint` if it is no folder."""
     if root is None or not os.path.isdir(root):
         given = "dataset_root is not set" if root is None else f"there is no folder {root}"
@@ -139,25 +148,25 @@ class Dataset(BaseDataset):
 
     def __init__(
         self,
-        mode,
-        dataset_root,
-        transforms,
-        num_classes,
-        img_channels=3,
-        train_path=None,
-        val_path=None,
-        test_path=None,
-        separator=" ",
-        ignore_index=VOID,
-        edge=False,
+        mode: str,
+        dataset_root: str | os.PathLike[str],
+        transforms: Transforms,
+        num_classes: int,
+        img_channels: int = 3,
+        train_path: str | os.PathLike[str] | None = None,
+        val_path: str | os.PathLike[str] | None = None,
+        test_path: str | os.PathLike[str] | None = None,
+        separator: str = " ",
+        ignore_index: int = VOID,
+        edge: bool = False,
         *,
-        class_names=None,
-        label_map=None,
-        palette=None,
-        seed=0,
-        to_rgb=True,
-        nodata=None,
-    ):
+        class_names: str | os.PathLike[str] | Sequence[str] | None = None,
+        label_map: Mapping[int, int] | None = None,
+        palette: Sequence[Sequence[int]] | np.ndarray | None = None,
+        seed: int = 0,
+        to_rgb: bool = True,
+        nodata: float | str | None = None,
+    ) -> None:
         self.dataset_root = check_root(
             "Dataset", dataset_root, "Set dataset_root to the folder that the list files refer to."
         )

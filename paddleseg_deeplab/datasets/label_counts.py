@@ -22,7 +22,9 @@ _FORMAT = 1  # of the remembered files
 _THREADS = 8  # at most; decoding leaves Python's lock
 
 
-def label_counts(dataset, *, num_workers=None, cache=True):
+def label_counts(
+    dataset: BaseDataset, *, num_workers: int | None = None, cache: bool = True
+) -> np.ndarray:
     """Counts the pixels of each class in each label of a dataset.
 
     The counts are kept in ``label_counts`` in the cache folder (`utils.download.cache_home`),

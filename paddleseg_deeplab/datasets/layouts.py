@@ -10,13 +10,15 @@ A layout raises FileNotFoundError where its folders or lists are not there at al
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from paddleseg_deeplab.datasets.base import Faults, Pair
 from paddleseg_deeplab.datasets.dataset import check_files_exist, read_list_file
 from paddleseg_deeplab.utils.errors import UserError, first_few
 
 
-def files_by_name(folder, suffix):
+def files_by_name(folder: str, suffix: str) -> dict[str, str]:
     """{name: path} of the files below `folder` that end in `suffix`.
 
     The name is the path inside the folder without the suffix, with forward slashes.
@@ -31,7 +33,9 @@ def files_by_name(folder, suffix):
     return found
 
 
-def pair_by_name(images, labels, what, faults=None):
+def pair_by_name(
+    images: Mapping[str, str], labels: Mapping[str, str], what: str, faults: Faults | None = None
+) -> list[Pair]:
     """Matches two results of `files_by_name`; sorted by name.
 
     Args:
@@ -64,17 +68,17 @@ class Folders:
     labels: str
     image_suffix: str
     label_suffix: str
-    parts: tuple = ()
-    unlabelled: tuple = ()
+    parts: tuple[tuple[str, str], ...] = ()
+    unlabelled: tuple[str, ...] = ()
 
     def _folder(self, root, pattern, mode):
         return os.path.join(root, *pattern.format(dict(self.parts).get(mode, mode)).split("/"))
 
-    def has_labels(self, root, mode):
+    def has_labels(self, root: str, mode: str) -> bool:
         """Whether there is any label file of a mode."""
         return bool(files_by_name(self._folder(root, self.labels, mode), self.label_suffix))
 
-    def __call__(self, root, mode, name, faults=None):
+    def __call__(self, root: str, mode: str, name: str, faults: Faults | None = None) -> list[Pair]:
         folders = [self._folder(root, self.images, mode)]
         if mode not in self.unlabelled:
             folders.append(self._folder(root, self.labels, mode))
@@ -99,10 +103,10 @@ class NameLists:
     """
 
     images: str
-    lists: dict
+    lists: dict[str, tuple[tuple[str, str], ...]]
     subfolder: str = ""
 
-    def __call__(self, root, mode, name, faults=None):
+    def __call__(self, root: str, mode: str, name: str, faults: Faults | None = None) -> list[Pair]:
         # The devkit's own folder or the year's folder in it: both are often given.
         inner = os.path.join(root, self.subfolder)
         root = inner if self.subfolder and os.path.isdir(inner) else root
@@ -133,7 +137,7 @@ class PairLists:
 
     lists: str
 
-    def __call__(self, root, mode, name, faults=None):
+    def __call__(self, root: str, mode: str, name: str, faults: Faults | None = None) -> list[Pair]:
         path = os.path.join(root, self.lists.format(mode))
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{name}: mode {mode!r} needs the list file {path}.")

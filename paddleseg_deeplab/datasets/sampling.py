@@ -9,11 +9,12 @@ import dataclasses
 import math
 import numbers
 import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.datasets.base import names_of_classes
+from paddleseg_deeplab.datasets.base import BaseDataset, names_of_classes
 from paddleseg_deeplab.datasets.label_counts import label_counts
 from paddleseg_deeplab.utils.errors import UserError, nearest
 
@@ -36,14 +37,17 @@ class Sampling:
     summary: str
 
 
+Sampler = Callable[[BaseDataset], Sampling | None]  # of a training set; None: each image once
+
+
 @registry.SAMPLERS.add_component
-def shuffle():
+def shuffle() -> Sampler:
     """Each image once an epoch, in random order: what happens without a `sampler`."""
     return lambda dataset: None
 
 
 @registry.SAMPLERS.add_component
-def class_balanced(power=1.0, max_repeat=4.0, by="pixels"):
+def class_balanced(power: float = 1.0, max_repeat: float = 4.0, by: str = "pixels") -> Sampler:
     """Images in which rare classes have much of their pixels come more often.
 
     With power 1 a draw is as if a class were picked, all of them alike, and then one of its pixels
@@ -83,7 +87,7 @@ def class_balanced(power=1.0, max_repeat=4.0, by="pixels"):
 
 
 @registry.SAMPLERS.add_component
-def repeat_hard(classes=_HARD_CLASSES, times=2):
+def repeat_hard(classes: Sequence[str | int] = _HARD_CLASSES, times: int = 2) -> Sampler:
     """Images that hold a hard class come several times an epoch, all others once.
 
     DeepLabV3 paper, section 4, "an effective bootstrapping method": images with hard classes are
@@ -119,7 +123,7 @@ def repeat_hard(classes=_HARD_CLASSES, times=2):
 
 
 @registry.SAMPLERS.add_component
-def weighted(path):
+def weighted(path: str | os.PathLike[str]) -> Sampler:
     """Images come in proportion to weights of one's own; an epoch is as long as the set.
 
     Labels are not read.
@@ -147,7 +151,7 @@ def weighted(path):
     return sampling
 
 
-def capped_rates(weights, total, cap):
+def capped_rates(weights: Sequence[float] | np.ndarray, total: int, cap: float) -> np.ndarray:
     """Shares out draws in proportion to weights, none above a cap.
 
     Args:
@@ -159,24 +163,24 @@ def capped_rates(weights, total, cap):
         numpy.ndarray: float64 [n]: min(cap, t * weights) with the one t for which the sum is
         right.
     """
-    weights = np.asarray(weights, np.float64)
-    weights = weights / weights.max()  # sums of great numbers stay finite
-    free = weights > 0
+    shares = np.asarray(weights, np.float64)
+    shares = shares / shares.max()  # sums of great numbers stay finite
+    free = shares > 0
     total = min(total, math.floor(min(cap, total) * free.sum()))
     rates = np.zeros(len(weights))
     left = float(total)
     while left > 0 and free.any():
-        rates[free] = weights[free] * (left / weights[free].sum())
+        rates[free] = shares[free] * (left / shares[free].sum())
         over = free & (rates > cap)
         if not over.any():
             break
         rates[over] = cap
         free &= ~over
-        left = total - cap * np.count_nonzero((weights > 0) & ~free)
+        left = total - cap * np.count_nonzero((shares > 0) & ~free)
     return rates
 
 
-def class_numbers(classes, dataset):
+def class_numbers(classes: Sequence[str | int], dataset: BaseDataset) -> list[int]:
     """Numbers of classes given by name or number.
 
     Raises:
@@ -252,7 +256,7 @@ def _head(name, rates):
     return text + (f"; {never} are never drawn." if never else ".")
 
 
-def class_shares(rates, counts):
+def class_shares(rates: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of the classes in what is drawn.
 
     Args:

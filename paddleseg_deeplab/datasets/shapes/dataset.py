@@ -2,11 +2,12 @@
 """The embedded dataset: scenes made on the fly, whose classes are shapes and never colours."""
 
 import numbers
+from collections.abc import Sequence
 
 import numpy as np
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.datasets.base import BaseDataset
+from paddleseg_deeplab.datasets.base import BaseDataset, Transforms
 from paddleseg_deeplab.datasets.shapes.geometry import SHAPES, draw_mask, plan_scene
 from paddleseg_deeplab.datasets.shapes.paint import paint_scene
 from paddleseg_deeplab.utils.errors import UserError
@@ -62,22 +63,26 @@ class Shapes(BaseDataset):
     """
 
     thread_safe = draws_from_rng = True
+    image_size: tuple[int, ...]
+    objects: tuple[int, ...]
+    sizes: tuple[float, ...]
+    difficulty: float
 
     def __init__(
         self,
-        transforms=(),
-        mode="train",
-        num_classes=3,
-        image_size=(512, 512),
-        num_samples=None,
-        seed=0,
-        img_channels=3,
-        ignore_index=255,
+        transforms: Transforms = (),
+        mode: str = "train",
+        num_classes: int = 3,
+        image_size: Sequence[int] = (512, 512),
+        num_samples: int | None = None,
+        seed: int = 0,
+        img_channels: int = 3,
+        ignore_index: int = 255,
         *,
-        difficulty=0.5,
-        objects=(4, 9),
-        sizes=(0.065, 0.19),
-    ):
+        difficulty: float = 0.5,
+        objects: Sequence[int] = (4, 9),
+        sizes: Sequence[float] = (0.065, 0.19),
+    ) -> None:
         most = len(_PALETTE)
         if not isinstance(num_classes, numbers.Integral) or not 2 <= num_classes <= most:
             raise UserError(f"Shapes: num_classes must be 2 to {most}, not {num_classes!r}.")
@@ -120,7 +125,7 @@ class Shapes(BaseDataset):
         aspect = (height / unit, width / unit)
         return plan_scene(rng, aspect, self.num_classes - 1, self.objects, self.sizes)
 
-    def load_image(self, index):
+    def load_image(self, index: int) -> np.ndarray:
         """The untransformed image of a scene: float32 [H, W, C], 0..255 in whole steps, RGB."""
         width, height = self.image_size
         index = self._index(index)
@@ -128,7 +133,7 @@ class Shapes(BaseDataset):
         image = paint_scene(rng, plan, height, width, self.img_channels, self.difficulty)
         return image.astype(np.float32)
 
-    def load_label(self, index):
+    def load_label(self, index: int) -> np.ndarray:
         """The exact mask of a scene: uint8 [H, W]; its rule is in geometry.py."""
         width, height = self.image_size
         return draw_mask(self._plan(self._index(index)), height, width)

@@ -10,6 +10,7 @@ clip(0.5 - distance, 0, 1)), so coverage >= 0.5 and mask membership are the same
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +46,13 @@ class Placed:
     detail: float
 
 
-def plan_scene(rng, aspect, kinds, objects=(4, 9), sizes=(0.065, 0.19)):
+def plan_scene(
+    rng: np.random.Generator,
+    aspect: Sequence[float],
+    kinds: int,
+    objects: Sequence[int] = (4, 9),
+    sizes: Sequence[float] = (0.065, 0.19),
+) -> list[Placed]:
     """Chooses the shapes of one scene, in painting order (later ones lie on top).
 
     Args:
@@ -62,7 +69,7 @@ def plan_scene(rng, aspect, kinds, objects=(4, 9), sizes=(0.065, 0.19)):
     """
     height, width = aspect
     count = round(int(rng.integers(objects[0], objects[1] + 1)) * height * width)
-    placed = []
+    placed: list[Placed] = []
     for _ in range(max(count, 1)):
         kind = int(rng.integers(kinds))
         # Log-uniform, so that small and large shapes get the same share of scenes.
@@ -134,7 +141,9 @@ def _corners(kind_name, detail):
     return np.concatenate([quarter] + [quarter @ turn for turn in turns])
 
 
-def signed_distance(shape, height, width):
+def signed_distance(
+    shape: Placed, height: int, width: int
+) -> tuple[slice, slice, np.ndarray] | None:
     """Distance of each pixel centre from the edge of one shape, negative inside, in pixels.
 
     Args:
@@ -176,7 +185,7 @@ def signed_distance(shape, height, width):
     return slice(top, bottom), slice(left, right), distance
 
 
-def draw_mask(placed, height, width):
+def draw_mask(placed: Sequence[Placed], height: int, width: int) -> np.ndarray:
     """The exact mask of a scene: uint8 [height, width], 0 background, k the k-th of SHAPES."""
     mask = np.zeros((height, width), np.uint8)
     for shape in placed:

@@ -6,16 +6,19 @@ the background and for every shape, so neither can give the class away.
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.datasets.shapes.geometry import signed_distance
+from paddleseg_deeplab.datasets.shapes.geometry import Placed, signed_distance
 
 _LOW, _HIGH = 35.0, 220.0  # range of base colours; texture and light move pixels beyond it
 
 
-def noise_field(rng, height, width, period, octaves=4):
+def noise_field(
+    rng: np.random.Generator, height: int, width: int, period: float, octaves: int = 4
+) -> np.ndarray:
     """Multi-octave value noise.
 
     Args:
@@ -43,7 +46,7 @@ def noise_field(rng, height, width, period, octaves=4):
     return np.clip((total - 0.5) * 1.8 + 0.5, 0, 1, out=total)
 
 
-def texture_field(rng, height, width, unit):
+def texture_field(rng: np.random.Generator, height: int, width: int, unit: float) -> np.ndarray:
     """One of five textures, as a mixing weight in 0..1: float32 [height, width].
 
     `unit` is the image's shorter side in pixels; it sets the scale of the pattern.
@@ -71,7 +74,9 @@ def texture_field(rng, height, width, unit):
     return 0.5 + 0.5 * np.sin(along * wave + 9 * bend + phase)
 
 
-def pick_colour(rng, channels, others, candidates=6):
+def pick_colour(
+    rng: np.random.Generator, channels: int, others: Sequence[np.ndarray], candidates: int = 6
+) -> np.ndarray:
     """A random base colour, the most distant from `others` among a few candidates.
 
     Returns:
@@ -84,14 +89,21 @@ def pick_colour(rng, channels, others, candidates=6):
     return choice[int(gaps.argmax())]
 
 
-def paint_material(rng, height, width, unit, colour, difficulty):
+def paint_material(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    unit: float,
+    colour: np.ndarray,
+    difficulty: float,
+) -> np.ndarray:
     """Pixels of one material: float32 [channels, height, width], mean near `colour`."""
     channels = len(colour)
     colour = colour[:, None, None]
     if difficulty <= 0:
         return np.broadcast_to(colour, (channels, height, width))
     # Mostly lightness, partly hue: what real surfaces do.
-    swing = rng.uniform(-45, 45) + rng.uniform(-25, 25, channels)
+    swing: np.ndarray = rng.uniform(-45, 45) + rng.uniform(-25, 25, channels)
     field = texture_field(rng, height, width, unit) - 0.5
     swing = (swing * (2 * difficulty)).astype(np.float32)[:, None, None]
     paint = field[None] * swing
@@ -109,7 +121,14 @@ def _blend(canvas, paint, weight):
     canvas += change
 
 
-def paint_background(rng, height, width, channels, difficulty, twins):
+def paint_background(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    channels: int,
+    difficulty: float,
+    twins: Sequence[np.ndarray],
+) -> np.ndarray:
     """Background with distractors: other materials in irregular patches, bands and thin lines.
 
     Args:
@@ -166,7 +185,14 @@ def _shade(rng, canvas, window, distance, unit, difficulty):
         canvas[:, top + cut_t : bottom, left + cut_l : right] *= 1 - dark
 
 
-def paint_scene(rng, placed, height, width, channels=3, difficulty=0.5):
+def paint_scene(
+    rng: np.random.Generator,
+    placed: Sequence[Placed],
+    height: int,
+    width: int,
+    channels: int = 3,
+    difficulty: float = 0.5,
+) -> np.ndarray:
     """Paints a planned scene.
 
     Args:
@@ -181,7 +207,7 @@ def paint_scene(rng, placed, height, width, channels=3, difficulty=0.5):
         uint8 [height, width, channels]; RGB where there are three channels.
     """
     unit = min(height, width)
-    colours = []
+    colours: list[np.ndarray] = []
     for _ in placed:
         colours.append(pick_colour(rng, channels, colours, candidates=3))
     twins = colours or [pick_colour(rng, channels, [])]
@@ -193,7 +219,8 @@ def paint_scene(rng, placed, height, width, channels=3, difficulty=0.5):
         rows, columns, distance = window
         if difficulty > 0 and rng.random() < 0.6:
             _shade(rng, canvas, window, distance, unit, difficulty)
-        paint = paint_material(rng, *distance.shape, unit, colour, difficulty)
+        high, wide = distance.shape
+        paint = paint_material(rng, high, wide, unit, colour, difficulty)
         _blend(canvas[:, rows, columns], paint, np.clip(0.5 - distance, 0, 1))
     if difficulty > 0:
         canvas = _photograph(rng, canvas, unit, difficulty)
