@@ -10,6 +10,7 @@ import hashlib
 import numbers
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -36,14 +37,15 @@ class LatticeCache:
         most (int): How many are kept, at least 1.
     """
 
-    def __init__(self, most):
-        self._most, self._lock, self._kept = most, threading.Lock(), OrderedDict()
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._kept: OrderedDict[Hashable, Lattice] = OrderedDict()
 
     def __reduce__(self):
         # A lock cannot be copied; lattices can be made again.
         return type(self), (self._most,)
 
-    def get(self, key, make):
+    def get(self, key: Hashable, make: Callable[[], Lattice]) -> Lattice:
         """What ``make()`` returned for this key (hashable), made anew if it is not kept."""
         with self._lock:
             if key in self._kept:
@@ -101,17 +103,17 @@ class DenseCRF:
 
     def __init__(
         self,
-        iterations=10,
-        bilateral_weight=4.0,
-        bilateral_xy=67.0,
-        bilateral_rgb=3.0,
-        gaussian_weight=3.0,
-        gaussian_xy=1.0,
-        compatibility=None,
+        iterations: int = 10,
+        bilateral_weight: float = 4.0,
+        bilateral_xy: float = 67.0,
+        bilateral_rgb: float = 3.0,
+        gaussian_weight: float = 3.0,
+        gaussian_xy: float = 1.0,
+        compatibility: Sequence[Sequence[float]] | np.ndarray | None = None,
         *,
-        threads=None,
-        lattices=None,
-    ):
+        threads: int | None = None,
+        lattices: LatticeCache | None = None,
+    ) -> None:
         self.iterations = _whole("iterations", iterations, 0)
         self.bilateral_weight = _number("bilateral_weight", bilateral_weight)
         self.bilateral_xy = _number("bilateral_xy", bilateral_xy, above_zero=True)
@@ -128,7 +130,7 @@ class DenseCRF:
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.PARAMETERS)
         return f"DenseCRF({values})"
 
-    def __call__(self, probabilities, image):
+    def __call__(self, probabilities: np.ndarray, image: np.ndarray) -> np.ndarray:
         """Runs the mean field.
 
         Args:

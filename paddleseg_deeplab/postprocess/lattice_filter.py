@@ -20,9 +20,12 @@ milliseconds an iteration on one core):
   the pixels meet them.
 """
 
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 
 import numpy as np
+
+from paddleseg_deeplab.postprocess.permutohedral import Lattice, Run
 
 _TINY = np.float32(1e-20)  # under the root of a kernel's sums, as in pydensecrf
 
@@ -44,7 +47,14 @@ class LatticeFilter:
         of_ones (np.ndarray): float32 [N, 1], what the filter makes of ones.
     """
 
-    def __init__(self, kernels, classes, rows, run, threads):
+    def __init__(
+        self,
+        kernels: Sequence[tuple[Lattice, float]],
+        classes: int,
+        rows: int,
+        run: Run,
+        threads: int,
+    ) -> None:
         self._run = run
         # Few long calls: threads that take turns at many short ones mostly wait for each other.
         self._whole = threads <= len(kernels)
@@ -61,7 +71,7 @@ class LatticeFilter:
         for kernel in self._kernels:
             kernel.resize(classes)
 
-    def spread(self, q):
+    def spread(self, q: np.ndarray | None) -> None:
         """Splats all of Q, [N, K], onto the lattices and blurs there; None: what `count` left."""
         phases = [kernel.phases(q) for kernel in self._kernels]
         if self._whole:
@@ -70,7 +80,7 @@ class LatticeFilter:
         for phase in zip_longest(*phases, fillvalue=()):
             self._run(_do, list(chain.from_iterable(phase)))
 
-    def read(self, q, block):
+    def read(self, q: np.ndarray, block: tuple[int, int]) -> None:
         """Adds to ``q``, the rows ``block`` of [N, K], what the lattices hold there."""
         for kernel in self._kernels:
             kernel.read(q, block)
@@ -205,6 +215,6 @@ def _public_scatter(n_row, n_col, n_vecs, indptr, indices, data, x, y):
     y += (matrix @ x.reshape(n_col, n_vecs)).ravel()
 
 
-def row_blocks(start, stop, rows):
+def row_blocks(start: int, stop: int, rows: int) -> list[tuple[int, int]]:
     """[(first, last), ...] of at most so many rows each."""
     return [(at, min(at + rows, stop)) for at in range(start, stop, rows)]

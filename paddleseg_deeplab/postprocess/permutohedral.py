@@ -8,6 +8,9 @@ are sparse matrices here. The rounding and the order of float32 operations are t
 implementation that pydensecrf wraps, so that the lattice points and weights are the same ones.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 # Lattice coordinates are held to what pydensecrf's 16-bit keys hold: beyond, float32 has too few
@@ -15,6 +18,9 @@ import numpy as np
 _MAX_COORDINATE = 32767
 _POINTS_AT_ONCE = 16384  # the rows of all temporary arrays stay in the cache
 _PACKED_BITS = 62
+
+# Applies a function to each of a list and returns the list of results.
+Run = Callable[[Callable[[Any], Any], list[Any]], list[Any]]
 
 
 class Lattice:
@@ -39,7 +45,7 @@ class Lattice:
         ValueError: features beyond the lattice's range, which is 32767 steps.
     """
 
-    def __init__(self, features, run=None):
+    def __init__(self, features: np.ndarray, run: Run | None = None) -> None:
         run = run or _run
         dims, count = features.shape
         self.scale = 1.0 / (1.0 + 2.0**-dims)
@@ -47,7 +53,7 @@ class Lattice:
         parts = run(lambda block: _simplices(features[:, block]), blocks)
         strides, shift = _strides(parts, dims)
         keys = np.empty((dims + 1, count), np.int64)
-        run(lambda job: _pack(*job, strides, shift, keys), list(zip(blocks, parts)))
+        run(lambda job: _pack(job[0], job[1], strides, shift, keys), list(zip(blocks, parts)))
         self.weights = np.empty((count, dims + 1), np.float32)
         for block, (_, _, weights) in zip(blocks, parts):
             self.weights[block] = weights.T

@@ -1,14 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dense CRF as a setting: of a config, of flags, of deploy.yaml. No Paddle here."""
 
+import argparse
 import inspect
 from ast import literal_eval
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.logger import logger
 
+if TYPE_CHECKING:
+    from paddleseg_deeplab.postprocess.dense_crf import LatticeCache
 
-def make_crf(settings, place="crf", threads=None, lattices=None):
+Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # probabilities and image to probabilities
+CrfSetting = bool | dict[str, Any] | Crf | None
+
+
+def make_crf(
+    settings: CrfSetting,
+    place: str = "crf",
+    threads: int | None = None,
+    lattices: "LatticeCache | None" = None,
+) -> Crf | None:
     """The CRF that a setting describes.
 
     Args:
@@ -46,7 +62,7 @@ def make_crf(settings, place="crf", threads=None, lattices=None):
         raise UserError(f"{place}: {error}") from error
 
 
-def complete_settings(settings):
+def complete_settings(settings: bool | dict[str, Any] | None) -> dict[str, Any] | None:
     """All parameters as a dict, defaults written out, so that later defaults change nothing.
 
     Args:
@@ -61,11 +77,11 @@ def complete_settings(settings):
 
     parameters = inspect.signature(DenseCRF).parameters
     out = {name: parameters[name].default for name in DenseCRF.PARAMETERS}
-    out.update({} if settings is True else settings)
+    out.update(settings if isinstance(settings, dict) else {})
     return {name: value for name, value in out.items() if value is not None}
 
 
-def parse_crf_params(items):
+def parse_crf_params(items: Iterable[str] | None) -> dict[str, Any]:
     """``["bilateral_xy=50", ...]`` as a dict."""
     out = {}
     for item in items or ():
@@ -81,7 +97,9 @@ def parse_crf_params(items):
     return out
 
 
-def crf_settings(configured, args, place):
+def crf_settings(
+    configured: bool | dict[str, Any] | None, args: argparse.Namespace, place: str
+) -> dict[str, Any] | None:
     """The setting with the flags over it.
 
     Args:
