@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exponential moving average of a model's weights."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import paddle
+from paddle import nn
 
 
 class ModelEMA:
@@ -23,7 +26,7 @@ class ModelEMA:
         ValueError: decay outside [0, 1).
     """
 
-    def __init__(self, model, decay=0.999):
+    def __init__(self, model: nn.Layer, decay: float = 0.999) -> None:
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must lie in [0, 1), not {decay!r}.")
         self.decay = float(decay)
@@ -36,7 +39,7 @@ class ModelEMA:
         }
 
     @paddle.no_grad()
-    def update(self):
+    def update(self) -> None:
         """Takes in the model's present state; call it after each optimizer step.
 
         Raises:
@@ -55,7 +58,7 @@ class ModelEMA:
         self.updates += 1
 
     @contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[nn.Layer]:
         """Within the block the model holds the averaged state; after it, its own again, bit for
         bit, also when the block raises. For evaluation and saving: what is trained inside is lost.
 
@@ -73,13 +76,13 @@ class ModelEMA:
             _write(state, kept)
             self._applied = False
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """dict: ``average`` (name -> Tensor, not copies), ``updates`` and ``decay``, for
         ``paddle.save``."""
         return {"average": dict(self._average), "updates": self.updates, "decay": self.decay}
 
     @paddle.no_grad()
-    def set_state_dict(self, state):
+    def set_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what :meth:`state_dict` gave; ``decay`` stays as it was set here.
 
         Raises:

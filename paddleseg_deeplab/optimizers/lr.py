@@ -4,6 +4,7 @@
 import inspect
 import math
 import numbers
+from typing import Any
 
 import paddle.optimizer.lr as paddle_lr
 
@@ -33,23 +34,25 @@ class PolynomialDecay(paddle_lr.PolynomialDecay):
             10); t is rounded down to a multiple of it. Past decay_steps it stays as it was.
     """
 
+    last_epoch: int
+
     def __init__(
         self,
-        learning_rate,
-        decay_steps,
-        end_lr=0.0,
-        power=0.9,
-        cycle=False,
-        last_epoch=-1,
-        verbose=False,
+        learning_rate: float,
+        decay_steps: int,
+        end_lr: float = 0.0,
+        power: float = 0.9,
+        cycle: bool = False,
+        last_epoch: int = -1,
+        verbose: bool = False,
         *,
-        step_size=1,
-    ):
+        step_size: int = 1,
+    ) -> None:
         _check_count("step_size", step_size)
         self.step_size = step_size
         super().__init__(learning_rate, decay_steps, end_lr, power, cycle, last_epoch, verbose)
 
-    def get_lr(self):
+    def get_lr(self) -> float:
         if self.step_size == 1:
             return super().get_lr()
         t = self.last_epoch
@@ -75,7 +78,7 @@ class CosineAnnealingDecay(paddle_lr.CosineAnnealingDecay):
         last_epoch (int), verbose (bool): Paddle's.
     """
 
-    def get_lr(self):
+    def get_lr(self) -> float:
         cosine = math.cos(math.pi * self.last_epoch / self.T_max)
         return self.eta_min + (self.base_lr - self.eta_min) * (1.0 + cosine) / 2.0
 
@@ -84,7 +87,7 @@ class CosineAnnealingDecay(paddle_lr.CosineAnnealingDecay):
 class ConstantLR(paddle_lr.LRScheduler):
     """Always ``learning_rate`` (float)."""
 
-    def get_lr(self):
+    def get_lr(self) -> float:
         return self.base_lr
 
 
@@ -93,7 +96,7 @@ registry.LR_SCHEDULERS.add_component(
 )
 
 
-def build_lr_scheduler(cfg, iters):
+def build_lr_scheduler(cfg: dict[str, Any], iters: int) -> paddle_lr.LRScheduler:
     """Makes the scheduler of a config's ``lr_scheduler`` section.
 
     ``type`` names a registered scheduler or any other class of ``paddle.optimizer.lr`` that plain

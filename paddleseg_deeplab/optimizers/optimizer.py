@@ -12,6 +12,8 @@ import fnmatch
 import inspect
 import math
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -54,8 +56,13 @@ class BaseOptimizer:
     """
 
     def __init__(
-        self, weight_decay=None, grad_clip_cfg=None, custom_cfg=None, *, no_decay_bias_norm=False
-    ):
+        self,
+        weight_decay: float | None = None,
+        grad_clip_cfg: dict[str, Any] | None = None,
+        custom_cfg: Sequence[dict[str, Any]] | None = None,
+        *,
+        no_decay_bias_norm: bool = False,
+    ) -> None:
         if weight_decay is not None:
             _check_number("weight_decay", weight_decay, 0)
         self.weight_decay = None if weight_decay is None else float(weight_decay)
@@ -63,7 +70,9 @@ class BaseOptimizer:
         self.custom_cfg = _check_groups(custom_cfg)
         self.no_decay_bias_norm = bool(no_decay_bias_norm)
 
-    def __call__(self, model, lr):
+    def __call__(
+        self, model: nn.Layer, lr: float | paddle.optimizer.lr.LRScheduler
+    ) -> paddle.optimizer.Optimizer:
         """Makes the optimizer of the model's trainable parameters.
 
         Args:
@@ -226,15 +235,15 @@ class SGD(_L2Optimizer):
 
     def __init__(
         self,
-        weight_decay=None,
-        grad_clip_cfg=None,
-        custom_cfg=None,
+        weight_decay: float | None = None,
+        grad_clip_cfg: dict[str, Any] | None = None,
+        custom_cfg: Sequence[dict[str, Any]] | None = None,
         *,
-        momentum=None,
-        use_nesterov=False,
-        no_decay_bias_norm=False,
-        use_multi_tensor=False,
-    ):
+        momentum: float | None = None,
+        use_nesterov: bool = False,
+        no_decay_bias_norm: bool = False,
+        use_multi_tensor: bool = False,
+    ) -> None:
         super().__init__(
             weight_decay, grad_clip_cfg, custom_cfg, no_decay_bias_norm=no_decay_bias_norm
         )
@@ -279,15 +288,15 @@ class Momentum(SGD):
 
     def __init__(
         self,
-        momentum=0.9,
-        use_nesterov=False,
-        weight_decay=None,
-        grad_clip_cfg=None,
-        custom_cfg=None,
+        momentum: float = 0.9,
+        use_nesterov: bool = False,
+        weight_decay: float | None = None,
+        grad_clip_cfg: dict[str, Any] | None = None,
+        custom_cfg: Sequence[dict[str, Any]] | None = None,
         *,
-        no_decay_bias_norm=False,
-        use_multi_tensor=False,
-    ):
+        no_decay_bias_norm: bool = False,
+        use_multi_tensor: bool = False,
+    ) -> None:
         super().__init__(
             weight_decay,
             grad_clip_cfg,
@@ -312,16 +321,16 @@ class Adam(_L2Optimizer):
 
     def __init__(
         self,
-        beta1=0.9,
-        beta2=0.999,
-        epsilon=1e-08,
-        lazy_mode=False,
-        weight_decay=None,
-        grad_clip_cfg=None,
-        custom_cfg=None,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-08,
+        lazy_mode: bool = False,
+        weight_decay: float | None = None,
+        grad_clip_cfg: dict[str, Any] | None = None,
+        custom_cfg: Sequence[dict[str, Any]] | None = None,
         *,
-        no_decay_bias_norm=False,
-    ):
+        no_decay_bias_norm: bool = False,
+    ) -> None:
         super().__init__(
             weight_decay, grad_clip_cfg, custom_cfg, no_decay_bias_norm=no_decay_bias_norm
         )
@@ -377,16 +386,16 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        beta1=0.9,
-        beta2=0.999,
-        epsilon=1e-08,
-        weight_decay=0.01,
-        lazy_mode=False,
-        grad_clip_cfg=None,
-        custom_cfg=None,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-08,
+        weight_decay: float | None = 0.01,
+        lazy_mode: bool = False,
+        grad_clip_cfg: dict[str, Any] | None = None,
+        custom_cfg: Sequence[dict[str, Any]] | None = None,
         *,
-        no_decay_bias_norm=False,
-    ):
+        no_decay_bias_norm: bool = False,
+    ) -> None:
         super().__init__(
             beta1,
             beta2,
