@@ -182,7 +182,10 @@ class MobileNetV2(nn.Layer):
             rest = {"_mean": "running_mean", "_variance": "running_var"}.get(rest, rest)
         if part == "stem":
             return f"features.0.{index}.{rest}"
-        block, kind = re.fullmatch(r"blocks\.(\d+)\.(expand|depthwise|project)", part).groups()
+        found = re.fullmatch(r"blocks\.(\d+)\.(expand|depthwise|project)", part)
+        if found is None:
+            raise ValueError(f"{name!r} is no tensor of MobileNetV2.")
+        block, kind = found.groups()
         before = 0 if self.blocks[int(block)].expand is None else 1  # convolutions before depthwise
         place = {
             "expand": f"0.{index}",

@@ -165,6 +165,7 @@ def test_a_model_takes_it():
         (lambda: MobileNetV2_x1_0(output_stride=4), "8, 16, 32"),
         (lambda: MobileNetV2_x1_0(in_channels=0), "in_channels"),
         (lambda: MobileNetV2_x1_0(data_format="CHWN"), "NCHW"),
+        (lambda: _small().torchvision_name("head.cls.weight"), "no tensor of MobileNetV2"),
     ],
 )
 def test_errors(build, text):
