@@ -6,6 +6,11 @@ A classification network made dense (section 3.1), one 1x1 classifier, bilinear 
 fully connected CRF (section 4.2) is `paddleseg_deeplab.postprocess.dense_crf.DenseCRF`.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle import nn
+
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.segmenter import ClassifierHead, Segmenter, check_parts
 
@@ -33,19 +38,19 @@ class DeepLabV1(Segmenter):
 
     def __init__(
         self,
-        num_classes,
-        backbone,
-        backbone_indices=(-1,),
-        align_corners=False,
-        pretrained=None,
+        num_classes: int,
+        backbone: nn.Layer,
+        backbone_indices: Sequence[int] = (-1,),
+        align_corners: bool = False,
+        pretrained: str | Path | None = None,
         *,
-        data_format="NCHW",
-        logits_size="input",
-        freeze_bn=False,
-        bn_momentum=None,
-        bn_epsilon=None,
-        pretrained_skip=(),
-    ):
+        data_format: str = "NCHW",
+        logits_size: str = "input",
+        freeze_bn: bool = False,
+        bn_momentum: float | None = None,
+        bn_epsilon: float | None = None,
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         channels = check_parts(
             num_classes, backbone, backbone_indices, ["classifier's input"], data_format
         )

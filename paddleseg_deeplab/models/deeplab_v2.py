@@ -7,8 +7,11 @@ scales of the image that are joined by their maximum (section 4.1.2); the CRF is
 `paddleseg_deeplab.postprocess.dense_crf.DenseCRF`.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
@@ -55,21 +58,21 @@ class DeepLabV2(Segmenter):
 
     def __init__(
         self,
-        num_classes,
-        backbone,
-        backbone_indices=(-1,),
-        atrous_rates=(6, 12, 18, 24),
-        align_corners=False,
-        pretrained=None,
+        num_classes: int,
+        backbone: nn.Layer,
+        backbone_indices: Sequence[int] = (-1,),
+        atrous_rates: Sequence[int] = (6, 12, 18, 24),
+        align_corners: bool = False,
+        pretrained: str | Path | None = None,
         *,
-        data_format="NCHW",
-        scales=(1.0, 0.75, 0.5),
-        logits_size="input",
-        freeze_bn=True,
-        bn_momentum=None,
-        bn_epsilon=None,
-        pretrained_skip=(),
-    ):
+        data_format: str = "NCHW",
+        scales: Sequence[float] = (1.0, 0.75, 0.5),
+        logits_size: str = "input",
+        freeze_bn: bool = True,
+        bn_momentum: float | None = None,
+        bn_epsilon: float | None = None,
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         channels = check_parts(
             num_classes, backbone, backbone_indices, ["classifiers' input"], data_format
         )
@@ -82,18 +85,18 @@ class DeepLabV2(Segmenter):
         self.scales = own_scales
         self.load(pretrained, pretrained_skip)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
         """See `Segmenter`; the list is [maximum, scale 1, the other scales] in training."""
         outputs = self.fuse([self.scale_logits(x, scale) for scale in self.scales])
         return self.finish(outputs if self.training else outputs[:1], x)
 
-    def scale_logits(self, x, scale):
+    def scale_logits(self, x: Tensor, scale: float) -> Tensor:
         """Logits of the image at one scale (see `layers.resize_by`), on that scale's grid."""
         if scale != 1.0:
             x = resize_by(x, scale, self.align_corners, self.data_format)
         return self.head(self.backbone(x))[0]
 
-    def fuse(self, maps):
+    def fuse(self, maps: list[Tensor]) -> list[Tensor]:
         """[the maximum on scale 1's grid, then the maps]; one map is all there is."""
         if len(maps) == 1:
             return maps
@@ -116,7 +119,14 @@ class DeepLabV2Head(nn.Layer):
         data_format (str): "NCHW" or "NHWC".
     """
 
-    def __init__(self, num_classes, index, in_channels, atrous_rates, data_format="NCHW"):
+    def __init__(
+        self,
+        num_classes: int,
+        index: int,
+        in_channels: int,
+        atrous_rates: Sequence[int],
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__()
         check_aspp_ratios(atrous_rates, "atrous_rates")
         self.index = index
@@ -139,7 +149,7 @@ class DeepLabV2Head(nn.Layer):
             ]
         )
 
-    def forward(self, feat_list):
+    def forward(self, feat_list: Sequence[Tensor]) -> list[Tensor]:
         """Features to [logits], at the size of the feature that is read."""
         x = feat_list[self.index]
         logits = self.aspp[0](x)

@@ -5,7 +5,10 @@ Backbone, atrous spatial pyramid pooling (section 3.3, figure 5) or the cascade 
 (section 3.2, figure 3), and a classifier; in training perhaps an auxiliary one.
 """
 
-from paddle import nn
+from collections.abc import Sequence
+from pathlib import Path
+
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
@@ -65,27 +68,27 @@ class DeepLabV3(Segmenter):
 
     def __init__(
         self,
-        num_classes,
-        backbone,
-        backbone_indices=(3,),
-        aspp_ratios=None,
-        aspp_out_channels=256,
-        align_corners=False,
-        pretrained=None,
+        num_classes: int,
+        backbone: nn.Layer,
+        backbone_indices: Sequence[int] = (3,),
+        aspp_ratios: Sequence[int] | None = None,
+        aspp_out_channels: int = 256,
+        align_corners: bool = False,
+        pretrained: str | Path | None = None,
         *,
-        data_format="NCHW",
-        logits_size="input",
-        image_pooling=True,
-        aspp_dropout=0.1,
-        pretrained_skip=(),
-        head="plain",
-        head_bias="all",
-        aux=False,
-        aux_index=2,
-        freeze_bn=False,
-        bn_momentum=None,
-        bn_epsilon=None,
-    ):
+        data_format: str = "NCHW",
+        logits_size: str = "input",
+        image_pooling: bool = True,
+        aspp_dropout: float = 0.1,
+        pretrained_skip: Sequence[str] = (),
+        head: str = "plain",
+        head_bias: str = "all",
+        aux: bool = False,
+        aux_index: int = 2,
+        freeze_bn: bool = False,
+        bn_momentum: float | None = None,
+        bn_epsilon: float | None = None,
+    ) -> None:
         channels = check_parts(
             num_classes, backbone, backbone_indices, ["head's input"], data_format
         )
@@ -126,7 +129,7 @@ class DeepLabV3(Segmenter):
         self.has_aux = bool(aux)
         self.load(pretrained, pretrained_skip)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
         """See `Segmenter`; in training the auxiliary logits follow where there are any."""
         features = self.backbone(x)
         logits = self.head(features)
@@ -165,19 +168,19 @@ class DeepLabV3Head(nn.Layer):
 
     def __init__(
         self,
-        num_classes,
-        backbone_indices,
-        backbone_channels,
-        aspp_ratios,
-        aspp_out_channels,
-        align_corners,
+        num_classes: int,
+        backbone_indices: Sequence[int],
+        backbone_channels: Sequence[int],
+        aspp_ratios: Sequence[int],
+        aspp_out_channels: int,
+        align_corners: bool,
         *,
-        data_format="NCHW",
-        image_pooling=True,
-        aspp_dropout=0.1,
-        conv3x3=False,
-        head_bias="all",
-    ):
+        data_format: str = "NCHW",
+        image_pooling: bool = True,
+        aspp_dropout: float = 0.1,
+        conv3x3: bool = False,
+        head_bias: str = "all",
+    ) -> None:
         super().__init__()
         with_bias = check_head_bias(head_bias)
         self.backbone_indices = tuple(backbone_indices)
@@ -210,7 +213,7 @@ class DeepLabV3Head(nn.Layer):
             keep_bias=True,
         )
 
-    def forward(self, feat_list):
+    def forward(self, feat_list: Sequence[Tensor]) -> list[Tensor]:
         """Features to [logits], at the size of the feature that ASPP reads."""
         x = self.aspp(feat_list[self.backbone_indices[0]])
         if self.conv is not None:
@@ -229,7 +232,14 @@ class AuxiliaryHead(nn.Layer):
         head_bias (str): See `DeepLabV3`; the 3x3 convolution counts with the head's others.
     """
 
-    def __init__(self, num_classes, index, in_channels, data_format="NCHW", head_bias="all"):
+    def __init__(
+        self,
+        num_classes: int,
+        index: int,
+        in_channels: int,
+        data_format: str = "NCHW",
+        head_bias: str = "all",
+    ) -> None:
         super().__init__()
         with_bias = check_head_bias(head_bias)
         self.index = index
@@ -243,6 +253,6 @@ class AuxiliaryHead(nn.Layer):
         self.dropout = nn.Dropout(0.1)
         self.cls = Conv2D(in_channels // 4, num_classes, 1, data_format=data_format, keep_bias=True)
 
-    def forward(self, feat_list):
+    def forward(self, feat_list: Sequence[Tensor]) -> list[Tensor]:
         """Features to [logits], at the size of the feature that is read."""
         return [self.cls(self.dropout(self.conv(feat_list[self.index])))]

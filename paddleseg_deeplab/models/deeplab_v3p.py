@@ -5,8 +5,12 @@ Backbone and ASPP are the encoder; the decoder joins ASPP's output with a featur
 (figure 2, section 3.1), so that edges follow the image.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import (
@@ -15,6 +19,7 @@ from paddleseg_deeplab.models.layers import (
     Conv2D,
     ConvBNReLU,
     SeparableConvBNReLU,
+    Size,
     channel_axis,
     check_counts,
     check_dropouts,
@@ -73,30 +78,30 @@ class DeepLabV3P(Segmenter):
 
     def __init__(
         self,
-        num_classes,
-        backbone,
-        backbone_indices=(0, 3),
-        aspp_ratios=None,
-        aspp_out_channels=256,
-        align_corners=False,
-        pretrained=None,
-        data_format="NCHW",
+        num_classes: int,
+        backbone: nn.Layer,
+        backbone_indices: Sequence[int] = (0, 3),
+        aspp_ratios: Sequence[int] | None = None,
+        aspp_out_channels: int = 256,
+        align_corners: bool = False,
+        pretrained: str | Path | None = None,
+        data_format: str = "NCHW",
         *,
-        logits_size="input",
-        use_sep_conv=True,
-        image_pooling=True,
-        low_level_channels=48,
-        aspp_dropout=0.1,
-        decoder_dropout=0.0,
-        classifier_dropout=0.0,
-        pretrained_skip=(),
-        head_bias="all",
-        decoder_channels=256,
-        upsample="bilinear",
-        freeze_bn=False,
-        bn_momentum=None,
-        bn_epsilon=None,
-    ):
+        logits_size: str = "input",
+        use_sep_conv: bool = True,
+        image_pooling: bool = True,
+        low_level_channels: int = 48,
+        aspp_dropout: float = 0.1,
+        decoder_dropout: float = 0.0,
+        classifier_dropout: float = 0.0,
+        pretrained_skip: Sequence[str] = (),
+        head_bias: str = "all",
+        decoder_channels: int = 256,
+        upsample: str = "bilinear",
+        freeze_bn: bool = False,
+        bn_momentum: float | None = None,
+        bn_epsilon: float | None = None,
+    ) -> None:
         roles = ["low-level feature", "ASPP's input"]
         channels = check_parts(num_classes, backbone, backbone_indices, roles, data_format)
         head = DeepLabV3PHead(
@@ -123,7 +128,7 @@ class DeepLabV3P(Segmenter):
         self.set_batch_norms(freeze_bn, bn_momentum, bn_epsilon)
         self.load(pretrained, pretrained_skip)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
         """See `Segmenter`; the head knows how its logits reach the input's size."""
         logits = self.head(self.backbone(x))
         if self.training and self.logits_size == "stride":
@@ -146,25 +151,25 @@ class DeepLabV3PHead(nn.Layer):
 
     def __init__(
         self,
-        num_classes,
-        backbone_indices,
-        backbone_channels,
-        aspp_ratios,
-        aspp_out_channels,
-        align_corners,
-        data_format="NCHW",
+        num_classes: int,
+        backbone_indices: Sequence[int],
+        backbone_channels: Sequence[int],
+        aspp_ratios: Sequence[int],
+        aspp_out_channels: int,
+        align_corners: bool,
+        data_format: str = "NCHW",
         *,
-        use_sep_conv=True,
-        image_pooling=True,
-        low_level_channels=48,
-        aspp_dropout=0.1,
-        decoder_dropout=0.0,
-        classifier_dropout=0.0,
-        head_bias="all",
-        decoder_channels=256,
-        upsample="bilinear",
-        backbone_strides=None,
-    ):
+        use_sep_conv: bool = True,
+        image_pooling: bool = True,
+        low_level_channels: int = 48,
+        aspp_dropout: float = 0.1,
+        decoder_dropout: float = 0.0,
+        classifier_dropout: float = 0.0,
+        head_bias: str = "all",
+        decoder_channels: int = 256,
+        upsample: str = "bilinear",
+        backbone_strides: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         check_counts(
             aspp_out_channels=aspp_out_channels,
@@ -208,12 +213,12 @@ class DeepLabV3PHead(nn.Layer):
         if upsample == "deconv":
             self.logits_deconv = BilinearDeconv(num_classes, factors[1], data_format)
 
-    def forward(self, feat_list):
+    def forward(self, feat_list: Sequence[Tensor]) -> list[Tensor]:
         """Features to [logits], at the size of the low-level feature."""
         low, high = (feat_list[i] for i in self.backbone_indices)
         return [self.decoder(self.aspp(high), low)]
 
-    def upsample_logits(self, logits, size, align_corners):
+    def upsample_logits(self, logits: Tensor, size: Size, align_corners: bool) -> Tensor:
         """Logits at the low-level feature's size to (height, width) of the image."""
         if self.logits_deconv is not None:
             return self.logits_deconv(logits, size)
@@ -241,27 +246,27 @@ class Decoder(nn.Layer):
 
     def __init__(
         self,
-        num_classes,
-        in_channels,
-        align_corners,
-        data_format="NCHW",
+        num_classes: int,
+        in_channels: int,
+        align_corners: bool,
+        data_format: str = "NCHW",
         *,
-        aspp_out_channels=256,
-        low_level_channels=48,
-        use_sep_conv=True,
-        dropout=0.0,
-        classifier_dropout=0.0,
-        head_bias="all",
-        decoder_channels=256,
-        upsample_factor=None,
-    ):
+        aspp_out_channels: int = 256,
+        low_level_channels: int = 48,
+        use_sep_conv: bool = True,
+        dropout: float = 0.0,
+        classifier_dropout: float = 0.0,
+        head_bias: str = "all",
+        decoder_channels: int = 256,
+        upsample_factor: int | None = None,
+    ) -> None:
         super().__init__()
         self.align_corners = align_corners
         self.data_format = data_format
         self._axis = channel_axis(data_format)
         with_bias = check_head_bias(head_bias)
         bias = {"bias_attr": None if "decoder" in with_bias else False}
-        kwargs = {"data_format": data_format, **bias}
+        kwargs: dict[str, Any] = {"data_format": data_format, **bias}
         self.conv_bn_relu1 = ConvBNReLU(in_channels, low_level_channels, 1, **kwargs)
         conv, kwargs["padding"] = ConvBNReLU, 1
         if use_sep_conv:
@@ -283,7 +288,7 @@ class Decoder(nn.Layer):
         if upsample_factor is not None:
             self.deconv = BilinearDeconv(aspp_out_channels, upsample_factor, data_format)
 
-    def forward(self, x, low_level_feat):
+    def forward(self, x: Tensor, low_level_feat: Tensor) -> Tensor:
         """Encoder output and low-level feature to logits, at the latter's size."""
         low = self.conv_bn_relu1(low_level_feat)  # [N, low_level_channels, H/4, W/4]
         size = spatial_size(low, self.data_format)

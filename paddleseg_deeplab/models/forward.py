@@ -4,8 +4,11 @@
 import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import paddle
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -17,7 +20,9 @@ _NEEDS = {
 }
 
 
-def precision_context(precision="fp32", amp_level="O1", data_format="NCHW"):
+def precision_context(
+    precision: str = "fp32", amp_level: str = "O1", data_format: str = "NCHW"
+) -> AbstractContextManager[None]:
     """The context that a forward pass runs in.
 
     Args:
@@ -84,7 +89,7 @@ def _description(device):
 
 
 @contextlib.contextmanager
-def evaluation_mode(model):
+def evaluation_mode(model: nn.Layer) -> Iterator[None]:
     """Eval mode inside; afterwards each layer has the mode it had, frozen ones included."""
     layers = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
@@ -95,7 +100,7 @@ def evaluation_mode(model):
             layer.training = training
 
 
-def run_model(model, images):
+def run_model(model: nn.Layer, images: Tensor) -> list[Tensor]:
     """Runs the model on a batch that comes in the outside layout.
 
     Args:
@@ -110,7 +115,7 @@ def run_model(model, images):
     return model(images)
 
 
-def infer_logits(model, images):
+def infer_logits(model: nn.Layer, images: Tensor) -> Tensor:
     """The main logits as float32 [N, num_classes, H, W]; the caller sets eval mode and no_grad."""
     logits = run_model(model, images)[0]
     if getattr(model, "data_format", "NCHW") == "NHWC":

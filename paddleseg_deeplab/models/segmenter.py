@@ -2,8 +2,10 @@
 """What every DeepLab model does around its head: check the parts, run them, resize the logits."""
 
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.layers import (
     DEFAULT_ASPP_RATIOS,
@@ -39,7 +41,15 @@ class Segmenter(nn.Layer):
         ValueError: an unknown logits_size.
     """
 
-    def __init__(self, num_classes, backbone, head, align_corners, data_format, logits_size):
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: nn.Layer,
+        head: nn.Layer,
+        align_corners: bool,
+        data_format: str,
+        logits_size: str,
+    ) -> None:
         super().__init__()
         if logits_size not in _LOGITS_SIZES:
             raise ValueError(f"logits_size is {logits_size!r}; give one of {list(_LOGITS_SIZES)}.")
@@ -51,7 +61,9 @@ class Segmenter(nn.Layer):
         self.logits_size = logits_size
         self.freeze_bn = False
 
-    def set_batch_norms(self, freeze_bn, bn_momentum, bn_epsilon):
+    def set_batch_norms(
+        self, freeze_bn: bool, bn_momentum: float | None, bn_epsilon: float | None
+    ) -> None:
         """Sets what all batch norms of backbone and head have in common.
 
         Args:
@@ -68,18 +80,18 @@ class Segmenter(nn.Layer):
         if self.freeze_bn:
             freeze_batch_norm(self)
 
-    def train(self):
+    def train(self) -> None:
         """Training mode, in which frozen batch norms stay as they are in evaluation."""
         super().train()
         if self.freeze_bn:
             freeze_batch_norm(self)
 
-    def load(self, pretrained, pretrained_skip):
+    def load(self, pretrained: str | Path | None, pretrained_skip: Sequence[str]) -> None:
         """Loads weights for the whole model from a path or URL; None leaves it as it is."""
         self.pretrained = pretrained
         load_entire_model(self, pretrained, skip=pretrained_skip)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> list[Tensor]:
         """Image to logits.
 
         Args:
@@ -91,7 +103,7 @@ class Segmenter(nn.Layer):
         """
         return self.finish(self.head(self.backbone(x)), x)
 
-    def finish(self, logits, x):
+    def finish(self, logits: list[Tensor], x: Tensor) -> list[Tensor]:
         """Brings logits to the input's size, unless they train on their own grid.
 
         Args:
@@ -117,17 +129,25 @@ class ClassifierHead(nn.Layer):
         data_format (str): "NCHW" or "NHWC".
     """
 
-    def __init__(self, num_classes, index, in_channels, data_format="NCHW"):
+    def __init__(
+        self, num_classes: int, index: int, in_channels: int, data_format: str = "NCHW"
+    ) -> None:
         super().__init__()
         self.index = index
         self.cls = Conv2D(in_channels, num_classes, 1, data_format=data_format, keep_bias=True)
 
-    def forward(self, feat_list):
+    def forward(self, feat_list: Sequence[Tensor]) -> list[Tensor]:
         """Features to [logits], at the size of the feature that is read."""
         return [self.cls(feat_list[self.index])]
 
 
-def check_parts(num_classes, backbone, backbone_indices, roles, data_format):
+def check_parts(
+    num_classes: int,
+    backbone: nn.Layer,
+    backbone_indices: Sequence[int],
+    roles: Sequence[str],
+    data_format: str,
+) -> list[int]:
     """Checks a backbone against what a head needs from it, before the head is built.
 
     Args:
@@ -186,7 +206,9 @@ def _check_indices(indices, roles, name, count):
         )
 
 
-def choose_aspp_ratios(aspp_ratios, backbone, index):
+def choose_aspp_ratios(
+    aspp_ratios: Sequence[int] | None, backbone: nn.Layer, index: int
+) -> Sequence[int]:
     """The rates to build ASPP with.
 
     Args:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strides that become rates once the output stride is reached."""
 
+from collections.abc import Sequence
+
 OUTPUT_STRIDES = (8, 16, 32)
 
 
-def strides_and_rates(strides, output_stride):
+def strides_and_rates(strides: Sequence[int], output_stride: int) -> list[tuple[int, int]]:
     """The stride and the rate of each layer of a chain, for one output stride.
 
     Layers stride until the output stride is reached. From then on a layer of stride s keeps its

@@ -7,9 +7,12 @@ belongs to the classifier and is left out: DeepLab's head takes the 320 channels
 """
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
@@ -44,10 +47,19 @@ class InvertedResidual(nn.Layer):
         layout (str): "NCHW" or "NHWC".
     """
 
-    def __init__(self, in_channels, out_channels, stride, rate, expansion, residual, layout):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        rate: int,
+        expansion: int,
+        residual: bool,
+        layout: str,
+    ) -> None:
         super().__init__()
         width = in_channels * expansion
-        kwargs = {"bias_attr": False, "data_format": layout}
+        kwargs: dict[str, Any] = {"bias_attr": False, "data_format": layout}
         self.expand = None
         if expansion != 1:
             self.expand = ConvBN(in_channels, width, 1, **kwargs)
@@ -57,7 +69,7 @@ class InvertedResidual(nn.Layer):
         self.project = ConvBN(width, out_channels, 1, **kwargs)
         self.residual = residual
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.residual else y
@@ -94,14 +106,14 @@ class MobileNetV2(nn.Layer):
 
     def __init__(
         self,
-        scale=1.0,
-        in_channels=3,
-        pretrained=None,
+        scale: float = 1.0,
+        in_channels: int = 3,
+        pretrained: str | Path | None = None,
         *,
-        output_stride=16,
-        data_format="NCHW",
-        pretrained_skip=(),
-    ):
+        output_stride: int = 16,
+        data_format: str = "NCHW",
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
         if not is_number or not 0 < scale < float("inf"):
@@ -144,7 +156,7 @@ class MobileNetV2(nn.Layer):
                 self.feat_strides.append(total_stride)
                 self._taps.append(len(self.blocks) - 1)
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         """Image to features.
 
         Args:
@@ -162,7 +174,7 @@ class MobileNetV2(nn.Layer):
                 feat_list.append(x)
         return feat_list
 
-    def torchvision_name(self, name):
+    def torchvision_name(self, name: str) -> str:
         """What torchvision's ``mobilenet_v2`` calls a tensor of this network.
 
         There ``features.0`` is the stem, ``features.{i + 1}.conv`` our block i; ``features.18``

@@ -6,7 +6,11 @@ original (and DeepLab's released V1 and V2) in the first 1x1. The V3 paper's cas
 block7, replicas of block4 (section 3.2, figure 3).
 """
 
-from paddle import nn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.backbones.variants import variant
 from paddleseg_deeplab.models.layers import ConvBN, ConvBNReLU, ReLU, channel_axis, check_counts
@@ -33,10 +37,19 @@ class Bottleneck(nn.Layer):
         data_format (str): "NCHW" or "NHWC".
     """
 
-    def __init__(self, in_channels, width, stride, rate, projection, stride_in, data_format):
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        rate: int,
+        projection: bool,
+        stride_in: str,
+        data_format: str,
+    ) -> None:
         super().__init__()
         out_channels = width * _EXPANSION
-        kwargs = {"bias_attr": False, "data_format": data_format}
+        kwargs: dict[str, Any] = {"bias_attr": False, "data_format": data_format}
         first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
         self.conv1 = ConvBNReLU(in_channels, width, 1, stride=first, **kwargs)
         self.conv2 = ConvBNReLU(
@@ -48,7 +61,7 @@ class Bottleneck(nn.Layer):
             self.downsample = ConvBN(in_channels, out_channels, 1, stride=stride, **kwargs)
         self.relu = ReLU()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = self.conv3(self.conv2(self.conv1(x)))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
@@ -88,18 +101,18 @@ class ResNet(nn.Layer):
 
     def __init__(
         self,
-        layers=50,
-        output_stride=8,
-        multi_grid=None,
-        in_channels=3,
-        pretrained=None,
-        data_format="NCHW",
+        layers: int = 50,
+        output_stride: int = 8,
+        multi_grid: Sequence[int] | None = None,
+        in_channels: int = 3,
+        pretrained: str | Path | None = None,
+        data_format: str = "NCHW",
         *,
-        stride_in="3x3",
-        ceil_mode=None,
-        extra_stages=0,
-        pretrained_skip=(),
-    ):
+        stride_in: str = "3x3",
+        ceil_mode: bool | None = None,
+        extra_stages: int = 0,
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         _check(layers, output_stride, in_channels, stride_in, extra_stages)
         channel_axis(data_format)  # refuses an unknown format
@@ -158,7 +171,7 @@ class ResNet(nn.Layer):
             self.stage_names.append(f"layer{s + 1}")
             self.add_sublayer(f"layer{s + 1}", nn.Sequential(*blocks))
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         """Image to features.
 
         Args:

@@ -6,7 +6,11 @@ shortcuts. For segmentation the last stages trade their stride for dilation. Key
 ``conv1_1._conv.weight``, ``bb_{stage}_{block}.conv0._batch_norm._mean``, ``bb_0_0.short...``.
 """
 
-from paddle import nn
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.backbones.variants import variant
 from paddleseg_deeplab.models.layers import (
@@ -89,25 +93,41 @@ class BottleneckBlock(_Block):
 
     expansion = 4
 
-    def __init__(self, in_channels, width, stride, dilation, projection, data_format):
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        projection: bool,
+        data_format: str,
+    ) -> None:
         super().__init__(in_channels, width, stride, projection, data_format)
-        kwargs = {"bias_attr": False, "data_format": data_format}
+        kwargs: dict[str, Any] = {"bias_attr": False, "data_format": data_format}
         self.conv0 = ConvBNReLU(in_channels, width, 1, **kwargs)
         self.conv1 = ConvBNReLU(
             width, width, 3, padding=dilation, stride=stride, dilation=dilation, **kwargs
         )
         self.conv2 = ConvBN(width, width * self.expansion, 1, **kwargs)
 
-    def residual(self, x):
+    def residual(self, x: Tensor) -> Tensor:
         return self.conv2(self.conv1(self.conv0(x)))
 
 
 class BasicBlock(_Block):
     """3x3 (stride and dilation), 3x3 (dilation)."""
 
-    def __init__(self, in_channels, width, stride, dilation, projection, data_format):
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        projection: bool,
+        data_format: str,
+    ) -> None:
         super().__init__(in_channels, width, stride, projection, data_format)
-        kwargs = {
+        kwargs: dict[str, Any] = {
             "padding": dilation,
             "dilation": dilation,
             "bias_attr": False,
@@ -116,7 +136,7 @@ class BasicBlock(_Block):
         self.conv0 = ConvBNReLU(in_channels, width, 3, stride=stride, **kwargs)
         self.conv1 = ConvBN(width, width, 3, **kwargs)
 
-    def residual(self, x):
+    def residual(self, x: Tensor) -> Tensor:
         return self.conv1(self.conv0(x))
 
 
@@ -151,15 +171,15 @@ class ResNet_vd(nn.Layer):
 
     def __init__(
         self,
-        layers=50,
-        output_stride=8,
-        multi_grid=(1, 1, 1),
-        in_channels=3,
-        pretrained=None,
-        data_format="NCHW",
+        layers: int = 50,
+        output_stride: int = 8,
+        multi_grid: Sequence[int] | None = (1, 1, 1),
+        in_channels: int = 3,
+        pretrained: str | Path | None = None,
+        data_format: str = "NCHW",
         *,
-        pretrained_skip=(),
-    ):
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if layers not in _DEPTHS:
             raise ValueError(f"layers is {layers!r}; ResNet_vd has {sorted(_DEPTHS)}.")
@@ -174,7 +194,7 @@ class ResNet_vd(nn.Layer):
         self.data_format = data_format
         self.pretrained = pretrained
 
-        kwargs = {"bias_attr": False, "data_format": data_format}
+        kwargs: dict[str, Any] = {"bias_attr": False, "data_format": data_format}
         self.conv1_1 = ConvBNReLU(in_channels, 32, 3, stride=2, **kwargs)
         self.conv1_2 = ConvBNReLU(32, 32, 3, **kwargs)
         self.conv1_3 = ConvBNReLU(32, 64, 3, **kwargs)
@@ -205,7 +225,7 @@ class ResNet_vd(nn.Layer):
             self.feat_strides.append(total_stride)
             self.stage_list.append(blocks)
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         """Image to features.
 
         Args:

@@ -2,11 +2,16 @@
 """Functions that build a backbone of one size: ``ResNet50(...)`` is ``ResNet(50, ...)``."""
 
 import inspect
+from collections.abc import Callable
+
+from paddle import nn
 
 from paddleseg_deeplab import registry
 
 
-def variant(name, network, size, words):
+def variant(
+    name: str, network: type[nn.Layer], size: float | str, words: str
+) -> Callable[..., nn.Layer]:
     """Registers the function that builds one size of a network.
 
     Args:
@@ -27,5 +32,6 @@ def variant(name, network, size, words):
     build.__name__ = build.__qualname__ = name
     build.__module__ = network.__module__
     build.__doc__ = f"Builds `{network.__name__}` of {words}; its other arguments, same defaults."
-    build.__signature__ = inspect.Signature(others)
+    # `inspect` reads it, but the types of functions know no such attribute.
+    build.__signature__ = inspect.Signature(others)  # type: ignore[attr-defined]
     return registry.BACKBONES.add_component(build)

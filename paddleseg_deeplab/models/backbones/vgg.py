@@ -9,8 +9,11 @@ the layers' names in the paper: ``conv1_1.weight`` ... ``conv5_3.bias``, ``fc6.*
 ``fusion.{0..4}.{0,1}.*``.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.layers import Conv2D, ReLU, channel_axis, check_counts, check_dropouts
@@ -66,19 +69,19 @@ class VGG16_LargeFOV(nn.Layer):
 
     def __init__(
         self,
-        output_stride=8,
-        in_channels=3,
-        pretrained=None,
-        data_format="NCHW",
+        output_stride: int = 8,
+        in_channels: int = 3,
+        pretrained: str | Path | None = None,
+        data_format: str = "NCHW",
         *,
-        multi_scale_features=False,
-        fov_kernel=3,
-        fov_rate=12,
-        fov_channels=1024,
-        dropout=0.5,
-        average_pool=False,
-        pretrained_skip=(),
-    ):
+        multi_scale_features: bool = False,
+        fov_kernel: int = 3,
+        fov_rate: int = 12,
+        fov_channels: int = 1024,
+        dropout: float = 0.5,
+        average_pool: bool = False,
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if output_stride not in _POOLS:
             raise ValueError(f"output_stride is {output_stride!r}; give one of {sorted(_POOLS)}.")
@@ -152,7 +155,7 @@ class VGG16_LargeFOV(nn.Layer):
             ]
         )
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         """Image to features.
 
         Args:

@@ -8,9 +8,13 @@ a ReLU after each of both. Batch norm's epsilon is 1e-3, as in the released weig
 """
 
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.backbones.dilation import strides_and_rates
 from paddleseg_deeplab.models.backbones.variants import variant
@@ -80,15 +84,15 @@ class XceptionBlock(nn.Layer):
 
     def __init__(
         self,
-        in_channels,
-        channels,
-        stride,
-        rate,
-        projection,
-        relu_after_depthwise=False,
-        tap=False,
-        layout="NCHW",
-    ):
+        in_channels: int,
+        channels: Sequence[int],
+        stride: int,
+        rate: int,
+        projection: bool,
+        relu_after_depthwise: bool = False,
+        tap: bool = False,
+        layout: str = "NCHW",
+    ) -> None:
         super().__init__()
         inputs = (in_channels, *channels[:2])
         for i in range(3):
@@ -110,7 +114,7 @@ class XceptionBlock(nn.Layer):
         self.tap = tap
         self.relu = ReLU()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # The first ReLU must leave x to the shortcut; the second overwrites what nobody else
         # reads; the third may do so only where the tap is not handed out.
         y = self.conv2(self.relu(self.conv1(F.relu(x))))
@@ -151,15 +155,15 @@ class XceptionDeeplab(nn.Layer):
 
     def __init__(
         self,
-        backbone,
-        in_channels=3,
-        pretrained=None,
-        output_stride=16,
+        backbone: str,
+        in_channels: int = 3,
+        pretrained: str | Path | None = None,
+        output_stride: int = 16,
         *,
-        data_format="NCHW",
-        relu_after_depthwise=False,
-        pretrained_skip=(),
-    ):
+        data_format: str = "NCHW",
+        relu_after_depthwise: bool = False,
+        pretrained_skip: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         if backbone not in _VARIANTS:
             raise ValueError(f"backbone is {backbone!r}; give one of {sorted(_VARIANTS)}.")
@@ -175,7 +179,7 @@ class XceptionDeeplab(nn.Layer):
         entry, middle_blocks, _ = _VARIANTS[backbone]
         strides = [2, *(stride for _, stride in entry), *[1] * middle_blocks, 2, 1]
         steps = strides_and_rates(strides, output_stride)[1:]  # the stem always strides
-        kwargs = {"bias_attr": False, "data_format": data_format}
+        kwargs: dict[str, Any] = {"bias_attr": False, "data_format": data_format}
         self.conv1 = ConvBNReLU(in_channels, 32, 3, stride=2, **kwargs)
         self.conv2 = ConvBNReLU(32, 64, 3, **kwargs)
         self._add_flows(steps, relu_after_depthwise)
@@ -211,7 +215,7 @@ class XceptionDeeplab(nn.Layer):
             )
         )
 
-    def forward(self, inputs):
+    def forward(self, inputs: Tensor) -> list[Tensor]:
         """Image to features.
 
         Args:
@@ -233,7 +237,7 @@ class XceptionDeeplab(nn.Layer):
             x = block(x)
         return [low_level, self.exit_convs(self.exit_block(x))]
 
-    def paddleseg_name(self, name):
+    def paddleseg_name(self, name: str) -> str:
         """What PaddleSeg calls a tensor of this network; the shapes are the same.
 
         Its weights mean the same here at output stride 16 for 41 and 65 layers, in the last
@@ -246,20 +250,20 @@ class XceptionDeeplab(nn.Layer):
             str: the name in the state_dict of PaddleSeg's XceptionDeeplab of as many layers.
         """
         for pattern, text in _PADDLESEG_NAMES:
-            name = re.sub(pattern, lambda m, t=text: t(m, self.backbone), name)
+            name = re.sub(pattern, partial(text, self.backbone), name)
         return name
 
 
-# In this order: (pattern of our name, its replacement, given the match and the variant's name).
-_PADDLESEG_NAMES = (
-    (r"^(conv[12])\.", lambda m, _: f"_{m[1]}."),
+# In this order: (pattern of our name, its replacement, given the variant's name and the match).
+_PADDLESEG_NAMES: tuple[tuple[str, Callable[[str, re.Match[str]], str]], ...] = (
+    (r"^(conv[12])\.", lambda _, m: f"_{m[1]}."),
     (
         r"^(entry|middle)_flow\.(\d+)\.",
-        lambda m, backbone: f"{backbone}/{m[1]}_flow/block{int(m[2]) + 1}.",
+        lambda backbone, m: f"{backbone}/{m[1]}_flow/block{int(m[2]) + 1}.",
     ),
     (r"^exit_block\.", lambda *_: "_exit_flow_1."),
-    (r"^exit_convs\.(\d)\.", lambda m, _: f"_exit_flow_2._conv{int(m[1]) + 1}."),
-    (r"\.(conv[123])\.", lambda m, _: f"._{m[1]}."),
+    (r"^exit_convs\.(\d)\.", lambda _, m: f"_exit_flow_2._conv{int(m[1]) + 1}."),
+    (r"\.(conv[123])\.", lambda _, m: f"._{m[1]}."),
     (r"\.depthwise\._conv\.", lambda *_: "._conv1."),
     (r"\.depthwise\._batch_norm\.", lambda *_: "._bn1."),
     (r"\.pointwise\._conv\.", lambda *_: "._conv2."),

@@ -28,6 +28,7 @@ from paddleseg_deeplab.models.layers.norm import (
     set_batch_norm,
 )
 from paddleseg_deeplab.models.layers.resize import (
+    Size,
     channel_axis,
     like,
     resize,
@@ -50,6 +51,7 @@ __all__ = [
     "ConvBNReLU",
     "ReLU",
     "SeparableConvBNReLU",
+    "Size",
     "SyncBatchNorm",
     "batch_norms",
     "channel_axis",

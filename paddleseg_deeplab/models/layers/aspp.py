@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Atrous spatial pyramid pooling (V3 paper, section 3.3)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.layers.conv import ConvBNReLU, SeparableConvBNReLU, conv_bn
 from paddleseg_deeplab.models.layers.norm import running_batch_norm
@@ -60,17 +63,17 @@ class ASPPModule(nn.Layer):
 
     def __init__(
         self,
-        aspp_ratios,
-        in_channels,
-        out_channels,
-        align_corners,
-        use_sep_conv=False,
-        image_pooling=False,
-        data_format="NCHW",
+        aspp_ratios: Sequence[int],
+        in_channels: int,
+        out_channels: int,
+        align_corners: bool,
+        use_sep_conv: bool = False,
+        image_pooling: bool = False,
+        data_format: str = "NCHW",
         *,
-        dropout=0.1,
-        bias="all",
-    ):
+        dropout: float = 0.1,
+        bias: str = "all",
+    ) -> None:
         super().__init__()
         check_aspp_ratios(aspp_ratios)
         check_dropouts(dropout=dropout)
@@ -79,7 +82,7 @@ class ASPPModule(nn.Layer):
         self.align_corners = align_corners
         self.data_format = data_format
         self.image_pooling = image_pooling
-        kwargs = {"bias_attr": None if "branches" in with_bias else False}
+        kwargs: dict[str, Any] = {"bias_attr": None if "branches" in with_bias else False}
         kwargs["data_format"] = data_format
         self.aspp_blocks = nn.LayerList(
             [_branch(r, in_channels, out_channels, use_sep_conv, kwargs) for r in aspp_ratios]
@@ -103,7 +106,7 @@ class ASPPModule(nn.Layer):
         )
         self.dropout = nn.Dropout(p=dropout)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> [N, out_channels, H, W], in the module's data format."""
         outputs = [block(x) for block in self.aspp_blocks]
         if self.image_pooling:
@@ -115,21 +118,21 @@ class ASPPModule(nn.Layer):
         return self.dropout(self.conv_bn_relu(x))
 
 
-def check_aspp_ratios(rates, name="aspp_ratios"):
+def check_aspp_ratios(rates: Sequence[int], name: str = "aspp_ratios") -> None:
     """Raises ValueError unless rates is a non-empty sequence of positive integers."""
     is_list = isinstance(rates, (list, tuple)) and len(rates) > 0
     if not is_list or not all(type(r) is int and r >= 1 for r in rates):
         raise ValueError(f"{name} is {rates!r}; give positive integers, such as (1, 6, 12, 18).")
 
 
-def check_counts(**counts):
+def check_counts(**counts: int) -> None:
     """Raises ValueError unless each is a positive integer; it names the setting."""
     for name, count in counts.items():
         if type(count) is not int or count < 1:
             raise ValueError(f"{name} is {count!r}; give a positive integer.")
 
 
-def check_dropouts(**shares):
+def check_dropouts(**shares: float) -> None:
     """Raises ValueError unless each is a number from 0 to below 1; it names the setting."""
     for name, share in shares.items():
         is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
@@ -140,7 +143,7 @@ def check_dropouts(**shares):
             )
 
 
-def check_head_bias(bias):
+def check_head_bias(bias: str) -> tuple[str, ...]:
     """The parts that have a bias, see `HEAD_BIASES`; ValueError for an unknown name."""
     if bias not in HEAD_BIASES:
         raise ValueError(f"head_bias is {bias!r}; give one of {list(HEAD_BIASES)}.")

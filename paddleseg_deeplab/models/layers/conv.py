@@ -6,9 +6,11 @@ Attribute names are state_dict keys of PaddleSeg's checkpoints (``_conv``, ``_ba
 [out, in / groups, kh, kw] in both data formats, so that one state_dict serves both.
 """
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import kernels
 from paddleseg_deeplab.models.layers.norm import SyncBatchNorm
@@ -33,20 +35,20 @@ class Activation(nn.Layer):
             also those that own parameters; here is a table of those that do not.)
     """
 
-    def __init__(self, act=None):
+    def __init__(self, act: str | None = None) -> None:
         super().__init__()
         if act is not None and act not in _ACTIVATIONS:
             raise KeyError(f"act is {act!r}; give None or one of {sorted(_ACTIVATIONS)}.")
         self.act_func = None if act is None else _ACTIVATIONS[act]()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x if self.act_func is None else self.act_func(x)
 
 
 class Add(nn.Layer):
     """Sum of two tensors as a layer, which PaddleSeg's backbones use."""
 
-    def forward(self, x, y, name=None):
+    def forward(self, x: Tensor, y: Tensor, name: str | None = None) -> Tensor:
         return paddle.add(x, y, name)
 
 
@@ -57,7 +59,7 @@ class ReLU(nn.Layer):
     fresh memory costs a CPU more than the comparison does. Traced programs use the plain one.
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if not paddle.in_dynamic_mode():
             return F.relu(x)
         y = kernels.relu_(x)
@@ -75,11 +77,11 @@ class Conv2D(nn.Conv2D):
         (the others): Those of ``nn.Conv2D``.
     """
 
-    def __init__(self, *args, keep_bias=False, **kwargs):
+    def __init__(self, *args: Any, keep_bias: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.keep_bias = keep_bias
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] to [N, out_channels, H', W'], or both channels last."""
         # A program that is traced for export stays what Paddle makes of the layer.
         if not self.says_padding() or not (paddle.in_dynamic_mode() or _autocasts()):
@@ -90,11 +92,11 @@ class Conv2D(nn.Conv2D):
         shape = [1, -1, 1, 1] if self._data_format == "NCHW" else [1, 1, 1, -1]
         return y + (self.bias if self.keep_bias else like(self.bias, y)).reshape(shape)
 
-    def says_padding(self):
+    def says_padding(self) -> bool:
         """Whether the padding is zeros, and so many as numbers say: not "SAME", not "reflect"."""
         return self._padding_mode == "zeros" and self._padding_algorithm != "SAME"
 
-    def without_bias(self, x):
+    def without_bias(self, x: Tensor) -> Tensor:
         """The convolution of x alone, of a layer that `says_padding`."""
         stride, padding, dilation = self._stride, self._updated_padding, self._dilation
         y = None
@@ -106,7 +108,7 @@ class Conv2D(nn.Conv2D):
         return y
 
 
-def conv_bn(conv, norm, x):
+def conv_bn(conv: nn.Conv2D, norm: nn.Layer, x: Tensor) -> Tensor:
     """``norm(conv(x))``; by way of `kernels` where both layers are as they were made."""
     y = None
     if _is_plain(conv, Conv2D) and conv.says_padding() and _is_plain(norm, nn.BatchNorm2D):
@@ -160,9 +162,16 @@ class ConvBN(nn.Layer):
             that is derived from this one declares its own, or is taken as it is.
     """
 
-    forward_steps = ("_conv", "_batch_norm")
+    forward_steps: tuple[str, ...] = ("_conv", "_batch_norm")
 
-    def __init__(self, in_channels, out_channels, kernel_size, padding="same", **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        padding: int | str = "same",
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
         if padding == "same":
             padding = _same_padding(kernel_size, kwargs.get("dilation", 1))
@@ -171,7 +180,7 @@ class ConvBN(nn.Layer):
             out_channels, data_format=kwargs.get("data_format", "NCHW")
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return conv_bn(self._conv, self._batch_norm, x)
 
 
@@ -180,12 +189,19 @@ class ConvBNReLU(ConvBN):
 
     forward_steps = ("_conv", "_batch_norm", "_relu")
 
-    def __init__(self, in_channels, out_channels, kernel_size, padding="same", **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        padding: int | str = "same",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding, **kwargs)
         self._relu = ReLU()
 
     # Not super().forward(x): to_static loses its way in a chain of them.
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self._relu(conv_bn(self._conv, self._batch_norm, x))
 
 
@@ -207,13 +223,13 @@ class SeparableConvBNReLU(nn.Layer):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        padding="same",
-        pointwise_bias=None,
-        **kwargs,
-    ):
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        padding: int | str = "same",
+        pointwise_bias: paddle.ParamAttr | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__()
         self.depthwise_conv = ConvBN(
             in_channels, in_channels, kernel_size, padding, groups=in_channels, **kwargs
@@ -228,5 +244,5 @@ class SeparableConvBNReLU(nn.Layer):
             data_format=kwargs.get("data_format", "NCHW"),
         )
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.piontwise_conv(self.depthwise_conv(x))

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch norm: which kind, its numbers, and how it is frozen."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
 
 _KINDS = (nn.BatchNorm2D, nn.SyncBatchNorm)
 
 
-def SyncBatchNorm(*args, **kwargs):
+def SyncBatchNorm(*args: Any, **kwargs: Any) -> nn.Layer:
     """Batch norm over all ranks where that is possible and needed, else over this rank's images.
 
     Takes the arguments of ``nn.BatchNorm2D``. Momentum is Paddle's, the share of the old value
@@ -40,7 +43,7 @@ class _SyncBatchNorm(nn.SyncBatchNorm):
 BATCH_NORMS = (*_KINDS, _SyncBatchNorm)
 
 
-def running_batch_norm(norm, x):
+def running_batch_norm(norm: nn.BatchNorm2D | nn.SyncBatchNorm, x: Tensor) -> Tensor:
     """A batch norm of x with its running statistics, in training, too; they stay as they are.
 
     Args:
@@ -61,12 +64,14 @@ def running_batch_norm(norm, x):
     )
 
 
-def batch_norms(layer):
+def batch_norms(layer: nn.Layer) -> Iterator[nn.BatchNorm2D | nn.SyncBatchNorm]:
     """Iterates over the batch norms in a layer, the layer itself included."""
     return (part for part in layer.sublayers(include_self=True) if isinstance(part, _KINDS))
 
 
-def set_batch_norm(layer, momentum=None, epsilon=None):
+def set_batch_norm(
+    layer: nn.Layer, momentum: float | None = None, epsilon: float | None = None
+) -> None:
     """Sets the numbers of every batch norm in a layer; None leaves what each of them has.
 
     Args:
@@ -93,7 +98,7 @@ def set_batch_norm(layer, momentum=None, epsilon=None):
             norm._epsilon = float(epsilon)
 
 
-def freeze_batch_norm(layer):
+def freeze_batch_norm(layer: nn.Layer) -> None:
     """Puts every batch norm in a layer into evaluation mode and stops its weight and bias.
 
     ``layer.train()`` undoes the mode, not the stop; `Segmenter` repeats the call there.

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bilinear resize and the two questions about a tensor that depend on its data format."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
 from paddleseg_deeplab import kernels
+
+# (height, width): integers, or scalar tensors while a program is traced.
+Size = Sequence[int | Tensor]
 
 DATA_FORMATS = ("NCHW", "NHWC")
 _LARGEST_DENOMINATOR = 100
 
 
-def channel_axis(data_format):
+def channel_axis(data_format: str) -> int:
     """Axis of the channels in a 4-D tensor: 1 for "NCHW", 3 for "NHWC".
 
     Raises:
@@ -23,13 +28,13 @@ def channel_axis(data_format):
     return 1 if data_format == "NCHW" else 3
 
 
-def spatial_size(x, data_format="NCHW"):
+def spatial_size(x: Tensor, data_format: str = "NCHW") -> Size:
     """(height, width) of a 4-D tensor: integers, or scalar tensors while a program is traced
     for export with dynamic shapes."""
     return x.shape[2:4] if data_format == "NCHW" else x.shape[1:3]
 
 
-def like(x, other):
+def like(x: Tensor, other: Tensor) -> Tensor:
     """x in the dtype of another tensor; x itself, and no operator in a program, where it has it.
 
     Under autocast one float32 input takes a sum or a concatenation of half-precision maps back to
@@ -38,12 +43,12 @@ def like(x, other):
     return x if x.dtype == other.dtype else x.astype(other.dtype)
 
 
-def resize(x, size, align_corners=False, data_format="NCHW"):
+def resize(x: Tensor, size: Size, align_corners: bool = False, data_format: str = "NCHW") -> Tensor:
     """Bilinear resize.
 
     Args:
         x (Tensor): float [N, C, H, W], or [N, H, W, C] for "NHWC".
-        size (list): (height, width) in pixels, as `spatial_size` returns it.
+        size: (height, width) in pixels, as `spatial_size` returns it.
         align_corners (bool): True where the corner pixels' centres of both grids coincide
             (sizes 8k+1, such as 513), False where their outer edges do (even sizes).
         data_format (str): "NCHW" or "NHWC".
@@ -60,7 +65,9 @@ def resize(x, size, align_corners=False, data_format="NCHW"):
     return y
 
 
-def resize_by(x, scale, align_corners=False, data_format="NCHW"):
+def resize_by(
+    x: Tensor, scale: float, align_corners: bool = False, data_format: str = "NCHW"
+) -> Tensor:
     """Bilinear resize by a factor, with torch's meaning of ``scale_factor``.
 
     The result has floor(size * scale) pixels. Its pixel i lies at (i + 0.5) / scale - 0.5 of the
@@ -99,7 +106,7 @@ def resize_by(x, scale, align_corners=False, data_format="NCHW"):
 
 
 @paddle.jit.not_to_static  # plain numbers, which tracing need not look into
-def scale_fraction(scale):
+def scale_fraction(scale: float) -> Fraction:
     """A scale as a ``fractions.Fraction``.
 
     Raises:

@@ -4,9 +4,9 @@
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
 
-from paddleseg_deeplab.models.layers.resize import channel_axis, spatial_size
+from paddleseg_deeplab.models.layers.resize import Size, channel_axis, spatial_size
 
 
 class BilinearDeconv(nn.Layer):
@@ -32,7 +32,7 @@ class BilinearDeconv(nn.Layer):
             a target larger than factor times the map.
     """
 
-    def __init__(self, channels, factor, data_format="NCHW"):
+    def __init__(self, channels: int, factor: int, data_format: str = "NCHW") -> None:
         super().__init__()
         if type(factor) is not int or factor < 1:
             raise ValueError(f"The upsampling factor is {factor!r}; give a positive integer.")
@@ -55,12 +55,12 @@ class BilinearDeconv(nn.Layer):
                 data_format=data_format,
             )
 
-    def forward(self, x, size):
+    def forward(self, x: Tensor, size: Size) -> Tensor:
         """Upsamples.
 
         Args:
             x (Tensor): float [N, C, H, W], or [N, H, W, C] for "NHWC".
-            size (list): (height, width) of the result, as `spatial_size` returns it.
+            size: (height, width) of the result, as `spatial_size` returns it.
 
         Returns:
             Tensor: x's middle, factor times as fine, of the given size.
@@ -81,7 +81,7 @@ class BilinearDeconv(nn.Layer):
         return x[:, top : top + size[0], left : left + size[1], :]
 
 
-def bilinear_kernel(factor):
+def bilinear_kernel(factor: int) -> np.ndarray:
     """The transposed convolution kernel that interpolates bilinearly.
 
     Not ``nn.initializer.Bilinear`` (paddle_quirks: bilinear_initializer).

@@ -8,13 +8,19 @@ device at each step. Values may be looked at where `in_numpy` says so.
 import contextlib
 import numbers
 import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
+from paddle.autograd import PyLayer
 from paddle.base import core
 
 from paddleseg_deeplab.utils.errors import UserError
+
+# A factor for each class.
+ClassWeights: TypeAlias = Sequence[float] | np.ndarray | Tensor
 
 _FORMATS = ("NCHW", "NHWC")
 # False makes a CPU take the operators that a GPU takes; for tests.
@@ -39,17 +45,22 @@ class SegmentationLoss(nn.Layer):
         TypeError, ValueError: a setting of the wrong type or range.
     """
 
-    layout = "NCHW"
+    layout: str | None = "NCHW"
 
-    def __init__(self, ignore_index=255, weight=None, data_format="NCHW"):
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        weight: ClassWeights | str | None = None,
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__()
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
+        if not is_integer(ignore_index):
             raise TypeError(f"ignore_index must be an integer, not {ignore_index!r}.")
         if data_format not in _FORMATS:
             raise ValueError(f"data_format must be 'NCHW' or 'NHWC', not {data_format!r}.")
         self.ignore_index = int(ignore_index)
         self.data_format = data_format
-        self.weight = None
+        self.weight: Tensor | str | None = None
         if isinstance(weight, str):
             if weight != "auto":
                 raise ValueError(f"weight must be a list of numbers or 'auto', not {weight!r}.")
@@ -58,11 +69,11 @@ class SegmentationLoss(nn.Layer):
             self.set_class_weights(weight)
 
     @property
-    def needs_class_weights(self):
+    def needs_class_weights(self) -> bool:
         """bool: True while the weights are still the placeholder ``"auto"``."""
         return isinstance(self.weight, str)
 
-    def set_class_weights(self, weight):
+    def set_class_weights(self, weight: ClassWeights) -> None:
         """Sets one non-negative factor per class (a sequence, array or Tensor of floats)."""
         values = weight.numpy() if isinstance(weight, paddle.Tensor) else weight
         try:
@@ -79,7 +90,7 @@ class SegmentationLoss(nn.Layer):
         tensor = paddle.to_tensor(values.astype("float32"))
         self.register_buffer("weight", tensor, persistable=False)
 
-    def forward(self, logits, label, **extra):
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Computes the loss.
 
         Args:
@@ -94,13 +105,17 @@ class SegmentationLoss(nn.Layer):
             UserError: shapes that do not belong together, labels that are no class, or unresolved
                 ``"auto"`` weights.
         """
+        return self._checked_and_computed(logits, label)
+
+    def _checked_and_computed(self, logits, label, **extra):
+        """What `forward` gives; `extra` goes to ``compute``."""
         # Under O1/O2 autocasting, products and sums over a million pixels would run in half
         # precision, where they overflow at 65504.
         with paddle.amp.auto_cast(enable=False), exact_products():
             logits, label, valid = self._prepare(logits, label)
             return self.compute(logits, label, valid, **extra)
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         """Computes the loss of checked inputs: logits float32 in ``layout``, label int64 [N, H, W],
         valid bool [N, H, W]."""
         raise NotImplementedError
@@ -141,7 +156,7 @@ class SegmentationLoss(nn.Layer):
             logits = logits.transpose([0, 2, 3, 1] if self.layout == "NHWC" else [0, 3, 1, 2])
         return logits, label, valid
 
-    def batch_weight(self, label):
+    def batch_weight(self, label: Tensor) -> float | Tensor:
         """How much a batch counts where the means of several (micro-batches, ranks) are joined.
 
         A loss that is a mean over pixels or images gives how many there are, so that the joined
@@ -155,7 +170,7 @@ class SegmentationLoss(nn.Layer):
         """
         return 1.0
 
-    def pixel_weights(self, label, valid):
+    def pixel_weights(self, label: Tensor, valid: Tensor) -> Tensor:
         """Class weight of each pixel, float32 [N, H, W]; 0 where not valid, 1 without weights."""
         mask = valid.astype("float32")
         if self.weight is None:
@@ -165,12 +180,22 @@ class SegmentationLoss(nn.Layer):
         return paddle.gather(self.weight, known.flatten()).reshape(label.shape) * mask
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, NumPy's included; True and False are none."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, NumPy's included; True and False are none."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def _nchw(shape):
     n, h, w, c = shape
     return n, c, h, w
 
 
-def check_label_range(label, num_classes, ignore_index, name):
+def check_label_range(label: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Raises UserError for labels that are neither a class nor ignore_index.
 
     Only on the CPU: on a GPU the look at the values would stop the device at each step; there
@@ -191,7 +216,7 @@ def check_label_range(label, num_classes, ignore_index, name):
         )
 
 
-def is_valid(label, ignore_index):
+def is_valid(label: Tensor, ignore_index: int) -> Tensor:
     """bool Tensor: where a label counts. A narrow label is never compared with a number that its
     type cannot hold, which Paddle would wrap around."""
     limits = paddle.iinfo(label.dtype)
@@ -200,18 +225,18 @@ def is_valid(label, ignore_index):
     return label != ignore_index
 
 
-def valid_pixels(label, ignore_index):
+def valid_pixels(label: Tensor, ignore_index: int) -> Tensor:
     """Tensor: how many pixels of a label count, float64; not read, since that would wait for it."""
     return is_valid(label, ignore_index).sum().astype("float64")
 
 
-def one_hot(label, valid, num_classes):
+def one_hot(label: Tensor, valid: Tensor, num_classes: int) -> Tensor:
     """float32 [N, H, W, C]; all zero at pixels that are not valid."""
     known = paddle.where(valid, label, paddle.zeros_like(label))
     return paddle.nn.functional.one_hot(known, num_classes) * valid.unsqueeze(-1).astype("float32")
 
 
-def mean_over(values, denominator):
+def mean_over(values: Tensor, denominator: Tensor) -> Tensor:
     """Sum of values / denominator, float32; 0 with zero gradients where the denominator is 0.
 
     The sum is taken in float64: that of many large losses would pass float32's largest number.
@@ -220,12 +245,12 @@ def mean_over(values, denominator):
     return (total / paddle.clip(denominator.astype("float64"), min=1e-12)).astype("float32")
 
 
-def in_numpy(tensor):
+def in_numpy(tensor: Tensor) -> bool:
     """bool: whether a loss may look at this tensor's values and compute in NumPy."""
     return NUMPY_ON_CPU and tensor.place.is_cpu_place()
 
 
-def as_numpy(tensor):
+def as_numpy(tensor: Tensor) -> np.ndarray:
     """NumPy array of a CPU or GPU tensor; of a CPU tensor without a copy where Paddle can."""
     if tensor.place.is_cpu_place():
         try:
@@ -235,7 +260,7 @@ def as_numpy(tensor):
     return tensor.detach().numpy()
 
 
-def writable(shape):
+def writable(shape: Sequence[int]) -> tuple[Tensor, np.ndarray]:
     """A new float32 CPU tensor, and an array to write its numbers to, before :func:`written`."""
     tensor = paddle.empty(shape, dtype="float32")
     array = as_numpy(tensor)
@@ -244,14 +269,14 @@ def writable(shape):
     return tensor, array
 
 
-def written(tensor, array):
+def written(tensor: Tensor, array: np.ndarray) -> Tensor:
     """The tensor with the numbers of its array, see :func:`writable`."""
     # A copy, see as_numpy, does not reach the tensor.
     return tensor if np.shares_memory(array, as_numpy(tensor)) else paddle.to_tensor(array)
 
 
 @contextlib.contextmanager
-def exact_products():
+def exact_products() -> Iterator[None]:
     """Inside, matrix products of float32 keep float32's digits on a GPU.
 
     Some Paddles take TF32 by default (paddle_quirks: products_in_tf32).
@@ -267,7 +292,7 @@ def exact_products():
         core.set_cublas_switch(allowed)
 
 
-def apply_once(layer, *arguments):
+def apply_once(layer: type[PyLayer], *arguments: Any) -> Tensor:
     """``layer.apply``, and an error where a second backward pass would end the process.
 
     A fault of Paddle's (paddle_quirks: py_layer_second_pass). Hooks on the result run before it.
@@ -289,7 +314,7 @@ def apply_once(layer, *arguments):
     return result
 
 
-def version_of(tensor):
+def version_of(tensor: Tensor) -> int:
     """How often a tensor was changed in place."""
     version = getattr(tensor, "inplace_version", 0)
     return version() if callable(version) else version

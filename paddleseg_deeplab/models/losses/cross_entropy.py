@@ -2,13 +2,15 @@
 """Cross-entropy with class weights, label smoothing and hard-pixel mining."""
 
 import math
-import numbers
 
 import paddle
+from paddle import Tensor
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import (
+    ClassWeights,
     SegmentationLoss,
+    is_number,
     is_valid,
     mean_over,
     valid_pixels,
@@ -17,9 +19,11 @@ from paddleseg_deeplab.models.losses.hard_pixels import hardest_share
 from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
 
 
-def check_fraction(name, value, low_open=False, high_open=False):
+def check_fraction(
+    name: str, value: float, low_open: bool = False, high_open: bool = False
+) -> None:
     """Raises unless the value is a number in 0..1 (bounds open as told)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not is_number(value):
         raise TypeError(f"{name} must be a number, not {value!r}.")
     if not 0 <= value <= 1 or (low_open and value == 0) or (high_open and value == 1):
         raise ValueError(
@@ -54,14 +58,14 @@ class CrossEntropyLoss(SegmentationLoss):
 
     def __init__(
         self,
-        weight=None,
-        ignore_index=255,
-        top_k_percent_pixels=1.0,
-        avg_non_ignore=True,
-        data_format="NCHW",
+        weight: ClassWeights | str | None = None,
+        ignore_index: int = 255,
+        top_k_percent_pixels: float = 1.0,
+        avg_non_ignore: bool = True,
+        data_format: str = "NCHW",
         *,
-        label_smoothing=0.0,
-    ):
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__(ignore_index, weight, data_format)
         check_fraction("top_k_percent_pixels", top_k_percent_pixels, low_open=True)
         check_fraction("label_smoothing", label_smoothing, high_open=True)
@@ -69,12 +73,16 @@ class CrossEntropyLoss(SegmentationLoss):
         self.avg_non_ignore = avg_non_ignore
         self.label_smoothing = label_smoothing
 
-    def forward(self, logits, label, semantic_weights=None):
+    def forward(
+        self, logits: Tensor, label: Tensor, semantic_weights: Tensor | None = None
+    ) -> Tensor:
         """As :meth:`SegmentationLoss.forward`; ``semantic_weights`` (float [N, H, W] or None)
         multiplies each pixel's loss and, as in PaddleSeg, not the divisor."""
-        return super().forward(logits, label, semantic_weights=semantic_weights)
+        return self._checked_and_computed(logits, label, semantic_weights=semantic_weights)
 
-    def compute(self, logits, label, valid, semantic_weights=None):
+    def compute(
+        self, logits: Tensor, label: Tensor, valid: Tensor, semantic_weights: Tensor | None = None
+    ) -> Tensor:
         loss = pixel_cross_entropy(logits, label, valid, self.data_format, self.label_smoothing)
         weights = self.pixel_weights(label, valid)
         if self.weight is not None:
@@ -88,7 +96,7 @@ class CrossEntropyLoss(SegmentationLoss):
             loss, share = loss * chosen, share * chosen
         return mean_over(loss, share.sum())
 
-    def batch_weight(self, label):
+    def batch_weight(self, label: Tensor) -> float | Tensor:
         """The divisor of the average; 1.0 with top_k_percent_pixels, whose pixels each batch
         chooses among its own."""
         if self.top_k_percent_pixels < 1.0:

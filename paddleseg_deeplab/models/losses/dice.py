@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft Dice loss (Milletari et al. 2016, "V-Net", with one term per class)."""
 
-import numbers
-
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, is_valid, mean_over
+from paddleseg_deeplab.models.losses.base import (
+    ClassWeights,
+    SegmentationLoss,
+    is_number,
+    is_valid,
+    mean_over,
+)
 
 
 @registry.LOSSES.add_component
@@ -29,15 +34,22 @@ class DiceLoss(SegmentationLoss):
 
     layout = "NHWC"
 
-    def __init__(self, weight=None, ignore_index=255, smooth=1.0, *, data_format="NCHW"):
+    def __init__(
+        self,
+        weight: ClassWeights | str | None = None,
+        ignore_index: int = 255,
+        smooth: float = 1.0,
+        *,
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__(ignore_index, weight, data_format)
-        if isinstance(smooth, bool) or not isinstance(smooth, numbers.Real):
+        if not is_number(smooth):
             raise TypeError(f"smooth must be a number, not {smooth!r}.")
         if smooth < 0:
             raise ValueError(f"smooth must be >= 0, not {smooth!r}.")
         self.smooth = float(smooth)
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         n, h, w, c = logits.shape
         probs = F.softmax(logits, axis=-1).reshape([n, h * w, c])
         # Void is a class of its own here, whose row is cut off below.
@@ -53,6 +65,6 @@ class DiceLoss(SegmentationLoss):
         labelled = valid.any(axis=[1, 2]).astype("float32")  # [N]
         return mean_over(loss * labelled.unsqueeze(1), labelled.sum() * c)
 
-    def batch_weight(self, label):
+    def batch_weight(self, label: Tensor) -> Tensor:
         """Images with a valid pixel."""
         return is_valid(label, self.ignore_index).any(axis=[1, 2]).astype("float64").sum()

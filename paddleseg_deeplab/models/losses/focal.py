@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Focal losses (Lin et al. 2017, "Focal Loss for Dense Object Detection", equations 4 and 5)."""
 
-import numbers
-
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.models.losses.base import (
+    ClassWeights,
     SegmentationLoss,
+    is_number,
     mean_over,
     one_hot,
     valid_pixels,
@@ -19,7 +20,7 @@ from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entr
 
 
 def _check_gamma(gamma):
-    if isinstance(gamma, bool) or not isinstance(gamma, numbers.Real):
+    if not is_number(gamma):
         raise TypeError(f"gamma must be a number, not {gamma!r}.")
     if not gamma >= 0:
         raise ValueError(f"gamma must be >= 0, not {gamma!r}.")
@@ -50,14 +51,21 @@ class FocalLoss(SegmentationLoss):
 
     layout = "NHWC"
 
-    def __init__(self, alpha=0.25, gamma=2.0, ignore_index=255, *, data_format="NCHW"):
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        ignore_index: int = 255,
+        *,
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__(ignore_index, None, data_format)
         check_fraction("alpha", alpha)
         _check_gamma(gamma)
         self.alpha = float(alpha)
         self.gamma = float(gamma)
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         truth = one_hot(label, valid, logits.shape[-1])
         loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
         loss = loss * _modulate(loss, self.gamma)
@@ -68,7 +76,7 @@ class FocalLoss(SegmentationLoss):
         mask = valid.astype("float32")
         return mean_over(loss * mask, mask.sum())
 
-    def batch_weight(self, label):
+    def batch_weight(self, label: Tensor) -> Tensor:
         return valid_pixels(label, self.ignore_index)
 
 
@@ -86,18 +94,25 @@ class MultiClassFocalLoss(SegmentationLoss):
 
     layout = None
 
-    def __init__(self, alpha=1.0, gamma=2.0, ignore_index=255, *, data_format="NCHW"):
-        single = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+    def __init__(
+        self,
+        alpha: float | ClassWeights = 1.0,
+        gamma: float = 2.0,
+        ignore_index: int = 255,
+        *,
+        data_format: str = "NCHW",
+    ) -> None:
+        single = is_number(alpha)
         super().__init__(ignore_index, None if single else alpha, data_format)
         if not single and self.weight is None:
             raise TypeError(f"alpha must be a number or a list of them, not {alpha!r}.")
-        if single and not (np.isfinite(alpha) and alpha >= 0):
+        if is_number(alpha) and not (np.isfinite(alpha) and alpha >= 0):
             raise ValueError(f"alpha must be >= 0, not {alpha!r}.")
         _check_gamma(gamma)
         self.alpha = alpha
         self.gamma = float(gamma)
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         loss = pixel_cross_entropy(logits, label, valid, self.data_format)
         loss = loss * _modulate(loss, self.gamma)
         if self.weight is None:
@@ -105,5 +120,5 @@ class MultiClassFocalLoss(SegmentationLoss):
         # Per-class factors do not enter the divisor: alpha scales a class, it does not average.
         return mean_over(loss * self.pixel_weights(label, valid), valid.astype("float32").sum())
 
-    def batch_weight(self, label):
+    def batch_weight(self, label: Tensor) -> Tensor:
         return valid_pixels(label, self.ignore_index)

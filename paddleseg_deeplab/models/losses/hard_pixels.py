@@ -3,11 +3,12 @@
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from paddleseg_deeplab.models.losses.base import as_numpy, in_numpy
 
 
-def among_hardest(loss, valid, count):
+def among_hardest(loss: Tensor, valid: Tensor, count: int) -> Tensor:
     """Which valid pixels have one of the `count` largest losses, equal ones included.
 
     Args:
@@ -26,7 +27,7 @@ def among_hardest(loss, valid, count):
     return (keys >= _kth_largest(keys, count)) & valid
 
 
-def hardest_share(loss, valid, share):
+def hardest_share(loss: Tensor, valid: Tensor, share: float) -> Tensor:
     """How much each pixel counts when the given share of the valid ones, the hardest, is chosen.
 
     Args:

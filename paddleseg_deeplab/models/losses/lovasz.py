@@ -9,10 +9,11 @@ whose sort is many times faster than Paddle's, and sorts no pixel whose g must b
 Paddle operators. docs/performance.md has the times.
 """
 
-import numbers
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from paddleseg_deeplab import kernels, registry
@@ -21,6 +22,7 @@ from paddleseg_deeplab.models.losses.base import (
     apply_once,
     as_numpy,
     in_numpy,
+    is_integer,
     writable,
     written,
 )
@@ -75,7 +77,9 @@ def _value_and_grad(logits, label, valid, classes):
     return value_and_grad_paddle(logits, label, valid, classes)
 
 
-def value_and_grad_paddle(logits, label, valid, classes):
+def value_and_grad_paddle(
+    logits: Tensor, label: Tensor, valid: Tensor, classes: str | Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Loss and gradient in Paddle operators, without a stop of the device, a few classes at a time.
 
     Which classes are present is known on the device alone, so all of them are computed and the
@@ -159,7 +163,14 @@ class LovaszSoftmaxLoss(SegmentationLoss):
         data_format (str): "NCHW" or "NHWC".
     """
 
-    def __init__(self, ignore_index=255, classes="present", *, per_image=False, data_format="NCHW"):
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        classes: str | Sequence[int] = "present",
+        *,
+        per_image: bool = False,
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__(ignore_index, None, data_format)
         if isinstance(classes, str):
             if classes not in ("present", "all"):
@@ -168,15 +179,13 @@ class LovaszSoftmaxLoss(SegmentationLoss):
                 )
         else:
             classes = list(classes)
-            if not classes or not all(
-                isinstance(c, numbers.Integral) and not isinstance(c, bool) for c in classes
-            ):
+            if not classes or not all(is_integer(c) for c in classes):
                 raise ValueError(f"classes must hold at least one class number, not {classes!r}.")
             classes = sorted({int(c) for c in classes})
         self.classes = classes
         self.per_image = bool(per_image)
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         if not isinstance(self.classes, str) and not (
             self.classes[0] >= 0 and self.classes[-1] < logits.shape[1]
         ):

@@ -2,11 +2,12 @@
 """A weighted set of losses on one output."""
 
 import math
-import numbers
+from collections.abc import Sequence
 
-from paddle import nn
+from paddle import Tensor, nn
 
 from paddleseg_deeplab import registry
+from paddleseg_deeplab.models.losses.base import is_number
 
 
 @registry.LOSSES.add_component
@@ -25,7 +26,7 @@ class MixedLoss(nn.Layer):
         ValueError: lists that are empty or differ in length, or a factor that is not finite.
     """
 
-    def __init__(self, losses, coef):
+    def __init__(self, losses: Sequence[nn.Layer], coef: Sequence[float]) -> None:
         super().__init__()
         for name, value in (("losses", losses), ("coef", coef)):
             if not isinstance(value, (list, tuple)):
@@ -38,21 +39,21 @@ class MixedLoss(nn.Layer):
         for loss in losses:
             if not isinstance(loss, nn.Layer):
                 raise TypeError(f"MixedLoss: every loss must be a paddle.nn.Layer, not {loss!r}.")
-        for value in coef:
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise TypeError(f"MixedLoss: every coef must be a number, not {value!r}.")
-            if not math.isfinite(value):
-                raise ValueError(f"MixedLoss: every coef must be finite, not {value!r}.")
+        for factor in coef:
+            if not is_number(factor):
+                raise TypeError(f"MixedLoss: every coef must be a number, not {factor!r}.")
+            if not math.isfinite(factor):
+                raise ValueError(f"MixedLoss: every coef must be finite, not {factor!r}.")
         self.losses = nn.LayerList(losses)
         self.coef = [float(value) for value in coef]
-        self.names = []
-        counts = {}
+        self.names: list[str] = []
+        counts: dict[str, int] = {}
         for loss in losses:
             name = type(loss).__name__
             counts[name] = counts.get(name, 0) + 1
             self.names.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
 
-    def forward(self, logits, label):
+    def forward(self, logits: Tensor, label: Tensor) -> list[Tensor]:
         """Returns list[Tensor]: coef x loss for each loss, float32 scalars, in order."""
         return [
             loss(logits, label) * factor

@@ -2,10 +2,16 @@
 """Cross-entropy of the hard pixels (online hard example mining, Shrivastava et al. 2016)."""
 
 import math
-import numbers
+
+from paddle import Tensor
 
 from paddleseg_deeplab import registry
-from paddleseg_deeplab.models.losses.base import SegmentationLoss, mean_over
+from paddleseg_deeplab.models.losses.base import (
+    ClassWeights,
+    SegmentationLoss,
+    is_integer,
+    mean_over,
+)
 from paddleseg_deeplab.models.losses.cross_entropy import check_fraction
 from paddleseg_deeplab.models.losses.hard_pixels import among_hardest
 from paddleseg_deeplab.models.losses.pixel_cross_entropy import pixel_cross_entropy
@@ -32,18 +38,24 @@ class OhemCrossEntropyLoss(SegmentationLoss):
     layout = None
 
     def __init__(
-        self, thresh=0.7, min_kept=10000, ignore_index=255, weight=None, *, data_format="NCHW"
-    ):
+        self,
+        thresh: float = 0.7,
+        min_kept: int = 10000,
+        ignore_index: int = 255,
+        weight: ClassWeights | str | None = None,
+        *,
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__(ignore_index, weight, data_format)
         check_fraction("thresh", thresh)
-        if isinstance(min_kept, bool) or not isinstance(min_kept, numbers.Integral):
+        if not is_integer(min_kept):
             raise TypeError(f"min_kept must be an integer, not {min_kept!r}.")
         if min_kept < 0:
             raise ValueError(f"min_kept must be >= 0, not {min_kept!r}.")
         self.thresh = float(thresh)
         self.min_kept = int(min_kept)
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         loss = pixel_cross_entropy(logits, label, valid, self.data_format)
         kept = self._hard(loss.detach(), valid).astype("float32")
         if self.weight is not None:

@@ -7,6 +7,7 @@ kernels it ends at 64 (paddle_quirks: cross_entropy_limit).
 
 import numpy as np
 import paddle
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from paddleseg_deeplab import kernels
@@ -22,7 +23,9 @@ from paddleseg_deeplab.models.losses.base import (
 _LARGEST = float(np.finfo("float32").max)
 
 
-def pixel_cross_entropy(logits, label, valid, data_format, label_smoothing=0.0):
+def pixel_cross_entropy(
+    logits: Tensor, label: Tensor, valid: Tensor, data_format: str, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of each pixel; 0, with gradient 0, where not valid.
 
     Args:

@@ -21,6 +21,7 @@ I, which keeps the digits of A's small directions; log det A = log det(T A T') -
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
 from paddleseg_deeplab import registry
@@ -76,7 +77,7 @@ def _constants(truth, pred):
     return w, _whitener(_gram(rest) + _ALPHA * (_gram(w) + eye))
 
 
-def value_and_grad(pred, truth):
+def value_and_grad(pred: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """log det A / 2, float32 [B], and its gradient by pred, for centred float32 [B, d, M]."""
     w, t = _constants(truth, pred)
     rest = truth - paddle.matmul(w.astype("float32"), pred)
@@ -130,16 +131,16 @@ class RMILoss(SegmentationLoss):
 
     def __init__(
         self,
-        num_classes=19,
-        rmi_radius=3,
-        rmi_pool_way=0,
-        rmi_pool_size=3,
-        rmi_pool_stride=3,
-        loss_weight_lambda=0.5,
-        ignore_index=255,
+        num_classes: int = 19,
+        rmi_radius: int = 3,
+        rmi_pool_way: int = 0,
+        rmi_pool_size: int = 3,
+        rmi_pool_stride: int = 3,
+        loss_weight_lambda: float = 0.5,
+        ignore_index: int = 255,
         *,
-        data_format="NCHW",
-    ):
+        data_format: str = "NCHW",
+    ) -> None:
         super().__init__(ignore_index, None, data_format)
         if rmi_radius not in range(1, 11):
             raise ValueError(f"rmi_radius must be an integer from 1 to 10, not {rmi_radius!r}.")
@@ -155,7 +156,7 @@ class RMILoss(SegmentationLoss):
         self.rmi_pool_way = rmi_pool_way
         self.rmi_pool_size = rmi_pool_size
 
-    def compute(self, logits, label, valid):
+    def compute(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         n, c = logits.shape[:2]
         if c != self.num_classes:
             raise ValueError(f"RMILoss: num_classes is {self.num_classes}, the logits have {c}.")

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """All losses of a batch, over all outputs of a network."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import paddle
+from paddle import Tensor
 
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -26,7 +30,14 @@ def _layout_of(loss):
     return _layout_of(parts[0]) if parts else "NCHW"
 
 
-def compute_losses(logits_list, label, losses, data_format="NCHW", *, shares=None):
+def compute_losses(
+    logits_list: Sequence[Tensor],
+    label: Tensor,
+    losses: Mapping[str, Any],
+    data_format: str = "NCHW",
+    *,
+    shares: Sequence[float] | Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """All loss parts of one batch.
 
     Args:
@@ -75,17 +86,19 @@ def _check_outputs(logits_list, types):
         )
 
 
-def part_count(losses):
+def part_count(losses: Mapping[str, Any]) -> int:
     """How many parts `compute_losses` gives."""
     return sum(len(getattr(loss, "names", None) or [loss]) for loss in losses["types"])
 
 
-def output_sizes(logits_list, data_format="NCHW"):
+def output_sizes(logits_list: Sequence[Tensor], data_format: str = "NCHW") -> list[tuple[int, int]]:
     """(height, width) of each output."""
     return [tuple(x.shape[2:] if data_format == "NCHW" else x.shape[1:3]) for x in logits_list]
 
 
-def batch_weights(label, sizes, losses):
+def batch_weights(
+    label: Tensor, sizes: Sequence[tuple[int, int]], losses: Mapping[str, Any]
+) -> list[float | Tensor]:
     """How much a batch counts in each loss part where several batches are joined.
 
     Args:
