@@ -5,12 +5,20 @@ The only file that knows all component packages.
 """
 
 import inspect
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
+
+from paddle import nn
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LRScheduler
 
 # Imported for their registrations.
 from paddleseg_deeplab import datasets, models, optimizers, transforms  # noqa: F401
 from paddleseg_deeplab import registry as manager
 from paddleseg_deeplab.cvlibs.config import Config
+from paddleseg_deeplab.datasets.base import BaseDataset
+from paddleseg_deeplab.datasets.sampling import Sampling
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
@@ -18,6 +26,8 @@ from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
+# What is done to a sample, one after another.
+Transforms = list[Callable[[dict[str, Any]], dict[str, Any]]]
 # Which registry a `type` at this place is looked up in; deeper keys come first.
 _REGISTRY_OF = {
     "backbone": manager.BACKBONES,
@@ -45,7 +55,7 @@ def _plain_losses(items, place="loss.types"):
             yield f"{place}.{i}", item
 
 
-def training_crop(config):
+def training_crop(config: Config) -> list[int] | int | None:
     """The size that training images are cropped to, the window of ``test_config.slide_above``.
 
     Args:
@@ -83,7 +93,7 @@ class SegBuilder:
             message names the file and the key.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Config) -> None:
         if not isinstance(config, Config):
             raise TypeError(f"SegBuilder takes a Config, not {type(config).__name__}.")
         self.config = config
@@ -213,7 +223,7 @@ class SegBuilder:
 
     # -- building -------------------------------------------------------------------------------
 
-    def build(self, place, cfg, registry):
+    def build(self, place: str, cfg: Mapping[str, Any], registry: manager.ComponentManager) -> Any:
         """Builds one component and what is nested in it.
 
         Raises:
@@ -256,16 +266,16 @@ class SegBuilder:
         return cfg
 
     @cached_property
-    def model(self):
+    def model(self) -> nn.Layer:
         """The network (`nn.Layer`)."""
         return self.build("model", self._section("model"), manager.MODELS)
 
     @cached_property
-    def train_dataset(self):
+    def train_dataset(self) -> BaseDataset:
         return self._dataset("train_dataset")
 
     @cached_property
-    def sampler(self):
+    def sampler(self) -> Sampling | None:
         """How often an epoch holds each training image (`Sampling`), or None: once each."""
         if "sampler" not in self.config.dic:
             return None
@@ -276,7 +286,7 @@ class SegBuilder:
             raise self._told("sampler", error) from error
 
     @cached_property
-    def val_dataset(self):
+    def val_dataset(self) -> BaseDataset:
         return self._dataset("val_dataset")
 
     def _dataset(self, section):
@@ -286,12 +296,12 @@ class SegBuilder:
         return dataset
 
     @cached_property
-    def val_transforms(self):
+    def val_transforms(self) -> Transforms:
         """The validation set's transforms as a list, without opening the set itself."""
         return self._transforms("val_dataset", self.config.val_dataset_cfg)
 
     @cached_property
-    def export_transforms(self):
+    def export_transforms(self) -> Transforms:
         """Preprocessing that belongs to an exported model: ``export.transforms`` or val's."""
         if "transforms" in self.config.export_cfg:
             return self._transforms("export", self.config.export_cfg)
@@ -304,7 +314,7 @@ class SegBuilder:
         ]
 
     @cached_property
-    def loss(self):
+    def loss(self) -> dict[str, Any]:
         """``{"types": [loss, ...], "coef": [number, ...]}``, one entry an output of the network."""
         cfg = self._section("loss")
         self._resolve_auto_weights(cfg)
@@ -336,14 +346,14 @@ class SegBuilder:
             part["weight"] = list(weights)
 
     @cached_property
-    def lr_scheduler(self):
+    def lr_scheduler(self) -> LRScheduler:
         try:
             return build_lr_scheduler(self._section("lr_scheduler"), self.config.iters)
         except (ValueError, TypeError, KeyError) as error:
             raise self._told("lr_scheduler", error) from error
 
     @cached_property
-    def optimizer(self):
+    def optimizer(self) -> Optimizer:
         """A Paddle optimizer over `model`, driven by `lr_scheduler`."""
         factory = self.build("optimizer", self._section("optimizer"), manager.OPTIMIZERS)
         try:

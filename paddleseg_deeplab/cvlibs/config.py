@@ -8,6 +8,9 @@ import copy
 import inspect
 import re
 from ast import literal_eval
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 
@@ -88,7 +91,7 @@ def _mapping_without_repeats(loader, node):
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_repeats)
 
 
-def read_yaml(path):
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads one YAML file into a dict.
 
     Raises:
@@ -109,7 +112,7 @@ def read_yaml(path):
     return dic
 
 
-def load_with_bases(path, _open_files=()):
+def load_with_bases(path: str | Path, _open_files: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Reads a file and merges it over its ``_base_`` file or files (the first named wins).
 
     A base is a path, from the file's folder on, or the name of a recipe.
@@ -149,7 +152,7 @@ def _merge(dic, base):
     return merged
 
 
-def parse_opts(opts):
+def parse_opts(opts: Sequence[str] | None) -> list[tuple[list[str], Any]]:
     """Turns ``["a.b=1", ...]`` into ``[(["a", "b"], 1), ...]``."""
     pairs = []
     for item in opts or []:
@@ -229,15 +232,15 @@ class Config:
 
     def __init__(
         self,
-        path,
-        learning_rate=None,
-        batch_size=None,
-        iters=None,
-        opts=None,
+        path: str | Path,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        iters: int | None = None,
+        opts: Sequence[str] | None = None,
         *,
-        data_format=None,
-        pretrained=True,
-    ):
+        data_format: str | None = None,
+        pretrained: bool = True,
+    ) -> None:
         path = find_config(path)
         self.path = str(path)
         dic = copy.deepcopy(load_with_bases(path))
@@ -282,13 +285,13 @@ class Config:
             message = "%s: dataset_root %s has no effect beside those of %s."
             logger.warning(message, self.path, root, " and ".join(sections))
 
-    def fail(self, place, message):
+    def fail(self, place: str, message: str) -> NoReturn:
         """Raises a `UserError` that names the file and the place in it."""
         place = str(place)
         place = place if place.isprintable() else ascii(place)  # a message is one line
         raise UserError(f"{self.path}: {place}: {message}")
 
-    def check_parameter(self, place, key, component):
+    def check_parameter(self, place: str, key: str, component: Callable[..., Any]) -> None:
         """Refuses a key of a section whose component, a class or function, takes no such one."""
         parameters = inspect.signature(component).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -343,80 +346,80 @@ class Config:
         return copy.deepcopy(self.dic.get(name, {}))
 
     @property
-    def batch_size(self):
+    def batch_size(self) -> int:
         return self.dic.get("batch_size", 1)
 
     @property
-    def iters(self):
+    def iters(self) -> int:
         if "iters" not in self.dic:
             self.fail("iters", "is missing; give it here or with --iters.")
         return self.dic["iters"]
 
     @property
-    def to_static_training(self):
+    def to_static_training(self) -> bool:
         return self.dic.get("to_static_training", False)
 
     @property
-    def accumulation_steps(self):
+    def accumulation_steps(self) -> int:
         return self.dic.get("accumulation_steps", 1)
 
     @property
-    def images_per_update(self):
+    def images_per_update(self) -> int | None:
         return self.dic.get("images_per_update")
 
     @property
-    def model_cfg(self):
+    def model_cfg(self) -> dict[str, Any]:
         return self._section("model")
 
     @property
-    def loss_cfg(self):
+    def loss_cfg(self) -> dict[str, Any]:
         return self._section("loss")
 
     @property
-    def optimizer_cfg(self):
+    def optimizer_cfg(self) -> dict[str, Any]:
         return self._section("optimizer")
 
     @property
-    def lr_scheduler_cfg(self):
+    def lr_scheduler_cfg(self) -> dict[str, Any]:
         return self._section("lr_scheduler")
 
     @property
-    def train_dataset_cfg(self):
+    def train_dataset_cfg(self) -> dict[str, Any]:
         return self._section("train_dataset")
 
     @property
-    def val_dataset_cfg(self):
+    def val_dataset_cfg(self) -> dict[str, Any]:
         return self._section("val_dataset")
 
     @property
-    def test_config(self):
+    def test_config(self) -> dict[str, Any]:
         return self._section("test_config")
 
     @property
-    def export_cfg(self):
+    def export_cfg(self) -> dict[str, Any]:
         return self._section("export")
 
     @property
-    def sampler_cfg(self):
+    def sampler_cfg(self) -> dict[str, Any]:
         return self._section("sampler")
 
     @property
-    def ema_cfg(self):
+    def ema_cfg(self) -> dict[str, Any]:
         return self._section("ema")
 
-    def set_data_format(self, data_format):
+    def set_data_format(self, data_format: str) -> None:
         """Sets "NCHW" or "NHWC" on the model and its backbone; the losses follow (`SegBuilder`)."""
         model = self.dic.get("model", {})
         for part in (model, model.get("backbone")):
             if isinstance(part, dict):
                 part["data_format"] = data_format
 
-    def drop_pretrained(self):
+    def drop_pretrained(self) -> None:
         """Forgets pretrained weights, for when a whole trained model is loaded anyway."""
         model = self.dic.get("model", {})
         for part in (model, model.get("backbone")):
             if isinstance(part, dict) and "pretrained" in part:
                 part["pretrained"] = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return yaml.dump(self.dic, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

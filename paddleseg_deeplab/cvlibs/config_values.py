@@ -2,6 +2,8 @@
 """What values a config's own sections may hold; those of components are checked by themselves."""
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 _SWITCHES = ("aug_eval", "flip_horizontal", "flip_vertical", "is_slide")
 
@@ -18,7 +20,7 @@ def _is_size(value):
     )
 
 
-def value_faults(dic):
+def value_faults(dic: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Values that no run could use.
 
     Args:

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The config's ``test_config`` with flags over it: how val, predict and search_crf infer."""
 
+import argparse
+from typing import Any
+
+from paddleseg_deeplab.cvlibs.config import Config
 from paddleseg_deeplab.postprocess.settings import crf_settings
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
@@ -9,7 +13,7 @@ _AUG_KEYS = ("scales", "flip_horizontal", "flip_vertical")
 _WINDOW_KEYS = ("crop_size", "stride")
 
 
-def inference_settings(config, args, aug_flag):
+def inference_settings(config: Config, args: argparse.Namespace, aug_flag: str) -> dict[str, Any]:
     """The config's ``test_config`` with the flags over it, as in PaddleSeg.
 
     Args:

@@ -5,10 +5,12 @@ Each function takes the parameter and the keyword arguments of Paddle's initiali
 ``constant_init(layer.weight, value=1.0)``.
 """
 
+from collections.abc import Callable
+
 from paddle.nn import initializer
 
 
-def _function(name, kind):
+def _function(name: str, kind: type[initializer.Initializer]) -> Callable[..., None]:
     def init(param, **kwargs):
         kind(**kwargs)(param, param.block)
 
