@@ -2,7 +2,9 @@
 """Feeds images to evaluation and prediction: reading ahead in threads, batches of equal sizes."""
 
 import collections
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,17 +12,22 @@ from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils.cpu import thread_count
 
+_K = TypeVar("_K")
+_R = TypeVar("_R")
+# A picture's sample, labels int32 [H, W], probabilities float32 [K, H, W] where they are wanted.
+Result = tuple[dict[str, Any], np.ndarray, np.ndarray | None]
+
 _PIXELS_TOGETHER = 1 << 17
 _MOST_TOGETHER = 8
 _MOST_WORKERS = 2
 
 
-def automatic_workers():
+def automatic_workers() -> int:
     """Threads for `read_ahead` where nobody says how many: 1 or 2."""
     return min(thread_count(), _MOST_WORKERS)
 
 
-def workers_for(dataset, num_workers=None):
+def workers_for(dataset: object, num_workers: int | None = None) -> int:
     """Threads for `read_ahead`: `num_workers`, or where that is None `automatic_workers`.
 
     A dataset or transform that does not declare that it bears several threads (one open file, one
@@ -35,7 +42,7 @@ def workers_for(dataset, num_workers=None):
     return automatic_workers() if declares(dataset, "thread_safe") else 0
 
 
-def read_ahead(load, keys, num_workers=0):
+def read_ahead(load: Callable[[_K], _R], keys: Iterable[_K], num_workers: int = 0) -> Iterator[_R]:
     """Yields ``load(key)`` for each key, in order.
 
     Threads, not processes: OpenCV and NumPy release the interpreter's lock while they decode and
@@ -58,7 +65,8 @@ def read_ahead(load, keys, num_workers=0):
         yield from map(load, keys)
         return
     keys = iter(keys)
-    waiting, failure = collections.deque(), None
+    waiting: collections.deque[Future[_R]] = collections.deque()
+    failure = None
     with ThreadPoolExecutor(num_workers) as pool:
         try:
             while True:
@@ -82,7 +90,12 @@ def read_ahead(load, keys, num_workers=0):
                 future.cancel()
 
 
-def write_behind(write, results, outputs, num_workers=0):
+def write_behind(
+    write: Callable[[Result], _R],
+    results: Iterable[Result],
+    outputs: Sequence[str],
+    num_workers: int = 0,
+) -> Iterator[_R]:
     """Yields ``write(result)`` for each result, in order, beside the making of the next ones.
 
     A result without probabilities is small beside the image's input; with them it may take
@@ -100,7 +113,7 @@ def write_behind(write, results, outputs, num_workers=0):
     return read_ahead(write, results, num_workers)
 
 
-def automatic_batch(size):
+def automatic_batch(size: Sequence[int]) -> int:
     """How many images of a size go through the network together where nobody says.
 
     On two CPU cores an image in a batch was not faster than one alone from 480x360 on, a fifth to
@@ -115,7 +128,7 @@ def automatic_batch(size):
     return min(max(_PIXELS_TOGETHER // (size[0] * size[1]), 1), _MOST_TOGETHER)
 
 
-def peek(items):
+def peek(items: Iterable[_R]) -> tuple[_R | None, Iterator[_R]]:
     """The first of `items`, None where there is none, and an iterator over all of them.
 
     The iterator holds the first one no longer than till its turn.
@@ -126,12 +139,14 @@ def peek(items):
     return None, iter(())
 
 
-def _resumed(head, items):
+def _resumed(head: list[_R], items: Iterator[_R]) -> Iterator[_R]:
     yield head.pop()
     yield from items
 
 
-def equal_size_batches(samples, batch_size):
+def equal_size_batches(
+    samples: Iterable[dict[str, Any]], batch_size: int | None
+) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
     """Groups samples whose images have the same size, so that any batch size works.
 
     A group is given out when it is full. So that a set in which every image has its own size does
@@ -152,7 +167,8 @@ def equal_size_batches(samples, batch_size):
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     most = 2 * (batch_size or _MOST_TOGETHER)
-    groups = {}  # insertion order: the first one is the oldest
+    # Insertion order: the first one is the oldest.
+    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
     waiting = 0
     for sample in samples:
         shape = sample["img"].shape
@@ -172,7 +188,7 @@ def equal_size_batches(samples, batch_size):
         yield group, _stack(group)
 
 
-def _stack(group):
+def _stack(group: list[dict[str, Any]]) -> np.ndarray:
     for sample in group:
         check_input(sample["img"], str(sample.get("im_path", f"sample {sample.get('index')}")))
     return np.stack([sample["img"] for sample in group]).astype(np.float32, copy=False)

@@ -6,15 +6,20 @@ Evaluation, prediction and the deployed model share it, so their masks are the s
 
 import copy
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-from paddleseg_deeplab.prediction.batching import read_ahead
+from paddleseg_deeplab.prediction.batching import Result, read_ahead
 from paddleseg_deeplab.transforms.reading import files
 from paddleseg_deeplab.utils.errors import UserError
 
+# Takes probabilities, float32 [K, H, W], and image, uint8 [H, W, C]; gives Q, float32 [K, H, W].
+Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-def crf_image(image, to_rgb=True):
+
+def crf_image(image: np.ndarray, to_rgb: bool = True) -> np.ndarray:
     """The image as the CRF takes it.
 
     Args:
@@ -33,7 +38,7 @@ def crf_image(image, to_rgb=True):
     return np.ascontiguousarray(image)
 
 
-def image_of_sample(dataset, sample):
+def image_of_sample(dataset: object, sample: Mapping[str, Any]) -> np.ndarray:
     """The untransformed image of a validation sample.
 
     Args:
@@ -60,7 +65,9 @@ def image_of_sample(dataset, sample):
     return crf_image(files.read_image(path, channels, to_rgb=True, nodata=nodata))
 
 
-def refine(crf, probabilities, image, name="the image"):
+def refine(
+    crf: Crf, probabilities: np.ndarray, image: np.ndarray, name: str = "the image"
+) -> tuple[np.ndarray, np.ndarray]:
     """Runs the CRF on one image.
 
     Args:
@@ -87,7 +94,14 @@ def refine(crf, probabilities, image, name="the image"):
     return q.argmax(axis=0).astype(np.int32), q
 
 
-def refined(crf, predictions, image_of, num_workers=0, seconds=None, on_error=None):
+def refined(
+    crf: Crf,
+    predictions: Iterable[Result],
+    image_of: Callable[[dict[str, Any]], np.ndarray],
+    num_workers: int = 0,
+    seconds: list[float] | None = None,
+    on_error: Callable[[str, Exception], None] | None = None,
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
     """Runs the CRF over a stream of predictions, several images at once where that is asked for.
 
     Threads, not processes: NumPy and SciPy release the interpreter's lock in the work that counts,

@@ -8,6 +8,7 @@ the same names. PaddleSeg names a result after the image's base name alone, so `
 
 import glob
 import os
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -42,7 +43,9 @@ OUTPUTS = {
 }
 
 
-def collect_images(path, exclude=None):
+def collect_images(
+    path: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], exclude: str | None = None
+) -> tuple[list[str], str]:
     """Lists the images that ``path`` stands for.
 
     Args:
@@ -147,7 +150,7 @@ def _glob_root(pattern):
     return os.sep.join(fixed) or (os.sep if pattern.startswith(os.sep) else "")
 
 
-def output_names(paths, root=""):
+def output_names(paths: Sequence[str], root: str = "") -> list[str]:
     """Result names for ``paths``: unique, relative to ``root``, without extension.
 
     The folders below ``root`` are kept. Where images differ by their extension alone, each gets
@@ -173,16 +176,18 @@ def output_names(paths, root=""):
         stem, extension = os.path.splitext(os.path.join(*parts))
         stems.append(stem)
         extensions.append(extension[1:])
-    count = {}
+    count: dict[str, int] = {}
     for stem in stems:
         count[stem.casefold()] = count.get(stem.casefold(), 0) + 1
     # Names that clash with nobody are given first: an image keeps its plain name where it can.
-    names = [s if count[s.casefold()] == 1 else None for s in stems]
-    taken = {n.casefold() for n in names if n is not None}
-    for i, name in enumerate(names):
-        if name is None:
-            names[i] = _free_name(f"{stems[i]}_{extensions[i]}".rstrip("_"), taken)
-            taken.add(names[i].casefold())
+    taken = {stem.casefold() for stem in stems if count[stem.casefold()] == 1}
+    names = []
+    for stem, extension in zip(stems, extensions):
+        name = stem
+        if count[stem.casefold()] > 1:
+            name = _free_name(f"{stem}_{extension}".rstrip("_"), taken)
+            taken.add(name.casefold())
+        names.append(name)
     return names
 
 
@@ -193,7 +198,7 @@ def _free_name(name, taken):
     return candidate
 
 
-def parse_outputs(text):
+def parse_outputs(text: str | Iterable[str]) -> tuple[str, ...]:
     """Turns ``"overlay,palette"`` (or a list of such words) into a tuple of keys of OUTPUTS."""
     words = text.replace(",", " ").split() if isinstance(text, str) else list(text)
     for word in words:
@@ -204,7 +209,7 @@ def parse_outputs(text):
     return tuple(dict.fromkeys(words))
 
 
-def check_save_dir(path, flag="--save_dir"):
+def check_save_dir(path: str | os.PathLike[str], flag: str = "--save_dir") -> None:
     """Fails before the work, not after it, where results cannot be written; makes nothing.
 
     Args:
@@ -224,16 +229,16 @@ def check_save_dir(path, flag="--save_dir"):
 
 
 def write_outputs(
-    save_dir,
-    name,
+    save_dir: str,
+    name: str,
     *,
-    image,
-    labels,
-    palette,
-    probabilities=None,
-    outputs=("overlay", "palette"),
-    nodata=None,
-):
+    image: np.ndarray,
+    labels: np.ndarray,
+    palette: np.ndarray,
+    probabilities: np.ndarray | None = None,
+    outputs: Iterable[str] = ("overlay", "palette"),
+    nodata: np.ndarray | None = None,
+) -> dict[str, str]:
     """Writes the results of one image.
 
     Args:
@@ -270,7 +275,7 @@ def write_outputs(
     return written
 
 
-def write_ids(path, labels):
+def write_ids(path: str | os.PathLike[str], labels: np.ndarray) -> None:
     """Writes integer labels [H, W] as a grey PNG: 8 bit, or 16 where a class is above 255.
 
     Raises:
@@ -286,7 +291,9 @@ def write_ids(path, labels):
         f.write(data.tobytes())
 
 
-def report_failures(failures, total, save_dir, *, told=0):
+def report_failures(
+    failures: Sequence[tuple[str, str]], total: int, save_dir: str, *, told: int = 0
+) -> int:
     """Says at the end of a run what was done and which images were not.
 
     Args:

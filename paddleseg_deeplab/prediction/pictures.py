@@ -9,20 +9,30 @@ No Paddle here.
 
 import errno
 import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
 
 from paddleseg_deeplab.prediction import batching, crf, restore
 from paddleseg_deeplab.prediction import outputs as prediction_files
+from paddleseg_deeplab.prediction.batching import Result
+from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+
+Failures = list[tuple[str, str]]  # path and reason of each picture that is left out
+_R = TypeVar("_R")
+_B = TypeVar("_B", np.ndarray, list[np.ndarray])
 
 _LONGEST = 400  # characters of a reason; those of C++ code run over pages
 # No file can be written any more, whatever its name is.
 _LOST_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
-def note_failure(failures, path, error):
+def note_failure(failures: Failures, path: str, error: BaseException) -> None:
     """Adds (path, reason in one line) to `failures`; the traceback goes to the debug log."""
     reason = " ".join(line.strip() for line in str(error).splitlines())
     if not isinstance(error, (UserError, OSError)):
@@ -31,7 +41,7 @@ def note_failure(failures, path, error):
     failures.append((str(path), reason or type(error).__name__))
 
 
-def load_picture(path, compose, for_crf=False):
+def load_picture(path: str, compose: Compose, for_crf: bool = False) -> dict[str, Any]:
     """Reads a picture.
 
     Args:
@@ -57,7 +67,12 @@ def load_picture(path, compose, for_crf=False):
     return sample
 
 
-def read_pictures(items, load, failures, num_workers=0):
+def read_pictures(
+    items: Iterable[tuple[int, str]],
+    load: Callable[[str], dict[str, Any]],
+    failures: Failures,
+    num_workers: int = 0,
+) -> Iterator[dict[str, Any]]:
     """Yields the samples of pictures, read ahead by threads.
 
     Args:
@@ -82,7 +97,11 @@ def read_pictures(items, load, failures, num_workers=0):
     return (sample for sample in samples if sample is not None)
 
 
-def run_batches(run, batches, failures):
+def run_batches(
+    run: Callable[[list[dict[str, Any]], _B], Iterable[_R]],
+    batches: Iterable[tuple[list[dict[str, Any]], _B]],
+    failures: Failures,
+) -> Iterator[_R]:
     """Yields what ``run(samples, images)`` gives for each batch.
 
     Where that raises, the batch's images are run one at a time, and those that fail alone go to
@@ -95,7 +114,7 @@ def run_batches(run, batches, failures):
     """
     for samples, images in batches:
         try:
-            results = list(run(samples, images))
+            results: Iterable[_R] = list(run(samples, images))
         except Exception as error:  # a network, a runtime or its device may raise anything
             if len(samples) == 1:
                 note_failure(failures, samples[0]["im_path"], error)
@@ -105,7 +124,16 @@ def run_batches(run, batches, failures):
         yield from results
 
 
-def write_pictures(results, failures, num_workers=0, *, save_dir, names, palette, outputs):
+def write_pictures(
+    results: Iterable[Result],
+    failures: Failures,
+    num_workers: int = 0,
+    *,
+    save_dir: str,
+    names: Sequence[str],
+    palette: np.ndarray,
+    outputs: Sequence[str],
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Writes results beside the making of the next ones; see `batching.write_behind`.
 
     Args:

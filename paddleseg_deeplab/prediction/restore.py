@@ -8,14 +8,22 @@ Order of work: `preprocess` -> the network -> `labels_and_scores` (or `labels_to
 network was exported with its argmax). The two give the same mask whenever the transforms only pad.
 """
 
+import os
+from collections.abc import Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 
 from paddleseg_deeplab.prediction.scores import best_classes
-from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.transforms import Compose, functional
+
+# ("resize" | "padding", (height, width) before the step[, (top, left) of the image]) of each step.
+_Step = tuple[str, tuple[int, int]] | tuple[str, tuple[int, int], tuple[int, int]]
+TransInfo = Sequence[_Step]
 
 
-def prepare(image, compose):
+def prepare(image: str | os.PathLike[str] | np.ndarray, compose: Compose) -> dict[str, Any]:
     """Reads an image and runs the transforms of evaluation on it.
 
     Args:
@@ -37,13 +45,15 @@ def prepare(image, compose):
     return {**found, "nodata": sample.get("nodata")}
 
 
-def preprocess(image, compose):
+def preprocess(
+    image: str | os.PathLike[str] | np.ndarray, compose: Compose
+) -> tuple[np.ndarray, TransInfo, np.ndarray]:
     """`prepare`, as the tuple of img, trans_info and original."""
     out = prepare(image, compose)
     return out["img"], out["trans_info"], out["original"]
 
 
-def _undo(plane, trans_info, interp):
+def _undo(plane: np.ndarray, trans_info: TransInfo, interp: int) -> np.ndarray:
     """Undoes resizes and paddings on [h, w], last first."""
     for kind, size, *offset in reversed(trans_info):
         size = (int(size[0]), int(size[1]))
@@ -64,7 +74,7 @@ def _undo(plane, trans_info, interp):
     return plane
 
 
-def restore(array, trans_info, interp="linear"):
+def restore(array: np.ndarray, trans_info: TransInfo, interp: str = "linear") -> np.ndarray:
     """Brings a network's output back to the size of the image that was read.
 
     Args:
@@ -95,7 +105,7 @@ def restore(array, trans_info, interp="linear"):
     return np.stack([_undo(plane, trans_info, flags[interp]) for plane in array])
 
 
-def scores_to_labels(scores, trans_info):
+def scores_to_labels(scores: np.ndarray, trans_info: TransInfo) -> np.ndarray:
     """Restores scores bilinearly and takes the best class of each pixel.
 
     One class is restored at a time, so the memory needed does not grow with the number of classes.
@@ -118,7 +128,9 @@ def scores_to_labels(scores, trans_info):
     return labels
 
 
-def labels_and_scores(scores, trans_info, want_scores=False):
+def labels_and_scores(
+    scores: np.ndarray, trans_info: TransInfo, want_scores: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """A network's result for one image at the size of the image that was read.
 
     Args:
@@ -139,7 +151,7 @@ def labels_and_scores(scores, trans_info, want_scores=False):
     return labels_to_original(best_classes(scores), trans_info), None
 
 
-def labels_to_original(labels, trans_info):
+def labels_to_original(labels: np.ndarray, trans_info: TransInfo) -> np.ndarray:
     """Restores a network's labels by nearest.
 
     Args:
@@ -152,7 +164,7 @@ def labels_to_original(labels, trans_info):
     return restore(labels, trans_info, "nearest")
 
 
-def softmax(logits, axis=0):
+def softmax(logits: np.ndarray, axis: int = 0) -> np.ndarray:
     """Probabilities from logits, computed in float32 and safe for large values.
 
     Args:

@@ -6,7 +6,11 @@ The first two work a block at a time. Blocks stay in the processor's cache and g
 and nothing of an image's size is made in between.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,11 +18,16 @@ import numpy as np
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import NonFiniteScores
 
+if TYPE_CHECKING:
+    import paddle
+
 _BLOCK = 1 << 18  # numbers in a block, 1 MiB of float32
 _PIXELS = 1 << 15  # pixels whose best class is taken at once
 
 
-def add_probabilities(total, logits, axes, passes):
+def add_probabilities(
+    total: np.ndarray, logits: np.ndarray, axes: Sequence[int], passes: int
+) -> None:
     """Adds one pass's class probabilities, over the number of passes, to their mean.
 
     The logits are resized bilinearly (half-pixel centres, no align_corners) and flipped back
@@ -60,7 +69,7 @@ def add_probabilities(total, logits, axes, passes):
     _in_threads(add, range(0, height, step))
 
 
-def _rows(source, target):
+def _rows(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows above and below each of `target` rows among `source` ones, and the lower one's share."""
     place = (np.arange(target) + 0.5) * (source / target) - 0.5
     place = np.clip(place, 0, source - 1)
@@ -68,7 +77,7 @@ def _rows(source, target):
     return upper, np.minimum(upper + 1, source - 1), (place - upper).astype(np.float32)
 
 
-def best_classes(scores):
+def best_classes(scores: np.ndarray) -> np.ndarray:
     """The class of the highest score of each pixel; equal scores go to the lower class.
 
     Args:
@@ -104,14 +113,14 @@ def _in_threads(work, items):
         list(pool.map(work, items))
 
 
-def all_finite(array):
+def all_finite(array: np.ndarray) -> bool:
     """Whether an array, float of any shape, holds neither NaN nor infinity."""
     # The sum is quicker; where it overflows, each number is looked at.
     with np.errstate(all="ignore"):
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
-def check_finite(scores, names=None):
+def check_finite(scores: paddle.Tensor | np.ndarray, names: Sequence[str] | None = None) -> None:
     """Refuses scores that are NaN or infinite, whose best class would mean nothing.
 
     Args:
