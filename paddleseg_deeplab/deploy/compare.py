@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares an exported network with the trained one on a real input."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import cv2
 import numpy as np
 import paddle
+from paddle import nn
 
-from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.runtimes import Runtime, open_runtime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.deploy.tf32 import without_tf32
 from paddleseg_deeplab.models.forward import evaluation_mode, infer_logits
@@ -28,12 +33,12 @@ class ExportMismatch(RuntimeError):
         advice (str): What to do; for `export` itself, whose caller has files and formats.
     """
 
-    def __init__(self, reason, advice=""):
+    def __init__(self, reason: str, advice: str = "") -> None:
         super().__init__(f"{reason} {advice}".rstrip())
         self.reason = reason
 
 
-def sample_batches(sample, input_shape):
+def sample_batches(sample: np.ndarray, input_shape: Sequence[int | None]) -> list[np.ndarray]:
     """Inputs to compare with, made from one picture.
 
     Args:
@@ -70,7 +75,9 @@ def _stack(chw, n):
     return np.stack([chw if i % 2 == 0 else chw[:, :, ::-1] for i in range(n)]).astype(np.float32)
 
 
-def compare_export(model, info, sample, device="cpu"):
+def compare_export(
+    model: nn.Layer, info: DeployInfo, sample: np.ndarray, device: str = "cpu"
+) -> dict[str, Any]:
     """Runs both networks and raises where they differ too much.
 
     Both compute in full float32, on a GPU too: see `deploy.tf32`. In TF32 the class of 3 to 5 of
@@ -111,7 +118,9 @@ def compare_export(model, info, sample, device="cpu"):
     return checks
 
 
-def differences(model, runtime, info, sample):
+def differences(
+    model: nn.Layer, runtime: Runtime, info: DeployInfo, sample: np.ndarray
+) -> dict[str, Any]:
     """Runs both networks on `sample_batches`.
 
     Args:
@@ -134,13 +143,13 @@ def differences(model, runtime, info, sample):
             )
             for batch in batches
         ]
-    checks = {"inputs": [list(b.shape) for b in batches]}
+    checks: dict[str, Any] = {"inputs": [list(b.shape) for b in batches]}
     for key in results[0]:
         checks[key] = float(max(r[key] for r in results))
     return checks
 
 
-def judge(checks, info):
+def judge(checks: Mapping[str, Any], info: DeployInfo) -> None:
     """Raises the `ExportMismatch` that `compare_export` tells of, where `differences` are large."""
     # Of a picture below 10,000 pixels one may differ: its two classes tie but for rounding, else
     # the margin tells.
@@ -179,7 +188,7 @@ def _hint(checks):
     return "Try another --format."
 
 
-def compare_outputs(logits, output, output_op):
+def compare_outputs(logits: np.ndarray, output: np.ndarray, output_op: str) -> dict[str, float]:
     """Differences between the trained network's logits and the exported network's output.
 
     Args:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import yaml
@@ -20,7 +21,7 @@ from paddleseg_deeplab.utils.errors import UserError
 
 FILE_NAME = "deploy.yaml"
 # Files of each format; the first is the network, the second (if any) its parameters.
-MODEL_FILES = {
+MODEL_FILES: dict[str, tuple[str, ...]] = {
     "pir": ("model.json", "model.pdiparams"),
     "legacy": ("model.pdmodel", "model.pdiparams"),
     "onnx": ("model.onnx",),
@@ -43,12 +44,12 @@ class DeployFacts:
             `postprocess.settings.make_crf` takes them; None: no CRF.
     """
 
-    transforms: Sequence = ()
+    transforms: Sequence[dict[str, Any]] = ()
     to_rgb: bool = True
     nodata: float | None = None
-    class_names: Sequence = ()
+    class_names: Sequence[str] = ()
     palette: np.ndarray | None = None
-    crf: dict | bool | None = None
+    crf: dict[str, Any] | bool | None = None
 
 
 @dataclass
@@ -65,18 +66,19 @@ class DeployInfo(DeployFacts):
         versions (dict): Of this package and of Paddle when it was written.
         checks (dict): The differences that the export measured.
         folder (str): Where the files lie.
-        model, params (str | None): File names within the folder.
+        model (str): File name within the folder; by default the format's, as for `params`.
+        params (str | None): None where the format has none.
     """
 
     format: str
-    input_shape: list
+    input_shape: list[int | None]
     output_op: str = "argmax"
     img_channels: int = 3
     num_classes: int | None = None
-    versions: dict = field(default_factory=dict)
-    checks: dict = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
     folder: str = ""
-    model: str | None = None
+    model: str = ""
     params: str | None = None
 
     def __post_init__(self):
@@ -85,18 +87,18 @@ class DeployInfo(DeployFacts):
         self.params = self.params or names[1]
 
     @property
-    def model_path(self):
+    def model_path(self) -> str:
         return os.path.join(self.folder, self.model)
 
     @property
-    def params_path(self):
+    def params_path(self) -> str | None:
         return os.path.join(self.folder, self.params) if self.params else None
 
 
-def write(info, path):
+def write(info: DeployInfo, path: str) -> None:
     """Writes ``info`` as YAML to the file ``path``."""
     palette = None if info.palette is None else np.asarray(info.palette).tolist()
-    text = {
+    text: dict[str, dict[str, Any]] = {
         "Deploy": {
             "model": info.model,
             "params": info.params,
@@ -145,7 +147,7 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 _Dumper.add_representer(tuple, _Dumper.represent_tuple)
 
 
-def read(path):
+def read(path: str | os.PathLike[str]) -> DeployInfo:
     """Reads a folder's ``deploy.yaml``.
 
     Args:

@@ -14,14 +14,17 @@ import shutil
 import tempfile
 import textwrap
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from paddleseg_deeplab.deploy.compare import ExportMismatch, differences, judge
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.export import write_network
-from paddleseg_deeplab.deploy.runtimes import SmallInputError, open_runtime, openvino_core
+from paddleseg_deeplab.deploy.runtimes import Runtime, SmallInputError, open_runtime, openvino_core
 from paddleseg_deeplab.deploy.settings import ENGINES, RuntimeSettings
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.utils.cpu import thread_count
@@ -51,14 +54,16 @@ class Engine:
         name (str): For the log.
     """
 
-    def __init__(self, model, runtime, precision="fp32", falls_back=False):
+    def __init__(
+        self, model: nn.Layer, runtime: Runtime, precision: str = "fp32", falls_back: bool = False
+    ) -> None:
         self.name = f"{runtime.name}, {precision}"
         self._model = model
-        self._runtime = runtime
+        self._runtime: Runtime | None = runtime
         self._falls_back = falls_back
         self._told = False
 
-    def logits(self, images):
+    def logits(self, images: np.ndarray) -> np.ndarray:
         """float32 [N, num_classes, H, W] from float32 [N, C, H, W], both arrays in host memory.
 
         Raises:
@@ -85,7 +90,9 @@ class Engine:
             return infer_logits(self._model, paddle.to_tensor(images)).numpy()
 
 
-def run_network(model, images):
+def run_network(
+    model: nn.Layer | Engine, images: paddle.Tensor | np.ndarray
+) -> paddle.Tensor | np.ndarray:
     """Logits of a batch.
 
     Args:
@@ -102,7 +109,9 @@ def run_network(model, images):
     return infer_logits(model, images)
 
 
-def pixels_to_run(images, size, aug=False, settings=None):
+def pixels_to_run(
+    images: int, size: Sequence[int], aug: bool = False, settings: Mapping[str, Any] | None = None
+) -> float:
     """How many input pixels go through the network; overlaps of windows are not counted.
 
     Args:
@@ -121,7 +130,14 @@ def pixels_to_run(images, size, aug=False, settings=None):
 
 
 @contextlib.contextmanager
-def open_engine(model, sample, kind="auto", *, precision="fp32", pixels=0):
+def open_engine(
+    model: nn.Layer,
+    sample: np.ndarray | None,
+    kind: str = "auto",
+    *,
+    precision: str = "fp32",
+    pixels: float = 0,
+) -> Iterator[nn.Layer | Engine]:
     """Something that runs `model` fast, for as long as the context lasts.
 
     Args:
@@ -163,7 +179,7 @@ def open_engine(model, sample, kind="auto", *, precision="fp32", pixels=0):
         shutil.rmtree(folder, ignore_errors=True)  # a runtime may hold it open on Windows
 
 
-def check_engine(kind, precision="fp32"):
+def check_engine(kind: str, precision: str = "fp32") -> None:
     """Refuses an engine that cannot run here.
 
     Raises:

@@ -8,8 +8,11 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -44,14 +47,14 @@ class ExportedModel(nn.Layer):
         output_op (str): "argmax", "softmax" or "none".
     """
 
-    def __init__(self, model, output_op):
+    def __init__(self, model: nn.Layer, output_op: str) -> None:
         super().__init__()
         self.model = model
         self.output_op = output_op
         self.is_nhwc = getattr(model, "data_format", "NCHW") == "NHWC"
 
     # Paddle's to_static counts on the name `self` for a method's first parameter.
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """float32 [N, C, H, W] to int32 [N, H, W] or float32 [N, num_classes, H, W]."""
         logits = run_model(self.model, x)[0]
         if self.is_nhwc:
@@ -81,7 +84,7 @@ def _argmax(logits):
         return out
 
 
-def resolve_format(form="auto", target="cpu"):
+def resolve_format(form: str = "auto", target: str = "cpu") -> str:
     """The format to write: "pir", "legacy" or "onnx".
 
     Args:
@@ -141,7 +144,7 @@ def _ir_guard(form):
     )
 
 
-def write_network(model, info, target="cpu"):
+def write_network(model: nn.Layer, info: DeployInfo, target: str = "cpu") -> None:
     """Writes a rearranged copy of the network into ``info.folder``; nobody has compared it yet.
 
     Args:
@@ -201,7 +204,7 @@ def _save_onnx(model, folder, input_shape):
     raise RuntimeError(f"paddle2onnx wrote an invalid file: {fault}")
 
 
-def check_input_shape(input_shape, channels):
+def check_input_shape(input_shape: Sequence[int | None] | None, channels: int) -> list[int | None]:
     """[N, C, H, W] with None where free, from flags; -1 and 0 mean free too.
 
     Raises:
@@ -222,33 +225,33 @@ def check_input_shape(input_shape, channels):
     return shape
 
 
-def check_crf(crf, output_op):
+def check_crf(crf: Mapping[str, Any] | bool | None, output_op: str | None) -> dict[str, Any] | None:
     """All parameters of the CRF, or None for none; a `UserError` where "argmax" leaves it nothing.
 
     Args:
         crf: Settings as `postprocess.settings.make_crf` takes them, less a CRF itself.
         output_op (str | None): What is exported; None: not known yet.
     """
-    crf = complete_settings(crf)
-    if crf is not None and output_op == "argmax":
+    complete = complete_settings(crf)
+    if complete is not None and output_op == "argmax":
         raise UserError(
             "--output_op argmax keeps no probabilities, which the dense CRF (test_config.crf) "
             "needs: use none or softmax, or --opts test_config.crf=False."
         )
-    return crf
+    return complete
 
 
 def export(
-    model,
-    save_dir,
+    model: nn.Layer,
+    save_dir: str,
     *,
-    sample,
-    input_shape=None,
-    output_op="argmax",
-    format="auto",
-    target="cpu",
-    facts=None,
-):
+    sample: np.ndarray,
+    input_shape: Sequence[int | None] | None = None,
+    output_op: str = "argmax",
+    format: str = "auto",
+    target: str = "cpu",
+    facts: DeployFacts | None = None,
+) -> DeployInfo:
     """Exports ``model``, checks the export against it, and only then puts it in its place.
 
     The check runs on a CPU where ``target`` is "cpu", and for an ONNX file; else on the device that

@@ -22,7 +22,7 @@ _CONVS = (nn.Conv2D, Conv2D)
 _WIDEST_PADDING = 6
 
 
-def folded_copy(model, widen=False):
+def folded_copy(model: nn.Layer, widen: bool = False) -> nn.Layer:
     """A copy of a network in evaluation mode with fewer operations; `model` stays as it is.
 
     Args:
@@ -64,7 +64,7 @@ class WidenedDepthwise(nn.Layer):
         conv (nn.Conv2D | layers.Conv2D): Depthwise, float32, NCHW, without bias, at stride 1.
     """
 
-    def __init__(self, conv):
+    def __init__(self, conv: nn.Conv2D) -> None:
         super().__init__()
         channels, (rows, columns) = conv.weight.shape[0], _pair(conv._updated_padding)
         # A constant first value: a random one would move Paddle's random state.
@@ -76,7 +76,7 @@ class WidenedDepthwise(nn.Layer):
         self.conv = nn.Conv2D(channels, channels, kernel, padding=[rows, 0], **kwargs)
         self.conv.weight.set_value(conv.weight)
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """float [N, C, H, W] to the convolution's output."""
         return self.conv(self.widen(x))
 

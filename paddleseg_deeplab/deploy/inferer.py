@@ -2,15 +2,22 @@
 """An exported network at work on image files: preprocessing, batches, masks at original sizes."""
 
 import time
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from paddleseg_deeplab import registry, transforms
 from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.runtimes import open_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.prediction import batching, pictures, restore
-from paddleseg_deeplab.prediction.crf import refined
+from paddleseg_deeplab.prediction.batching import Result
+from paddleseg_deeplab.prediction.crf import Crf, refined
+from paddleseg_deeplab.prediction.pictures import Failures
+from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.prediction.scores import check_finite
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -18,7 +25,7 @@ _WARM_UP_RUNS = 3
 _TUNING_IMAGES = 10
 
 
-def build_compose(info):
+def build_compose(info: DeployInfo) -> transforms.Compose:
     """The preprocessing that deploy.yaml describes."""
     steps = []
     for item in info.transforms:
@@ -32,7 +39,9 @@ def build_compose(info):
     return transforms.Compose(steps, **keys)
 
 
-def postprocess(output, trans_info, output_op, want_probabilities=False):
+def postprocess(
+    output: np.ndarray, trans_info: TransInfo, output_op: str, want_probabilities: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
     """One image's result at its original size, as predict.py makes it.
 
     Args:
@@ -62,13 +71,18 @@ class Inferer:
         for_crf (bool): A dense CRF will need the images.
     """
 
-    def __init__(self, info, settings, for_crf=False):
+    def __init__(self, info: DeployInfo, settings: RuntimeSettings, for_crf: bool = False) -> None:
         self.info = info
         self._compose, self._for_crf = build_compose(info), for_crf
         self.runtime = open_runtime(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
-        self.seconds = {"preprocess": [], "inference": [], "postprocess": [], "CRF": []}
+        self.seconds: dict[str, list[float]] = {
+            "preprocess": [],
+            "inference": [],
+            "postprocess": [],
+            "CRF": [],
+        }
 
     def _timed(self, part, count, function, *args):
         start = time.perf_counter()
@@ -76,7 +90,7 @@ class Inferer:
         self.seconds[part].append((time.perf_counter() - start) / count)
         return result
 
-    def prepare(self, path):
+    def prepare(self, path: str) -> dict[str, Any]:
         """Reads an image into a sample, see `pictures.load_picture`.
 
         Raises:
@@ -100,7 +114,7 @@ class Inferer:
                 )
         return sample
 
-    def infer(self, batch):
+    def infer(self, batch: np.ndarray) -> np.ndarray:
         """Outputs for inputs [N, C, h, w]."""
         count = len(batch)
         missing = (self.info.input_shape[0] or count) - count
@@ -108,7 +122,9 @@ class Inferer:
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
         return self._timed("inference", count, self.runtime.run, batch)[:count]
 
-    def finish(self, output, trans_info, want_probabilities):
+    def finish(
+        self, output: np.ndarray, trans_info: TransInfo, want_probabilities: bool
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """See `postprocess`."""
         output_op = self.info.output_op
         return self._timed(
@@ -116,14 +132,24 @@ class Inferer:
         )
 
 
-def batches(inferer, paths, failures, num_workers=0):
+def batches(
+    inferer: Inferer, paths: Sequence[str], failures: Failures, num_workers: int = 0
+) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
     items = enumerate(paths)
     samples = pictures.read_pictures(items, inferer.prepare, failures, num_workers)
     return batching.equal_size_batches(samples, inferer.batch_size)
 
 
-def results(inferer, paths, failures, want_probabilities=False, *, crf=None, num_workers=0):
+def results(
+    inferer: Inferer,
+    paths: Sequence[str],
+    failures: Failures,
+    want_probabilities: bool = False,
+    *,
+    crf: Crf | None = None,
+    num_workers: int = 0,
+) -> Iterator[Result]:
     """Predicts images, several at once.
 
     Args:
@@ -163,7 +189,7 @@ def results(inferer, paths, failures, want_probabilities=False, *, crf=None, num
     )
 
 
-def _runs(inferer, paths, times=1):
+def _runs(inferer: Inferer, paths: Sequence[str], times: int = 1) -> Iterator[np.ndarray]:
     """Yields outputs of the batches that can be run, each `times` over."""
 
     def run(_, batch):
@@ -172,7 +198,7 @@ def _runs(inferer, paths, times=1):
     return pictures.run_batches(run, batches(inferer, paths, []), [])
 
 
-def tune_shapes(info, settings, paths):
+def tune_shapes(info: DeployInfo, settings: RuntimeSettings, paths: Sequence[str]) -> None:
     """Runs some images without TensorRT, to learn the shapes inside the network."""
     with tensorrt.learning(settings):
         # The file is written when the runtime goes, and that is with this loop.
@@ -180,7 +206,7 @@ def tune_shapes(info, settings, paths):
             pass
 
 
-def warm_up(inferer, paths):
+def warm_up(inferer: Inferer, paths: Sequence[str]) -> None:
     """First runs, which build kernels, so that they are not measured."""
     next(_runs(inferer, paths, _WARM_UP_RUNS), None)  # the first batch that works
     for values in inferer.seconds.values():

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paddle Inference as `runtimes.open_runtime` uses it. Paddle is imported when one is opened."""
 
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from paddleseg_deeplab.deploy import tensorrt
-from paddleseg_deeplab.deploy.settings import check_settings
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
+if TYPE_CHECKING:
+    import paddle
+
 _GPU_MEMORY_MB = 100  # the pool's first size; it grows as needed
 
 
-def make_config(info, settings, inference, *, mkldnn=True):
+def make_config(
+    info: DeployInfo, settings: RuntimeSettings, inference: ModuleType, *, mkldnn: bool = True
+) -> paddle.inference.Config:
     """Puts the settings into a Paddle Inference ``Config``.
 
     Args:
@@ -98,10 +109,14 @@ class PaddleRuntime:
     name = "Paddle Inference"
     smallest_side = 1  # pixels
 
-    def __init__(self, info, settings, inference=None):
+    def __init__(
+        self, info: DeployInfo, settings: RuntimeSettings, inference: ModuleType | None = None
+    ) -> None:
         check_settings(settings, info)
         if inference is None:
-            import paddle.inference as inference
+            import paddle.inference
+
+            inference = paddle.inference
         if settings.use_trt:
             tensorrt.check_installed(inference)
             if settings.precision == "int8" and not settings.collect_shapes:
@@ -118,7 +133,7 @@ class PaddleRuntime:
         config = make_config(self._info, self._settings, self._inference, mkldnn=mkldnn)
         return self._inference.create_predictor(config)
 
-    def run(self, batch):
+    def run(self, batch: np.ndarray) -> np.ndarray:
         """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives.
 
         Raises:

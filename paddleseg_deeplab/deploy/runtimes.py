@@ -4,13 +4,21 @@
 Each is imported where it is needed: with the other two a folder runs without Paddle.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
-from paddleseg_deeplab.deploy.settings import check_settings, choose_runtime
+from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings, choose_runtime
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.weights.finite import check_exported
+
+if TYPE_CHECKING:
+    import openvino
 
 _LONGEST_REASON = 300  # characters
 
@@ -34,9 +42,10 @@ class OnnxRuntime:
     mkldnn = False
     smallest_side = 1
 
-    def __init__(self, info, settings):
+    def __init__(self, info: DeployInfo, settings: RuntimeSettings) -> None:
         onnxruntime = import_extra("onnxruntime")
-        provider, options = "CPUExecutionProvider", {}
+        provider = "CPUExecutionProvider"
+        options: dict[str, int] = {}
         if settings.device != "cpu":
             provider = "CUDAExecutionProvider"
             options = {"device_id": int(settings.device.partition(":")[2] or 0)}
@@ -55,12 +64,12 @@ class OnnxRuntime:
             raise UserError(f"--device {settings.device}: ONNX Runtime could not start it.")
         self._name = self._session.get_inputs()[0].name
 
-    def run(self, batch):
+    def run(self, batch: np.ndarray) -> np.ndarray:
         """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives."""
         return self._session.run(None, {self._name: np.ascontiguousarray(batch, np.float32)})[0]
 
 
-def openvino_core(precision="fp32"):
+def openvino_core(precision: str = "fp32") -> openvino.Core:
     """OpenVINO's ``Core``.
 
     Raises:
@@ -102,7 +111,7 @@ class OpenvinoRuntime:
     mkldnn = False
     smallest_side = 32  # pixels; stride 16, and half of it again for scales inside a network
 
-    def __init__(self, info, settings):
+    def __init__(self, info: DeployInfo, settings: RuntimeSettings) -> None:
         core = openvino_core(settings.precision)
         config = {
             "INFERENCE_NUM_THREADS": settings.cpu_threads or thread_count(),
@@ -113,7 +122,7 @@ class OpenvinoRuntime:
         self._compile = lambda: core.compile_model(model, "CPU", config)
         self._model = self._compile()
 
-    def run(self, batch):
+    def run(self, batch: np.ndarray) -> np.ndarray:
         """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives.
 
         Raises:
@@ -132,7 +141,10 @@ class OpenvinoRuntime:
         )
 
 
-def open_runtime(info, settings):
+Runtime = PaddleRuntime | OnnxRuntime | OpenvinoRuntime
+
+
+def open_runtime(info: DeployInfo, settings: RuntimeSettings) -> Runtime:
     """The runtime for an exported folder, see `choose_runtime`.
 
     Args:
@@ -150,7 +162,11 @@ def open_runtime(info, settings):
     check_settings(settings, info)
     if info.params:
         check_exported(info.params_path)
-    kinds = {"paddle": PaddleRuntime, "onnxruntime": OnnxRuntime, "openvino": OpenvinoRuntime}
+    kinds: dict[str, type[Runtime]] = {
+        "paddle": PaddleRuntime,
+        "onnxruntime": OnnxRuntime,
+        "openvino": OpenvinoRuntime,
+    }
     try:
         return kinds[choose_runtime(info, settings)](info, settings)
     except UserError:

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How to run an exported network, and what of that cannot work."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from paddleseg_deeplab.utils.device import gpu_count
 from paddleseg_deeplab.utils.errors import UserError, import_extra
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 
 OUTPUT_OPS = ("argmax", "softmax", "none")
 FORMATS = ("pir", "legacy", "onnx")
@@ -51,16 +57,16 @@ class RuntimeSettings:
     use_trt: bool = False
     batch_size: int = 1
     min_subgraph_size: int = 3
-    trt_min_shape: list | None = None
-    trt_opt_shape: list | None = None
-    trt_max_shape: list | None = None
+    trt_min_shape: list[int] | None = None
+    trt_opt_shape: list[int] | None = None
+    trt_max_shape: list[int] | None = None
     tuned_shape_file: str | None = None
     collect_shapes: bool = False
     print_detail: bool = False
     runtime: str = "auto"
 
 
-def choose_runtime(info, settings):
+def choose_runtime(info: DeployInfo, settings: RuntimeSettings) -> str:
     """What runs the exported ``info``: "paddle", "onnxruntime" or "openvino".
 
     "auto" is the format's own: Paddle Inference, or ONNX Runtime for "onnx".
@@ -82,7 +88,7 @@ def choose_runtime(info, settings):
     return settings.runtime
 
 
-def choose_device(name=None, form="legacy", runtime="auto"):
+def choose_device(name: str | None = None, form: str = "legacy", runtime: str = "auto") -> str:
     """The device to run on: ``name`` if it is there, else the best present.
 
     Args:
@@ -117,7 +123,7 @@ def choose_device(name=None, form="legacy", runtime="auto"):
     return name
 
 
-def check_settings(settings, info):
+def check_settings(settings: RuntimeSettings, info: DeployInfo) -> None:
     """Refuses settings that would be ignored or cannot work for the exported ``info``.
 
     Raises:

@@ -7,14 +7,24 @@ Paddle stops where the network is split ("some trt inputs dynamic shape info not
 ranges of all tensors are learned from images first, unless somebody gives bounds.
 """
 
+from __future__ import annotations
+
 import contextlib
 import gc
 import glob
 import os
 import tempfile
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING
 
+from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+
+if TYPE_CHECKING:
+    import paddle
 
 SHAPE_FILE = "trt_shapes.pbtxt"  # beside the network
 CACHE_FOLDER = "_opt_cache"  # Paddle's, beside the network; holds tables of the int8 calibration
@@ -24,7 +34,7 @@ _NONE = (0, 0, 0)
 _SIZES = {"min": (100, 100), "opt": (512, 1024), "max": (2000, 3000)}
 
 
-def check_installed(inference):
+def check_installed(inference: ModuleType) -> None:
     """Refuses TensorRT where the installed Paddle cannot use it.
 
     Args:
@@ -53,7 +63,7 @@ def check_installed(inference):
         )
 
 
-def choose_shapes(info, settings, learn=None):
+def choose_shapes(info: DeployInfo, settings: RuntimeSettings, learn: bool | None = None) -> bool:
     """Sets where the shape ranges come from, ``settings.tuned_shape_file``.
 
     Where nobody names a file or gives bounds, it is `SHAPE_FILE` beside the network, or a temporary
@@ -93,7 +103,7 @@ def choose_shapes(info, settings, learn=None):
 
 
 @contextlib.contextmanager
-def learning(settings):
+def learning(settings: RuntimeSettings) -> Iterator[None]:
     """Inside, a runtime that is opened runs without TensorRT and notes all shapes.
 
     It writes them as it goes, so that it has to be gone at the end. The file appears whole.
@@ -105,6 +115,7 @@ def learning(settings):
         UserError: no shapes were written, as no image could be run.
     """
     target = settings.tuned_shape_file
+    assert target is not None  # `choose_shapes` asks for this
     settings.tuned_shape_file = f"{target}.{os.getpid()}.tmp"
     settings.collect_shapes = True
     logger.info("Learning TensorRT's shapes from the first images; they are kept in %s.", target)
@@ -128,7 +139,12 @@ def _has_content(path):
     return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
-def set_engine(config, info, settings, precision):
+def set_engine(
+    config: paddle.inference.Config,
+    info: DeployInfo,
+    settings: RuntimeSettings,
+    precision: paddle.inference.PrecisionType,
+) -> None:
     """Puts TensorRT into a Paddle Inference ``Config``.
 
     Args:
@@ -155,7 +171,9 @@ def set_engine(config, info, settings, precision):
     config.set_trt_dynamic_shape_info({"x": low}, {"x": high}, {"x": best})
 
 
-def trt_shapes(info, settings):
+def trt_shapes(
+    info: DeployInfo, settings: RuntimeSettings
+) -> tuple[list[int], list[int], list[int]]:
     """Smallest, best and largest input [N, C, H, W] for TensorRT; fixed numbers are in all three.
 
     Raises:
@@ -177,7 +195,7 @@ def trt_shapes(info, settings):
     return low, best, high
 
 
-def tell_of_calibration(info):
+def tell_of_calibration(info: DeployInfo) -> bool:
     """Warns where int8 has no table yet: Paddle then computes in float32 for the whole run.
 
     Returns:

@@ -6,6 +6,7 @@ otherwise. Two orders of the same sums, equal to seven digits in float32, then d
 """
 
 import contextlib
+from collections.abc import Iterator
 
 import paddle
 from paddle.base import core
@@ -15,13 +16,13 @@ from paddle.base import core
 _LIBRARIES = ("cudnn", "cublas")
 
 
-def without_tf32():
+def without_tf32() -> contextlib.AbstractContextManager[None]:
     """`tf32` switched off."""
     return tf32(False)
 
 
 @contextlib.contextmanager
-def tf32(on):
+def tf32(on: bool) -> Iterator[None]:
     """Convolutions and matrix products of this process compute in TF32 or in full float32 inside.
 
     An exported network has to be opened and run inside, as its kernels remember the setting of
