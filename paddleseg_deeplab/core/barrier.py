@@ -9,10 +9,21 @@ millisecond, and notices at once when a process has ended.
 import hmac
 import os
 import socket
+from typing import Protocol
 
 from paddleseg_deeplab.utils.errors import RunStopped
 
 _KEY = "paddleseg_deeplab/barrier"
+
+
+class Store(Protocol):
+    """Paddle's key-value store of a run, as far as it is used here."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def add(self, key: str, amount: int) -> int: ...
 
 
 class Barrier:
@@ -20,7 +31,7 @@ class Barrier:
 
     Args:
         rank, size (int): This process and how many there are.
-        store: Paddle's store; tells the others the port.
+        store (Store): Tells the others the port.
         host (str): Name or address of the first rank's machine.
         patience (float): Seconds to wait for the others.
 
@@ -28,11 +39,11 @@ class Barrier:
         OSError: No connection.
     """
 
-    def __init__(self, rank, size, store, host, patience):
+    def __init__(self, rank: int, size: int, store: Store, host: str, patience: float) -> None:
         self.rank = rank
         self.size = size
         self.patience = patience
-        self._peers = {}
+        self._peers: dict[int, socket.socket] = {}
         if rank == 0:
             self._listen(store, host)
         else:
@@ -63,7 +74,7 @@ class Barrier:
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peers[rank] = peer
 
-    def wait(self):
+    def wait(self) -> None:
         """Returns when all ranks have called it as often.
 
         Raises:

@@ -11,9 +11,13 @@ one number that tells whether the scores are finite and the labels, however many
 flips there are.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.core.slide import (
     WINDOW_SETTINGS,
@@ -23,9 +27,10 @@ from paddleseg_deeplab.core.slide import (
     window_for,
     window_starts,
 )
-from paddleseg_deeplab.deploy.engine import run_network
+from paddleseg_deeplab.deploy.engine import Engine, run_network
 from paddleseg_deeplab.prediction import restore
 from paddleseg_deeplab.prediction.batching import automatic_batch
+from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.prediction.scores import add_probabilities, all_finite, check_finite
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -43,6 +48,9 @@ __all__ = [
     "window_for",
     "window_starts",
 ]
+
+# An image each: labels, int32 [H, W]; scores, float32 [K, H, W], where they are asked for.
+LabelsAndScores = tuple[list[np.ndarray], list[np.ndarray] | None]
 
 
 def _logits(model, im, window):
@@ -65,18 +73,27 @@ def _window(is_slide, crop_size, stride, slide_above):
     }
 
 
-def per_image_trans_info(trans_info, count):
+def per_image_trans_info(
+    trans_info: TransInfo | Sequence[TransInfo], count: int
+) -> list[TransInfo]:
     """One list of steps an image: a batch's list of lists as it is, one image's list repeated."""
+    steps: Sequence[Any] = trans_info
     # A step is (name, size); an entry of a batch is a list of steps, perhaps an empty one.
-    first = trans_info[0] if trans_info else ("",)
+    first = steps[0] if steps else ("",)
     if len(first) and isinstance(first[0], str):
-        return [list(trans_info)] * count
-    if len(trans_info) != count:
-        raise ValueError(f"trans_info of {len(trans_info)} images for {count} images.")
-    return list(trans_info)
+        return [list(steps)] * count
+    if len(steps) != count:
+        raise ValueError(f"trans_info of {len(steps)} images for {count} images.")
+    return list(steps)
 
 
-def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):
+def labels_and_scores(
+    scores: Tensor | np.ndarray,
+    trans_info: TransInfo | Sequence[TransInfo],
+    return_scores: bool = False,
+    *,
+    names: Sequence[str] | None = None,
+) -> LabelsAndScores:
     """Brings scores back to the original sizes and takes the best class.
 
     Args:
@@ -101,21 +118,22 @@ def labels_and_scores(scores, trans_info, return_scores=False, *, names=None):
         return [restore.labels_to_original(m, info) for m, info in zip(labels, infos)], None
     pairs = zip(np.asarray(scores), infos)
     found = [restore.labels_and_scores(s, info, return_scores) for s, info in pairs]
-    return [one[0] for one in found], [one[1] for one in found] if return_scores else None
+    own = [one for _, one in found if one is not None]
+    return [labels for labels, _ in found], own if return_scores else None
 
 
 def inference(
-    model,
-    im,
-    trans_info=None,
-    is_slide=False,
-    stride=None,
-    crop_size=None,
+    model: nn.Layer | Engine,
+    im: Tensor | np.ndarray,
+    trans_info: TransInfo | Sequence[TransInfo] | None = None,
+    is_slide: bool = False,
+    stride: Sequence[int] | int | None = None,
+    crop_size: Sequence[int] | int | None = None,
     *,
-    slide_above=None,
-    return_scores=False,
-    names=None,
-):
+    slide_above: float | None = None,
+    return_scores: bool = False,
+    names: Sequence[str] | None = None,
+) -> Tensor | LabelsAndScores:
     """Inference of a batch of images of one size; the caller sets eval mode.
 
     Args:
@@ -147,7 +165,7 @@ def inference(
         return labels_and_scores(logits, trans_info, return_scores, names=names)
 
 
-def check_scales(scales):
+def check_scales(scales: float | Sequence[float]) -> list[float]:
     """Scales of one number or several as a list of positive float; UserError otherwise."""
     if isinstance(scales, (int, float)) and not isinstance(scales, bool):
         scales = [scales]
@@ -159,9 +177,11 @@ def check_scales(scales):
     return [float(scale) for scale in scales]
 
 
-def flip_combinations(flip_horizontal=False, flip_vertical=False):
+def flip_combinations(
+    flip_horizontal: bool = False, flip_vertical: bool = False
+) -> list[list[int]]:
     """Axes of [N, C, H, W] to flip, one list a pass; the first pass flips nothing."""
-    passes = [[]]
+    passes: list[list[int]] = [[]]
     if flip_horizontal:
         passes += [[3]]
     if flip_vertical:
@@ -177,13 +197,13 @@ def _resize(x, size):
 
 
 def aug_probabilities(
-    model,
-    im,
-    scales=1.0,
-    flip_horizontal=False,
-    flip_vertical=False,
-    window=None,
-):
+    model: nn.Layer | Engine,
+    im: Tensor | np.ndarray,
+    scales: float | Sequence[float] = 1.0,
+    flip_horizontal: bool = False,
+    flip_vertical: bool = False,
+    window: Mapping[str, Any] | None = None,
+) -> Tensor | np.ndarray:
     """Mean class probabilities over scales and flips.
 
     PaddleSeg averages logits, which lets one confident pass outvote the others. Each pass' logits
@@ -255,20 +275,20 @@ def _add_on_device(total, logits, passes, size, count):
 
 
 def aug_inference(
-    model,
-    im,
-    trans_info,
-    scales=1.0,
-    flip_horizontal=False,
-    flip_vertical=False,
-    is_slide=False,
-    stride=None,
-    crop_size=None,
+    model: nn.Layer | Engine,
+    im: Tensor | np.ndarray,
+    trans_info: TransInfo | Sequence[TransInfo],
+    scales: float | Sequence[float] = 1.0,
+    flip_horizontal: bool = False,
+    flip_vertical: bool = False,
+    is_slide: bool = False,
+    stride: Sequence[int] | int | None = None,
+    crop_size: Sequence[int] | int | None = None,
     *,
-    slide_above=None,
-    return_scores=False,
-    names=None,
-):
+    slide_above: float | None = None,
+    return_scores: bool = False,
+    names: Sequence[str] | None = None,
+) -> LabelsAndScores:
     """Inference over several scales and flips, probabilities averaged.
 
     Args:

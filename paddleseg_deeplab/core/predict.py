@@ -2,9 +2,14 @@
 """Prediction of image files into files: overlays, palette PNGs, raw ids, probabilities."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
+from paddle import nn
 from tqdm import tqdm
 
 from paddleseg_deeplab.core.ranks import join
@@ -20,6 +25,9 @@ from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction import outputs as prediction_files
 from paddleseg_deeplab.prediction import pictures
 from paddleseg_deeplab.prediction.batching import equal_size_batches, workers_for
+from paddleseg_deeplab.prediction.crf import Crf
+from paddleseg_deeplab.prediction.pictures import Failures
+from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.weights.load import load_entire_model
@@ -34,8 +42,8 @@ class PredictionResult:
         failed (list[tuple[str, str]]): Path and reason of each image that is not done.
     """
 
-    written: dict
-    failed: list
+    written: dict[str, dict[str, str]]
+    failed: Failures
 
 
 class _Images:
@@ -47,47 +55,52 @@ class _Images:
         self.transforms = transforms
 
 
-def _palette(palette, custom_color, class_names):
+def _palette(
+    palette: np.ndarray | None,
+    custom_color: Sequence[int] | None,
+    class_names: Sequence[str] | None,
+) -> np.ndarray:
     """The colours to use: the dataset's, else the default ones; custom ones on top."""
     count = 256 if class_names is None else len(class_names)
-    if palette is None or (custom_color is not None and len(custom_color)):
+    first = () if custom_color is None else custom_color
+    if palette is None or len(first):
         default = visualize.default_palette(count, custom_color)
         if palette is None:
             return default
-        given = min(len(custom_color) // 3, len(palette))
+        given = min(len(first) // 3, len(palette))
         return np.concatenate([default[:given], np.asarray(palette, np.uint8)[given:]])
     return np.asarray(palette, np.uint8)
 
 
 def predict(
-    model,
-    model_path,
-    transforms,
-    image_list,
-    image_dir=None,
-    save_dir="output",
-    aug_pred=False,
-    scales=1.0,
-    flip_horizontal=True,
-    flip_vertical=False,
-    is_slide=False,
-    stride=None,
-    crop_size=None,
-    custom_color=None,
-    use_multilabel=False,
+    model: nn.Layer,
+    model_path: str | Path | None,
+    transforms: Compose,
+    image_list: Sequence[str | Path],
+    image_dir: str | None = None,
+    save_dir: str = "output",
+    aug_pred: bool = False,
+    scales: float | Sequence[float] = 1.0,
+    flip_horizontal: bool = True,
+    flip_vertical: bool = False,
+    is_slide: bool = False,
+    stride: Sequence[int] | int | None = None,
+    crop_size: Sequence[int] | int | None = None,
+    custom_color: Sequence[int] | None = None,
+    use_multilabel: bool = False,
     *,
-    class_names=None,
-    palette=None,
-    slide_above=None,
-    outputs=("overlay", "palette"),
-    batch_size=1,
-    num_workers=0,
-    precision="fp32",
-    amp_level="O1",
-    progress=True,
-    crf=None,
-    engine="dygraph",
-):
+    class_names: Sequence[str] | None = None,
+    palette: np.ndarray | None = None,
+    slide_above: float | None = None,
+    outputs: Sequence[str] = ("overlay", "palette"),
+    batch_size: int | None = 1,
+    num_workers: int | None = 0,
+    precision: str = "fp32",
+    amp_level: str = "O1",
+    progress: bool = True,
+    crf: Crf | Mapping[str, Any] | bool | None = None,
+    engine: str = "dygraph",
+) -> PredictionResult:
     """Predicts images and writes the results at the images' original sizes.
 
     Results go to sub folders of `save_dir`: ``added_prediction`` (overlay) and
@@ -153,43 +166,40 @@ def predict(
     how.check()
     outputs = prediction_files.parse_outputs(outputs)
     palette = _palette(palette, custom_color, class_names)
-    image_list = [str(path) for path in image_list]
-    root = image_dir if image_dir is not None else prediction_files.collect_images(image_list)[1]
-    names = prediction_files.output_names(image_list, root)
+    paths = [str(path) for path in image_list]
+    root = image_dir if image_dir is not None else prediction_files.collect_images(paths)[1]
+    names = prediction_files.output_names(paths, root)
     load_entire_model(model, model_path)
-    crf = make_crf(crf)
+    refiner = make_crf(crf)
     ranks = join()
-    written, failed = {}, []
+    written: dict[str, dict[str, str]] = {}
+    failed: Failures = []
+    note = partial(pictures.note_failure, failed)
+    write = partial(pictures.write_pictures, save_dir=save_dir, names=names, palette=palette)
 
     def load(path):
-        return pictures.load_picture(path, transforms, for_crf=crf is not None)
+        return pictures.load_picture(path, transforms, for_crf=refiner is not None)
 
     def run(samples, images):
-        wanted = crf is not None or "prob" in outputs
+        wanted = refiner is not None or "prob" in outputs
         return predictions(network, [(samples, images)], how, probabilities=wanted)
 
-    def note(name, error):
-        pictures.note_failure(failed, name, error)
-
-    own = list(enumerate(image_list))[ranks.rank :: ranks.size]
-    num_workers = workers_for(_Images(transforms), num_workers)
-    opened = engine_for(
-        model, pictures.read_pictures(own, load, failed, num_workers), len(image_list), how
-    )
+    own = list(enumerate(paths))[ranks.rank :: ranks.size]
+    workers = workers_for(_Images(transforms), num_workers)
+    opened = engine_for(model, pictures.read_pictures(own, load, failed, workers), len(paths), how)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), opened as (network, samples):
         batches = equal_size_batches(samples, batch_size)
         results = pictures.run_batches(run, batches, failed)
-        if crf is not None:
+        if refiner is not None:
             results = dense_crf.refined(
-                crf, results, lambda s: s["crf_image"], num_workers, on_error=note
+                refiner, results, lambda s: s["crf_image"], workers, on_error=note
             )
-        places = {"save_dir": save_dir, "names": names, "palette": palette, "outputs": outputs}
-        for path, files in pictures.write_pictures(results, failed, num_workers, **places):
+        for path, files in write(results, failed, workers, outputs=outputs):
             written[path] = files
             bar.update(len(written) + len(failed) - bar.n)
-    result = _of_all_ranks(ranks, written, failed, image_list)
+    result = _of_all_ranks(ranks, written, failed, paths)
     with ranks.guard():
         if ranks.is_main and class_names is not None and result.written:
             picture = visualize.legend(palette, class_names)
@@ -208,7 +218,7 @@ def _of_all_ranks(ranks, written, failed, image_list):
     return PredictionResult(written, failed)
 
 
-def report(result, total, save_dir):
+def report(result: PredictionResult, total: int, save_dir: str) -> None:
     """Logs what was done; raises a `UserError` that counts the images that were not.
 
     On several ranks all call it, and the first one speaks.

@@ -7,12 +7,16 @@ them a group, over gloo on a CPU and NCCL on a GPU. `core.training.gradients` su
 
 import contextlib
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
-from paddleseg_deeplab.core.barrier import Barrier
+from paddleseg_deeplab.core.barrier import Barrier, Store
 from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
+from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.cpu import positive_number
 from paddleseg_deeplab.utils.errors import (
     NonFiniteLoss,
@@ -34,6 +38,15 @@ _OF_THIS_RANK = (
 )
 _CAUSE, _CAUSES = "paddleseg_deeplab/cause", "paddleseg_deeplab/causes"
 
+_T = TypeVar("_T")
+_E = TypeVar("_E", bound=BaseException)
+
+
+class Exchange(Protocol):
+    """One that still runs."""
+
+    def wait(self) -> bool: ...
+
 
 class Ranks:
     """The processes of a run; one alone (the default) exchanges nothing.
@@ -47,13 +60,21 @@ class Ranks:
             leaves the waiting to the exchange.
         on_host (bool): Whether exchanges go through the host's memory (gloo), so that to read
             their result costs nothing. Through a device's (NCCL) reading it is waiting for it.
-        notes (optional): Paddle's store, in which a rank that leaves says why.
+        notes (Store, optional): In which a rank that leaves says why.
 
     Raises:
         RunStopped: From any of them: another rank stopped the run, or is gone.
     """
 
-    def __init__(self, rank=0, size=1, barrier=None, *, on_host=True, notes=None):
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        barrier: Barrier | None = None,
+        *,
+        on_host: bool = True,
+        notes: Store | None = None,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.on_host = on_host
@@ -61,11 +82,11 @@ class Ranks:
         self._notes = notes
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
         """bool: True on the one rank that writes files and tells what is done."""
         return self.rank == 0
 
-    def sum(self, values):
+    def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Sums numbers over the ranks; float64 [n] in and out."""
         values = np.asarray(values, np.float64).reshape(-1)
         if self.size == 1 or not values.size:
@@ -74,7 +95,7 @@ class Ranks:
         self.sum_in_place(tensor)
         return tensor.numpy()
 
-    def sum_in_place(self, tensor, wait=True):
+    def sum_in_place(self, tensor: Tensor, wait: bool = True) -> Exchange | None:
         """Makes a tensor its sum over the ranks; the host does not wait for a device.
 
         Args:
@@ -82,7 +103,7 @@ class Ranks:
             wait (bool): False lets other work run beside it, and gives what has to be waited for.
 
         Returns:
-            object | None: With ``wait()``, after which the sum is there; None if it is already.
+            Exchange | None: After whose ``wait()`` the sum is there; None if it is already.
         """
         if self.size == 1:
             return None
@@ -90,16 +111,18 @@ class Ranks:
             task = paddle.distributed.all_reduce(tensor, sync_op=wait)
         return None if wait else task
 
-    def gather(self, value):
+    def gather(self, value: _T) -> list[_T]:
         """What each rank gave, a list in their order; anything that can be pickled."""
         if self.size == 1:
             return [value]
-        values = []
+        values: list[_T] = []
         with self._exchange():
             paddle.distributed.all_gather_object(values, value)
         return values
 
-    def agree(self, error=None, values=()):
+    def agree(
+        self, error: BaseException | None = None, values: Sequence[float] | Tensor = ()
+    ) -> np.ndarray:
         """Goes on only where all ranks can, and sums numbers over them on the way.
 
         Args:
@@ -120,7 +143,7 @@ class Ranks:
             if error is not None:
                 raise error
             return np.asarray(values, np.float64)
-        if getattr(error, "agreed", False):
+        if error is not None and getattr(error, "agreed", False):
             raise error  # the ranks have lost or told each other already
         try:
             total = self._flag_and_sums(error is not None, values)
@@ -141,9 +164,9 @@ class Ranks:
         return joined.numpy().astype(np.float64)
 
     @contextlib.contextmanager
-    def guard(self):
+    def guard(self) -> Iterator[None]:
         """Work that any rank may fail in; at its end all ranks go on, or all raise (`agree`)."""
-        error = None
+        error: BaseException | None = None
         try:
             yield
         except (Exception, Interrupted) as caught:
@@ -160,14 +183,15 @@ class Ranks:
             error = kind(text) if kind is Interrupted else kind(who + text)
         return self.alike(error)
 
-    def alike(self, error):
+    def alike(self, error: _E) -> _E:
         """An error that every rank raises, marked so: the first one prints it."""
-        error.agreed = True
-        error.silent = not self.is_main
+        # Marks, which any exception can bear.
+        error.agreed = True  # type: ignore[attr-defined]
+        error.silent = not self.is_main  # type: ignore[attr-defined]
         return error
 
     @paddle.no_grad()
-    def copy_first(self, tensors):
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites tensors by the first rank's: running statistics differ between ranks."""
         if self.size == 1:
             return
@@ -205,7 +229,7 @@ class Ranks:
                 )
             ) from error
 
-    def leave(self, error):
+    def leave(self, error: BaseException) -> None:
         """Says why this rank stops where the others cannot be asked, and may be waiting for it.
 
         Args:
@@ -215,12 +239,13 @@ class Ranks:
         """
         if self.size == 1 or getattr(error, "agreed", False) or getattr(error, "unagreed", False):
             return
-        error.unagreed = True
+        error.unagreed = True  # type: ignore[attr-defined]  # a mark, as in `alike`
+        notes = self._notes
         with contextlib.suppress(Exception):  # the others then see that this one is gone
-            if not self._notes.add(_CAUSES, 0):
+            if notes is not None and not notes.add(_CAUSES, 0):
                 text = " ".join(str(error).split()) or type(error).__name__
-                self._notes.set(_CAUSE, f"process {self.rank} of {self.size}: {text}"[:2000])
-                self._notes.add(_CAUSES, 1)  # the others do not wait for what was not set
+                notes.set(_CAUSE, f"process {self.rank} of {self.size}: {text}"[:2000])
+                notes.add(_CAUSES, 1)  # the others do not wait for what was not set
 
     def _with_cause(self, stopped):
         """A `RunStopped`, with what the first rank that left has said."""
@@ -231,7 +256,7 @@ class Ranks:
         return self.alike(stopped)
 
 
-def share_statistics(ranks, model, ema=None):
+def share_statistics(ranks: Ranks, model: nn.Layer, ema: ModelEMA | None = None) -> None:
     """Gives all ranks the first one's running statistics, which is what a checkpoint holds.
 
     On a CPU each rank's batch norms see its own images only (see `layers.norm.SyncBatchNorm`); in
@@ -253,10 +278,10 @@ def _description(error):
     return RunStopped, f"{type(error).__name__}: {error}"
 
 
-_joined = None
+_joined: Ranks | None = None
 
 
-def join(device=None):
+def join(device: str | None = None) -> Ranks:
     """The ranks of this run; the first call makes the group where a launcher started several.
 
     Paddle's device has to be selected before.

@@ -4,7 +4,11 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from paddleseg_deeplab.core.stream import label_of, name_of
 from paddleseg_deeplab.utils import visualize
@@ -31,43 +35,47 @@ class EvaluationResult:
     """
 
     confusion: ConfusionMatrix
-    class_names: list
-    records: list
-    worst: list
-    loss: float = None
+    class_names: list[str]
+    records: list[dict[str, Any]]
+    worst: list[dict[str, Any]]
+    loss: float | None = None
     seconds: float = 0.0
 
     @property
-    def miou(self):
+    def miou(self) -> float:
         return self.confusion.mean_iou
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> float:
         return self.confusion.accuracy
 
     @property
-    def kappa(self):
+    def kappa(self) -> float:
         return self.confusion.kappa
 
     @property
-    def mean_dice(self):
+    def mean_dice(self) -> float:
         return self.confusion.mean_dice
 
     @property
-    def class_iou(self):
+    def class_iou(self) -> np.ndarray:
         """float64 [K], NaN for a class absent from truth and prediction."""
         return self.confusion.iou
 
     @property
-    def class_precision(self):
+    def class_precision(self) -> np.ndarray:
         return self.confusion.precision
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[float | np.ndarray]:
         return iter((self.miou, self.accuracy, self.class_iou, self.class_precision, self.kappa))
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """Everything but the single images' records, as JSON can hold it."""
-        out = {"images": len(self.records), "loss": self.loss, "seconds": round(self.seconds, 3)}
+        out: dict[str, Any] = {
+            "images": len(self.records),
+            "loss": self.loss,
+            "seconds": round(self.seconds, 3),
+        }
         out.update(self.confusion.summary(self.class_names))
         out["confusion_matrix"] = self.confusion.matrix.tolist()
         out["worst"] = [
@@ -75,7 +83,7 @@ class EvaluationResult:
         ]
         return out
 
-    def table(self):
+    def table(self) -> str:
         """Class name, IoU, precision, recall, Dice and pixel share as lines of text."""
         width = max([len("class"), *(len(n) for n in self.class_names)])
         lines = [
@@ -94,7 +102,9 @@ class EvaluationResult:
         return "\n".join(lines)
 
 
-def count_image(confusion, sample, predicted):
+def count_image(
+    confusion: ConfusionMatrix, sample: Mapping[str, Any], predicted: np.ndarray
+) -> dict[str, Any]:
     """Adds one image to the counts of a set.
 
     Args:
@@ -128,7 +138,7 @@ def count_image(confusion, sample, predicted):
     }
 
 
-def log_result(result):
+def log_result(result: EvaluationResult) -> None:
     """Logs the figures, the table of classes and the worst images."""
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     logger.info(
@@ -161,7 +171,7 @@ def _write_csv(path, columns, rows):
             writer.writerow([_cell(row[column]) for column in columns])
 
 
-def write_report(result, save_dir):
+def write_report(result: EvaluationResult, save_dir: str | Path) -> list[str]:
     """Writes a result into a folder; files of the same names are replaced.
 
     - ``metrics.json``: all figures, the confusion matrix (truth by prediction), the worst images.

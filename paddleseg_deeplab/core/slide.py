@@ -2,9 +2,12 @@
 """Sliding windows: logits of an image from overlapping crops of it."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.deploy.engine import Engine, run_network
 from paddleseg_deeplab.prediction.batching import automatic_batch
@@ -12,6 +15,8 @@ from paddleseg_deeplab.utils.errors import UserError
 
 # Sums larger than this, in bytes, stay in host memory on a GPU too: windows are there to save its.
 _DEVICE_SUMS = 2**31
+# ((width, height), (stride across, stride down)) in pixels.
+Window = tuple[tuple[int, int], tuple[int, int]]
 WINDOW_SETTINGS = ("is_slide", "crop_size", "stride", "slide_above")
 
 
@@ -25,7 +30,9 @@ def _size_pair(name, value):
     return int(pair[0]), int(pair[1])
 
 
-def check_window(crop_size, stride):
+def check_window(
+    crop_size: Sequence[int] | int | None, stride: Sequence[int] | int | None
+) -> Window:
     """Checks a sliding window's settings.
 
     Args:
@@ -46,7 +53,13 @@ def check_window(crop_size, stride):
     return crop, step
 
 
-def window_for(size, is_slide=False, crop_size=None, stride=None, slide_above=None):
+def window_for(
+    size: Sequence[int],
+    is_slide: bool = False,
+    crop_size: Sequence[int] | int | None = None,
+    stride: Sequence[int] | int | None = None,
+    slide_above: float | None = None,
+) -> Window | None:
     """The window that images of a size go through the network in, if any.
 
     Args:
@@ -85,7 +98,7 @@ def window_for(size, is_slide=False, crop_size=None, stride=None, slide_above=No
     return window if size[0] * size[1] > slide_above * crop[0] * crop[1] else None
 
 
-def window_starts(size, crop, stride):
+def window_starts(size: int, crop: int, stride: int) -> list[int]:
     """First pixels of the windows along one side: a regular grid whose last window ends exactly
     at the edge; one window where the image is not larger than the crop."""
     if size <= crop:
@@ -100,12 +113,17 @@ def _coverage(size, crop, starts):
     return count
 
 
-def sums_on_host(model):
+def sums_on_host(model: nn.Layer | Engine) -> bool:
     """Whether what follows the network is done in NumPy: on a CPU, and behind an `Engine`."""
     return isinstance(model, Engine) or paddle.get_device() == "cpu"
 
 
-def slide_logits(model, im, crop_size, stride):
+def slide_logits(
+    model: nn.Layer | Engine,
+    im: Tensor | np.ndarray,
+    crop_size: Sequence[int] | int | None,
+    stride: Sequence[int] | int | None,
+) -> Tensor | np.ndarray:
     """Mean logits of overlapping windows.
 
     The windows' logits are added up in one buffer of the images' size and divided by the number of
@@ -132,12 +150,13 @@ def slide_logits(model, im, crop_size, stride):
     corners = [(y, x) for y in rows for x in columns]
     join = np.concatenate if isinstance(im, np.ndarray) else paddle.concat
     at_once = max(automatic_batch((crop_h, crop_w)) // count, 1)
-    sums, on_host = None, sums_on_host(model)
+    sums: Any = None  # made by the first windows, which tell the number of classes
+    on_host = sums_on_host(model)
     for first in range(0, len(corners), at_once):
         group = corners[first : first + at_once]
         windows = [im[:, :, y : y + crop_h, x : x + crop_w] for y, x in group]
-        windows = join(windows, axis=0) if len(windows) > 1 else windows[0]
-        logits = run_network(model, windows)  # [len(group) * N, K, crop_h, crop_w]
+        batch = join(windows, axis=0) if len(windows) > 1 else windows[0]
+        logits = run_network(model, batch)  # [len(group) * N, K, crop_h, crop_w]
         if sums is None:
             shape = (count, logits.shape[1], height, width)
             on_host = on_host or 4 * math.prod(shape) > _DEVICE_SUMS
@@ -151,8 +170,8 @@ def slide_logits(model, im, crop_size, stride):
             else:  # not in place: a slice of a Tensor is a view or a copy
                 sums[place] = sums[place] + part
     # One pass over the buffer; products of two small whole numbers are exact.
-    windows = np.outer(_coverage(height, crop_h, rows), _coverage(width, crop_w, columns))
+    counts = np.outer(_coverage(height, crop_h, rows), _coverage(width, crop_w, columns))
     if on_host:
-        sums /= windows
+        sums /= counts
         return sums
-    return sums.divide_(paddle.to_tensor(windows))
+    return sums.divide_(paddle.to_tensor(counts))

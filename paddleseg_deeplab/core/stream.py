@@ -4,12 +4,15 @@ of a CRF's parameters share."""
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core.infer import LabelsAndScores
 from paddleseg_deeplab.deploy.engine import (
     Engine,
     check_engine,
@@ -19,9 +22,18 @@ from paddleseg_deeplab.deploy.engine import (
 )
 from paddleseg_deeplab.models.forward import precision_context
 from paddleseg_deeplab.prediction import restore
-from paddleseg_deeplab.prediction.batching import peek
+from paddleseg_deeplab.prediction.batching import Result, peek
+from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import UserError
+
+
+class BatchLoss(Protocol):
+    """Adds up the losses of batches where it holds any."""
+
+    losses: Mapping[str, Any] | None
+
+    def add(self, logits: Tensor | np.ndarray, samples: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +52,8 @@ class NetworkSettings:
     flip_horizontal: bool = False
     flip_vertical: bool = False
     is_slide: bool = False
-    stride: Sequence[int] | None = None
-    crop_size: Sequence[int] | None = None
+    stride: Sequence[int] | int | None = None
+    crop_size: Sequence[int] | int | None = None
     slide_above: float | None = None
     precision: str = "fp32"
     amp_level: str = "O1"
@@ -49,11 +61,11 @@ class NetworkSettings:
     batch_size: int | None = 1
 
     @property
-    def window(self):
+    def window(self) -> dict[str, Any]:
         """dict: Keyword arguments of `infer.window_for`."""
         return {name: getattr(self, name) for name in infer.WINDOW_SETTINGS}
 
-    def check(self):
+    def check(self) -> None:
         """Refuses settings that cannot work, before anything is read.
 
         Raises:
@@ -64,11 +76,18 @@ class NetworkSettings:
         infer.window_for((0, 0), **self.window)
         check_engine(self.engine, self.precision)
 
-    def pixels(self, images, size):
+    def pixels(self, images: int, size: Sequence[int]) -> float:
         """How many pixels go through the network for so many images of a (height, width)."""
         return pixels_to_run(images, size, self.aug, dataclasses.asdict(self))
 
-    def labels_and_scores(self, network, images, trans_info, names, return_scores):
+    def labels_and_scores(
+        self,
+        network: nn.Layer | Engine,
+        images: Tensor | np.ndarray,
+        trans_info: Sequence[TransInfo],
+        names: Sequence[str],
+        return_scores: bool,
+    ) -> LabelsAndScores:
         """What `infer.inference`, or with `aug` `infer.aug_inference`, gives for a batch."""
         how = {**self.window, "return_scores": return_scores, "names": names}
         if not self.aug:
@@ -85,7 +104,9 @@ class NetworkSettings:
 
 
 @contextlib.contextmanager
-def engine_for(model, samples, count, how):
+def engine_for(
+    model: nn.Layer, samples: Iterable[dict[str, Any]], count: int, how: NetworkSettings
+) -> Iterator[tuple[nn.Layer | Engine, Iterator[dict[str, Any]]]]:
     """`open_engine` for a stream of samples, and what the whole run over them needs.
 
     That memory runs out is one line, from wherever inside. At the end a GPU's cache is emptied
@@ -114,14 +135,21 @@ def engine_for(model, samples, count, how):
         yield network, samples
 
 
-def predictions(model, batches, how, *, loss=None, probabilities=False):
+def predictions(
+    model: nn.Layer | Engine,
+    batches: Iterable[tuple[Sequence[dict[str, Any]], np.ndarray]],
+    how: NetworkSettings,
+    *,
+    loss: BatchLoss | None = None,
+    probabilities: bool = False,
+) -> Iterator[Result]:
     """Runs the network over batches; the caller sets eval mode and turns gradients off.
 
     Args:
         model (nn.Layer | Engine): A layer in eval mode; an `Engine` has a precision of its own.
         batches (Iterable): Of (samples, images float32 [N, C, h, w]).
         how (NetworkSettings): Scales, flips, windows, precision.
-        loss (optional): Gets logits and samples of each batch where it holds losses.
+        loss (BatchLoss, optional): Gets logits and samples of each batch.
         probabilities (bool): Give them too.
 
     Yields:
@@ -187,7 +215,7 @@ def _predict(network, samples, images, how, loss, probabilities):
     return labels, scores if how.aug else [restore.softmax(s, axis=0) for s in scores]
 
 
-def refuse_multilabel(use_multilabel):
+def refuse_multilabel(use_multilabel: bool) -> None:
     """Networks here give a pixel one class: PaddleSeg's switch for several would be ignored, and
     its results wrong.
 
@@ -201,13 +229,13 @@ def refuse_multilabel(use_multilabel):
         )
 
 
-def name_of(sample):
+def name_of(sample: Mapping[str, Any]) -> str:
     """What to call a sample in a message: its file where it has one."""
     path = sample.get("im_path")
     return str(path) if path is not None else f"sample {sample['index']}"
 
 
-def label_of(sample):
+def label_of(sample: Mapping[str, Any]) -> np.ndarray:
     """A sample's label, integers [H, W], from [1, H, W] too."""
     label = np.asarray(sample["label"])
     return label.reshape(label.shape[-2:])

@@ -2,14 +2,22 @@
 """Training of objects that are already built."""
 
 import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+from paddle import nn
+from paddle.optimizer import Optimizer
+
+from paddleseg_deeplab.core.dataset import AnyDataset, LabelledDataset
 from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.training.data.batches import Share, training_batches
 from paddleseg_deeplab.core.training.data.epochs import Sampler
 from paddleseg_deeplab.core.training.data.reader import BatchReader
 from paddleseg_deeplab.core.training.evaluation import Evaluation
 from paddleseg_deeplab.core.training.schedule import Schedule
-from paddleseg_deeplab.core.training.settings import from_keywords, warn_of_no_effect
+from paddleseg_deeplab.core.training.settings import TrainSettings, from_keywords, warn_of_no_effect
 from paddleseg_deeplab.core.training.state.progress import Progress
 from paddleseg_deeplab.core.training.state.run_folder import RunFolder
 from paddleseg_deeplab.core.training.step import TrainStep
@@ -19,38 +27,39 @@ from paddleseg_deeplab.core.training.watch.interrupt import StoppableDataset, St
 from paddleseg_deeplab.core.training.watch.loggers import VisualDL, VisualDLWriter
 from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
 from paddleseg_deeplab.core.training.watch.preview import Preview
+from paddleseg_deeplab.core.training.watch.watcher import Watcher
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 
 
 def train(
-    model,
-    train_dataset,
-    val_dataset=None,
-    optimizer=None,
-    save_dir="output",
-    iters=10000,
-    batch_size=2,
-    early_stop_intervals=None,
-    resume_model=None,
-    save_interval=1000,
-    log_iters=10,
-    num_workers=0,
-    use_vdl=False,
-    use_ema=False,
-    losses=None,
-    keep_checkpoint_max=5,
-    test_config=None,
-    precision="fp32",
-    amp_level="O1",
-    profiler_options=None,
-    to_static_training=False,
-    logger=None,
-    print_mem_info=True,
-    shuffle=True,
+    model: nn.Layer,
+    train_dataset: AnyDataset,
+    val_dataset: LabelledDataset | None = None,
+    optimizer: Optimizer | None = None,
+    save_dir: str | Path = "output",
+    iters: int = 10000,
+    batch_size: int = 2,
+    early_stop_intervals: int | None = None,
+    resume_model: str | Path | None = None,
+    save_interval: int = 1000,
+    log_iters: int = 10,
+    num_workers: int = 0,
+    use_vdl: bool = False,
+    use_ema: bool = False,
+    losses: Mapping[str, Any] | None = None,
+    keep_checkpoint_max: int = 5,
+    test_config: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    amp_level: str = "O1",
+    profiler_options: str | None = None,
+    to_static_training: bool = False,
+    logger: logging.Logger | None = None,
+    print_mem_info: bool = True,
+    shuffle: bool = True,
     *,
-    settings=None,
-    **older,
-):
+    settings: TrainSettings | None = None,
+    **older: Any,
+) -> Progress:
     """Trains a model and keeps checkpoints in ``<save_dir>/iter_N`` and ``best_model``.
 
     Args:
@@ -142,9 +151,9 @@ def train(
     )
     reader = BatchReader(train_dataset, batches, settings.accumulation_steps)
     epoch = sampler.length if sampler else len(train_dataset)
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
-        watchers = [TrainMonitor(schedule, progress.iteration, images_per_iter, epoch)]
+    with StopRequest() as stop, contextlib.ExitStack() as stack:
+        monitor = TrainMonitor(schedule, progress.iteration, images_per_iter, epoch)
+        watchers: list[Watcher] = [monitor]
         evaluation, preview = None, None
         if val_dataset is not None:
             how = {"precision": precision, "amp_level": amp_level, "num_workers": None}

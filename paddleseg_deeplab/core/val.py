@@ -3,12 +3,16 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import paddle
+from paddle import nn
 from tqdm import tqdm
 
+from paddleseg_deeplab.core.dataset import LabelledDataset
 from paddleseg_deeplab.core.ranks import join
 from paddleseg_deeplab.core.report import (
     EvaluationResult,
@@ -28,6 +32,8 @@ from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction.batching import equal_size_batches, read_ahead, workers_for
+from paddleseg_deeplab.prediction.crf import Crf
+from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
@@ -35,7 +41,9 @@ from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
 __all__ = ["EvaluationResult", "evaluate", "write_report"]
 
 
-def label_like_input(label, trans_info, size, void=255):
+def label_like_input(
+    label: np.ndarray, trans_info: TransInfo, size: tuple[int, int], void: int = 255
+) -> np.ndarray:
     """Puts an original-size label through the image's resize and padding steps.
 
     Args:
@@ -106,30 +114,30 @@ def _whole_image_losses(losses, how):
 
 
 def evaluate(
-    model,
-    eval_dataset,
-    aug_eval=False,
-    scales=1.0,
-    flip_horizontal=False,
-    flip_vertical=False,
-    is_slide=False,
-    stride=None,
-    crop_size=None,
-    precision="fp32",
-    amp_level="O1",
-    num_workers=0,
-    print_detail=True,
-    auc_roc=False,
-    use_multilabel=False,
+    model: nn.Layer,
+    eval_dataset: LabelledDataset,
+    aug_eval: bool = False,
+    scales: float | Sequence[float] = 1.0,
+    flip_horizontal: bool = False,
+    flip_vertical: bool = False,
+    is_slide: bool = False,
+    stride: Sequence[int] | int | None = None,
+    crop_size: Sequence[int] | int | None = None,
+    precision: str = "fp32",
+    amp_level: str = "O1",
+    num_workers: int | None = 0,
+    print_detail: bool = True,
+    auc_roc: bool = False,
+    use_multilabel: bool = False,
     *,
-    slide_above=None,
-    batch_size=1,
-    losses=None,
-    worst=10,
-    progress=True,
-    crf=None,
-    engine="dygraph",
-):
+    slide_above: float | None = None,
+    batch_size: int | None = 1,
+    losses: Mapping[str, Any] | None = None,
+    worst: int = 10,
+    progress: bool = True,
+    crf: Crf | Mapping[str, Any] | bool | None = None,
+    engine: str = "dygraph",
+) -> EvaluationResult:
     """Evaluates a model at the labels' original size.
 
     Where Paddle runs on several ranks, every rank must call it: each takes its share of the images
@@ -197,7 +205,7 @@ def evaluate(
     loss = _ValidationLoss(
         _whole_image_losses(losses, how), getattr(eval_dataset, "ignore_index", 255)
     )
-    crf = make_crf(crf)
+    refiner = make_crf(crf)
     start = time.perf_counter()
     names = getattr(eval_dataset, "class_names", None) or None
     names = check_class_names(names, eval_dataset.num_classes)
@@ -205,8 +213,8 @@ def evaluate(
     records = []
     ranks = join()
     indices = range(ranks.rank, len(eval_dataset), ranks.size)
-    num_workers = workers_for(eval_dataset, num_workers)
-    samples = read_ahead(lambda i: dict(eval_dataset[i], index=i), indices, num_workers)
+    workers = workers_for(eval_dataset, num_workers)
+    samples = read_ahead(lambda i: dict(eval_dataset[i], index=i), indices, workers)
     # Images that were read ahead are not worth waiting for once a stop was asked for.
     check_stop = getattr(eval_dataset, "check_stop", lambda: None)
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
@@ -214,10 +222,10 @@ def evaluate(
     opened = engine_for(model, samples, len(eval_dataset), how)
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), opened as (network, samples):
         batches = equal_size_batches(samples, batch_size)
-        results = predictions(network, batches, how, loss=loss, probabilities=crf is not None)
-        if crf is not None:
+        results = predictions(network, batches, how, loss=loss, probabilities=refiner is not None)
+        if refiner is not None:
             results = dense_crf.refined(
-                crf, results, lambda s: dense_crf.image_of_sample(eval_dataset, s), num_workers
+                refiner, results, lambda s: dense_crf.image_of_sample(eval_dataset, s), workers
             )
         for sample, predicted, _ in results:
             check_stop()

@@ -2,14 +2,16 @@
 """The network as a compiled program for training."""
 
 import contextlib
+from collections.abc import Callable
 
 import paddle
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.forward import run_model
 from paddleseg_deeplab.utils.errors import UserError
 
 
-def compiled(model):
+def compiled(model: nn.Layer) -> Callable[[Tensor], list[Tensor]]:
     """A function like `models.forward.run_model` that runs the network's traced program.
 
     The program shares the model's parameters and is of its training mode; the model itself stays

@@ -26,14 +26,14 @@ ATOMIC = (
 )
 
 
-def seed_everything(seed):
+def seed_everything(seed: int) -> None:
     """Seeds Python, NumPy and Paddle; data order and augmentation have generators of their own."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     paddle.seed(seed)
 
 
-def make_deterministic(on_gpu=None):
+def make_deterministic(on_gpu: bool | None = None) -> dict[str, int | str]:
     """Sets the switches; call it before anything has run on the device.
 
     What the user has set in the environment is kept. What no switch reaches (`ATOMIC`) is logged,
@@ -60,7 +60,8 @@ def make_deterministic(on_gpu=None):
     for name, value in GPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     paddle.set_flags(GPU_FLAGS)
-    done = {**GPU_FLAGS, **{name: os.environ[name] for name in GPU_ENVIRONMENT}}
+    done: dict[str, int | str] = {**GPU_FLAGS}
+    done |= {name: os.environ[name] for name in GPU_ENVIRONMENT}
     logger.info("--deterministic: %s", ", ".join(f"{k}={v}" for k, v in done.items()))
     logger.warning(
         "--deterministic: %s add in no fixed order in Paddle's GPU kernels, for which there is no "

@@ -2,11 +2,19 @@
 """Evaluation within a training: shows the result and keeps the best weights."""
 
 import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from paddleseg_deeplab.core.dataset import LabelledDataset
+from paddleseg_deeplab.core.training.state.run_folder import RunFolder
+from paddleseg_deeplab.core.training.watch.watcher import Watcher
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, NonFiniteScores
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.out_of_memory import CHECKPOINT_KEPT, OutOfMemory
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.core.training.trainer import TrainingState
 
 
 class Evaluation:
@@ -20,14 +28,21 @@ class Evaluation:
         watchers (Sequence[Watcher]): Are told of each result.
     """
 
-    def __init__(self, dataset, settings, folder, save_format, watchers):
+    def __init__(
+        self,
+        dataset: LabelledDataset,
+        settings: Mapping[str, Any],
+        folder: RunFolder,
+        save_format: str,
+        watchers: Sequence[Watcher],
+    ) -> None:
         self._dataset = dataset
         self._settings = settings
         self._folder = folder
         self._save_format = save_format
         self._watchers = watchers
 
-    def run(self, state):
+    def run(self, state: "TrainingState") -> None:
         """Evaluates the weights, or their average where there is one; updates the progress.
 
         Args:

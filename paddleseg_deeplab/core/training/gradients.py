@@ -7,10 +7,14 @@ from the device in each iteration; here the one read of `step` does.
 
 import collections
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import paddle
+from paddle import Tensor
+
+from paddleseg_deeplab.core.ranks import Exchange, Ranks
 
 _BUCKET = 2**22  # elements of one all-reduce: 16 MiB of float32
 
@@ -30,14 +34,18 @@ class GradientSum:
             not go through the host, whose processors the backward pass needs.
     """
 
-    def __init__(self, ranks, parameters, overlap=None):
+    def __init__(
+        self, ranks: Ranks, parameters: Sequence[Tensor], overlap: bool | None = None
+    ) -> None:
         self._ranks = ranks
         self._parameters = list(parameters)
         self._overlap = not ranks.on_host if overlap is None else overlap
         self._buckets = _buckets(self._parameters)
-        self._sent, self._waiting = 0, []  # of this iteration
-        self._flats = collections.deque()  # sent and not taken over yet
-        self._missing = {}
+        self._sent = 0  # of this iteration, as is the next
+        self._waiting: list[int] = []
+        # Sent and not taken over yet.
+        self._flats: collections.deque[tuple[Tensor, Exchange | None]] = collections.deque()
+        self._missing: dict[int, Tensor] = {}
         self._armed = False
         if ranks.size > 1 and self._overlap:
             for number, bucket in enumerate(self._buckets):
@@ -45,7 +53,7 @@ class GradientSum:
                     # Called when the gradient is complete, also of a parameter used many times.
                     self._parameters[index]._register_backward_hook(partial(self._ready, number))
 
-    def backward(self, loss):
+    def backward(self, loss: Tensor) -> None:
         """The iteration's last backward pass, after which gradients are sums over the ranks.
 
         Args:
@@ -64,11 +72,11 @@ class GradientSum:
                 self._send()
             self._take_over(bucket, *self._flats.popleft())
 
-    def present(self):
+    def present(self) -> list[bool]:
         """list[bool]: Which parameters have a gradient of this rank (or, alone, at all)."""
         return [i not in self._missing and p.grad is not None for i, p in self._all()]
 
-    def complete(self, counts):
+    def complete(self, counts: Sequence[float] | np.ndarray) -> None:
         """Gives a gradient to the parameters that only other ranks had one of.
 
         A parameter that has none anywhere is left alone, so that no optimizer moves it.
@@ -152,7 +160,7 @@ def _buckets(parameters):
     return buckets
 
 
-def square_sum(gradients):
+def square_sum(gradients: Sequence[Tensor]) -> Tensor:
     """Sum of the squares of all values: finite where all of them are, and below 1e19.
 
     One pass over memory, and no wait for the device (ClipGradByGlobalNorm makes the same sums).

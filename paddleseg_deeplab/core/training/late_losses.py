@@ -9,15 +9,18 @@ something is saved. On a CPU reading waits for nothing, and each loss is read at
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
-from paddleseg_deeplab.core.training.watch.watcher import IterationReport
+from paddleseg_deeplab.core.training.schedule import Schedule
+from paddleseg_deeplab.core.training.watch.watcher import IterationReport, Watcher
 from paddleseg_deeplab.utils.errors import NonFiniteLoss
 
 
-def as_vector(loss, parts):
+def as_vector(loss: Tensor, parts: Iterable[Tensor | float]) -> Tensor:
     """Loss and parts as one array on their device, so that one is read in place of many.
 
     Args:
@@ -36,14 +39,14 @@ def as_vector(loss, parts):
     return paddle.stack([v.reshape([]) if v.ndim else v for v in values]).astype("float64")
 
 
-def check_loss(names, values):
+def check_loss(names: Sequence[str], values: Sequence[float] | np.ndarray) -> None:
     """Raises `NonFiniteLoss` that tells loss and parts, unless the loss, the first, is finite."""
     if not math.isfinite(values[0]):
         listed = ", ".join(f"{name} {value:g}" for name, value in zip(names, values[1:]))
         raise NonFiniteLoss(f"the loss is {values[0]} ({listed})")
 
 
-def check_gradient(square, where=""):
+def check_gradient(square: float, where: str = "") -> None:
     """Raises `NonFiniteLoss` unless a gradient's `gradients.square_sum` is finite.
 
     Args:
@@ -68,13 +71,19 @@ class StepResult:
         signal (int): Of a stop that was asked for, here or on another rank; 0 for none.
     """
 
-    def __init__(self, names, vector, explain=None, signal=0):
+    def __init__(
+        self,
+        names: Sequence[str],
+        vector: Tensor | np.ndarray,
+        explain: Callable[[NonFiniteLoss], NonFiniteLoss] | None = None,
+        signal: int = 0,
+    ) -> None:
         self.names = names
         self.vector = vector
         self.signal = signal
         self._explain = explain
 
-    def read(self, where=lambda: ""):
+    def read(self, where: Callable[[], str] = lambda: "") -> tuple[float, dict[str, float]]:
         """Waits for the device.
 
         Args:
@@ -88,7 +97,9 @@ class StepResult:
         """
         return self.checked(np.asarray(self.vector, np.float64), where)
 
-    def checked(self, values, where=lambda: ""):
+    def checked(
+        self, values: np.ndarray, where: Callable[[], str] = lambda: ""
+    ) -> tuple[float, dict[str, float]]:
         """What `read` gives and raises, of values that are read already, float64 [2 + parts]."""
         *losses, square = values.tolist()
         try:
@@ -99,7 +110,7 @@ class StepResult:
         return losses[0], dict(zip(self.names, losses[1:]))
 
 
-def read_all(results):
+def read_all(results: Sequence[StepResult]) -> list[np.ndarray]:
     """The values of several iterations, after one wait for the device: a float64 array of each."""
     on_device = [result for result in results if isinstance(result.vector, paddle.Tensor)]
     if len({tuple(result.vector.shape) for result in on_device}) == 1:
@@ -135,13 +146,13 @@ class Journal:
         watch (Stopwatch): Of the run; waiting for the device counts as computing.
     """
 
-    def __init__(self, watchers, schedule, watch):
+    def __init__(self, watchers: Sequence[Watcher], schedule: Schedule, watch: "Stopwatch") -> None:
         self._watchers = watchers
         self._schedule = schedule
         self._watch = watch
-        self._waiting = []
+        self._waiting: list[Iteration] = []
 
-    def add(self, iteration):
+    def add(self, iteration: Iteration) -> None:
         """Takes an `Iteration`; reads all that wait where a line is due.
 
         Raises:
@@ -151,7 +162,7 @@ class Journal:
         if self._schedule.logs_at(iteration.number):
             self.read()
 
-    def read(self):
+    def read(self) -> None:
         """Reads what waits and tells the watchers.
 
         Raises:
@@ -185,10 +196,10 @@ class Journal:
 class Stopwatch:
     """Seconds since the last reading."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._last = time.perf_counter()
 
-    def lap(self):
+    def lap(self) -> float:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds

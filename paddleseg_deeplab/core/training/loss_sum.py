@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The losses of an iteration's batches, on all ranks, as if they were one batch's."""
 
-import paddle
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import paddle
+from paddle import Tensor
+
+from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.late_losses import as_vector
 from paddleseg_deeplab.models.losses.total import (
     batch_weights,
@@ -10,6 +15,9 @@ from paddleseg_deeplab.models.losses.total import (
     output_sizes,
     part_count,
 )
+
+# Images float32 [N, C, H, W] and labels int64 [N, H, W] of each batch.
+Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 class LossSum:
@@ -31,9 +39,16 @@ class LossSum:
         vector (Tensor | None): float64 [1 + parts], loss and parts so far.
     """
 
-    def __init__(self, batches, losses, ranks, layout, sizes):
-        self.names = []
-        self.vector = None
+    def __init__(
+        self,
+        batches: Batches,
+        losses: Mapping[str, Any],
+        ranks: Ranks,
+        layout: str,
+        sizes: dict[tuple[int, int], list[tuple[int, int]]],
+    ) -> None:
+        self.names: list[str] = []
+        self.vector: Tensor | None = None
         self._batches = batches
         self._losses = losses
         self._ranks = ranks
@@ -44,7 +59,7 @@ class LossSum:
         self._is_shared = ranks.size > 1 or len(batches) > 1
         self._exchanged = False
 
-    def add(self, logits, labels):
+    def add(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Takes the next batch's logits.
 
         Args:
@@ -70,7 +85,7 @@ class LossSum:
         self.vector = one if self.vector is None else self.vector + one
         return loss
 
-    def give_up(self):
+    def give_up(self) -> None:
         """What a rank does that cannot go on: the others wait for what it counts, nothing."""
         if self._is_shared and not self._exchanged:
             self._share(paddle.zeros([1, part_count(self._losses)], "float64"))

@@ -3,6 +3,7 @@
 
 import dataclasses
 
+from paddleseg_deeplab.core.training.state.progress import Progress
 from paddleseg_deeplab.utils.logger import logger
 
 
@@ -22,15 +23,15 @@ class Schedule:
     log_iters: int = 10
     early_stop_intervals: int | None = None
 
-    def logs_at(self, iteration):
+    def logs_at(self, iteration: int) -> bool:
         """Whether a line is due after an iteration."""
         return iteration % self.log_iters == 0 or iteration == self.iters
 
-    def saves_at(self, iteration):
+    def saves_at(self, iteration: int) -> bool:
         """Whether a checkpoint is due after an iteration."""
         return iteration % self.save_interval == 0 or iteration == self.iters
 
-    def is_over(self, progress, evaluates):
+    def is_over(self, progress: Progress, evaluates: bool) -> bool:
         """Whether a run that has got so far ends here; says so where it ends early.
 
         Args:
@@ -50,7 +51,7 @@ class Schedule:
         )
         return True
 
-    def has_ended(self, progress, evaluates):
+    def has_ended(self, progress: Progress, evaluates: bool) -> bool:
         """Whether a run that is resumed has nothing left to do; says so."""
         if evaluates and progress.evaluation_due:
             return False

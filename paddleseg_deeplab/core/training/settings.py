@@ -2,8 +2,10 @@
 """What `core.train.train` takes beyond PaddleSeg's parameters."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,14 +39,14 @@ class TrainSettings:
     ema_decay: float = 0.999
     seed: int | None = None
     config_text: str = ""
-    hyper_parameters: dict | None = None
+    hyper_parameters: dict[str, float | str] | None = None
     checkpoint: Path | None = None
     resume_ignore_config: bool = False
     image_rates: np.ndarray | None = None
     save_format: str = "pdparams"
     watchers: Sequence[Watcher] = ()
 
-    def check(self):
+    def check(self) -> None:
         """Refuses what cannot work.
 
         Raises:
@@ -62,7 +64,7 @@ class TrainSettings:
                 )
 
 
-def from_keywords(settings, keywords):
+def from_keywords(settings: TrainSettings | None, keywords: Mapping[str, Any]) -> TrainSettings:
     """The settings, where they may have been given one by one as of old.
 
     Args:
@@ -97,7 +99,9 @@ def from_keywords(settings, keywords):
     return settings
 
 
-def warn_of_no_effect(profiler_options, own_logger, print_mem_info):
+def warn_of_no_effect(
+    profiler_options: str | None, own_logger: logging.Logger | None, print_mem_info: bool
+) -> None:
     """One line that names PaddleSeg's parameters that were given and change nothing here."""
     given = {
         "profiler_options": profiler_options is not None,

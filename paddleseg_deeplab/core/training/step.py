@@ -2,17 +2,21 @@
 """One training iteration: forward, loss, backward, update."""
 
 import signal as signals
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import paddle
+from paddle import nn
+from paddle.optimizer import Optimizer
 
 from paddleseg_deeplab.core.ranks import Ranks
 from paddleseg_deeplab.core.training.compiled import compiled
 from paddleseg_deeplab.core.training.data.batches import reader_failure
 from paddleseg_deeplab.core.training.gradients import GradientSum, square_sum
 from paddleseg_deeplab.core.training.late_losses import StepResult, check_loss
-from paddleseg_deeplab.core.training.loss_sum import LossSum
+from paddleseg_deeplab.core.training.loss_sum import Batches, LossSum
 from paddleseg_deeplab.models.forward import precision_context, run_model
 from paddleseg_deeplab.models.losses.total import part_count
 from paddleseg_deeplab.utils import out_of_memory
@@ -48,16 +52,16 @@ class TrainStep:
 
     def __init__(
         self,
-        model,
-        optimizer,
-        losses,
-        precision="fp32",
-        amp_level="O1",
+        model: nn.Layer,
+        optimizer: Optimizer,
+        losses: Mapping[str, Any],
+        precision: str = "fp32",
+        amp_level: str = "O1",
         *,
-        ranks=None,
-        to_static=False,
-        reads_at_once=None,
-    ):
+        ranks: Ranks | None = None,
+        to_static: bool = False,
+        reads_at_once: bool | None = None,
+    ) -> None:
         precision_context(precision, amp_level)  # fails early where it cannot work
         self.losses = losses
         self.precision = precision
@@ -77,12 +81,17 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self._network = compiled(model) if to_static else partial(run_model, model)
-        self._sizes = {}  # (height, width) of images -> those of the outputs
+        # (height, width) of images -> those of the outputs.
+        self._sizes: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._trained = [p for p in model.parameters() if not p.stop_gradient]
         self._sum = GradientSum(self.ranks, self._trained)
-        self._updated = None  # which parameters the first update had gradients of
+        self._updated: list[bool] | None = (
+            None  # which parameters the first update had gradients of
+        )
 
-    def __call__(self, batches, explain=None):
+    def __call__(
+        self, batches: Batches, explain: Callable[..., NonFiniteLoss] | None = None
+    ) -> tuple[float, dict[str, float]]:
         """Runs one iteration over the batches of all ranks as if they were one.
 
         A loss that is a mean over pixels (cross-entropy without top_k_percent_pixels, focal) or
@@ -106,7 +115,14 @@ class TrainStep:
         """
         return self.run(batches, explain).read()
 
-    def run(self, batches, explain=None, *, fault=None, signal=lambda: 0):
+    def run(
+        self,
+        batches: Batches,
+        explain: Callable[..., NonFiniteLoss] | None = None,
+        *,
+        fault: Exception | None = None,
+        signal: Callable[[], int] = lambda: 0,
+    ) -> StepResult:
         """What a call does, with the loss to be read when it is wanted.
 
         Args:
@@ -172,7 +188,9 @@ class TrainStep:
         self._sum.backward(self.scaler.scale(loss))
         return self._agreed(losses.names, vector, stops, explain)
 
-    def raise_explained(self, error, batches, what="training", batch_size=1):
+    def raise_explained(
+        self, error: Exception, batches: Batches, what: str = "training", batch_size: int = 1
+    ) -> NoReturn:
         """Raises the error, or the line that says that memory ran out or a reading process is gone;
         before, the other ranks are told why this one stops, and the failed work is let go.
 

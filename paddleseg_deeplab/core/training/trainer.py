@@ -4,14 +4,21 @@
 import contextlib
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from paddleseg_deeplab.core.training.data.reader import BatchReader, IterationBatches
 from paddleseg_deeplab.core.training.determinism import seed_everything
+from paddleseg_deeplab.core.training.evaluation import Evaluation
 from paddleseg_deeplab.core.training.late_losses import Iteration, Journal, Stopwatch
+from paddleseg_deeplab.core.training.schedule import Schedule
 from paddleseg_deeplab.core.training.state.progress import Progress
+from paddleseg_deeplab.core.training.state.run_folder import RunFolder
 from paddleseg_deeplab.core.training.step import NonFiniteLoss, TrainStep
-from paddleseg_deeplab.core.training.watch.interrupt import Interrupted
+from paddleseg_deeplab.core.training.watch.interrupt import Interrupted, StopRequest
+from paddleseg_deeplab.core.training.watch.watcher import Watcher
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.logger import logger
 
@@ -44,7 +51,16 @@ class Trainer:
         watchers (Sequence[Watcher]): Are told what happened.
     """
 
-    def __init__(self, state, schedule, reader, folder, evaluation, stop, watchers):
+    def __init__(
+        self,
+        state: TrainingState,
+        schedule: Schedule,
+        reader: BatchReader,
+        folder: RunFolder,
+        evaluation: Evaluation | None,
+        stop: StopRequest,
+        watchers: Sequence[Watcher],
+    ) -> None:
         self.state = state
         self.schedule = schedule
         self.reader = reader
@@ -55,7 +71,7 @@ class Trainer:
         self.watch = Stopwatch()
         self.journal = Journal(watchers, schedule, self.watch)
 
-    def run(self):
+    def run(self) -> None:
         """Trains from where the state is to the end of the schedule.
 
         Raises:
@@ -82,13 +98,13 @@ class Trainer:
                 self.check_stop()
                 self.watch.lap()
 
-    def read(self):
+    def read(self) -> IterationBatches:
         """The next iteration's `IterationBatches`."""
         batches = self.reader.read()
         batches.seconds = self.watch.lap()
         return batches
 
-    def update(self, number, batches):
+    def update(self, number: int, batches: IterationBatches) -> Iteration:
         """One update of the weights; counts it in the run's progress.
 
         Args:
@@ -123,11 +139,11 @@ class Trainer:
             self.state.ema.update()
         return Iteration(number, result, learning_rate, batches.seconds, self.watch.lap())
 
-    def log(self, iteration):
+    def log(self, iteration: Iteration) -> None:
         """Tells the watchers of an iteration, at once or when its losses are read."""
         self.journal.add(iteration)
 
-    def save(self, iteration):
+    def save(self, iteration: Iteration) -> Path | None:
         """Writes a checkpoint where one is due, or where a signal came; its folder, else None.
 
         A signal that came to any of the processes before they agreed in this iteration
@@ -151,7 +167,7 @@ class Trainer:
             watcher.after_saving(iteration.number, saved)
         return saved
 
-    def evaluate(self, saved):
+    def evaluate(self, saved: Path | None) -> None:
         """Evaluates where that is due, and notes in the checkpoint that it is done.
 
         Args:
@@ -166,7 +182,7 @@ class Trainer:
         if saved is not None:
             self.folder.save_evaluation(saved, progress)
 
-    def finish_evaluation(self):
+    def finish_evaluation(self) -> bool:
         """Makes the evaluation that was cut off after the checkpoint; True if it was the end."""
         progress = self.state.progress
         if self.evaluation is None or not progress.evaluation_due:
@@ -178,11 +194,11 @@ class Trainer:
         self.check_stop()
         return False
 
-    def is_over(self):
+    def is_over(self) -> bool:
         """Whether the last iteration is done, or evaluations no longer gain."""
         return self.schedule.is_over(self.state.progress, self.evaluation is not None)
 
-    def check_stop(self):
+    def check_stop(self) -> None:
         """Raises `Interrupted` on all processes where a signal came to one of them."""
         with self.state.step.ranks.guard():
             self.stop.check()

@@ -11,15 +11,21 @@ import random
 import signal
 import threading
 import traceback
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
+from paddleseg_deeplab.core.dataset import AnyDataset
+from paddleseg_deeplab.core.training.data.epochs import Sampler
 from paddleseg_deeplab.core.training.watch.interrupt import stop_with_parent
 from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
+
+Key = tuple[int, int]  # (index, epoch) of a sample
 
 
 class SampleStream:
@@ -38,23 +44,24 @@ class SampleStream:
             takes the place of n, and its numbers that of the epoch in the keys.
     """
 
-    def __init__(self, size, seed, shuffle=True, sampler=None):
+    def __init__(
+        self, size: int, seed: int, shuffle: bool = True, sampler: Sampler | None = None
+    ) -> None:
         self.size = size if sampler is None else sampler.length
         self.sampler = sampler
         self.seed = seed
         self.shuffle = shuffle
-        self._epoch = None
-        self._order = None
+        self._epoch: int | None = None  # that the next two are of
+        self._order = self._numbers = np.empty(0, np.int64)
 
-    def key(self, position):
+    def key(self, position: int) -> Key:
         """``(index, epoch)`` of the sample at a position."""
         epoch, offset = divmod(position, self.size)
         if self.sampler is not None:
             if epoch != self._epoch:
-                self._order = self.sampler.epoch(self.seed, epoch, self.shuffle)
+                self._order, self._numbers = self.sampler.epoch(self.seed, epoch, self.shuffle)
                 self._epoch = epoch
-            indices, numbers = self._order
-            return int(indices[offset]), int(numbers[offset])
+            return int(self._order[offset]), int(self._numbers[offset])
         if not self.shuffle:
             return offset, epoch
         if epoch != self._epoch:
@@ -62,7 +69,16 @@ class SampleStream:
             self._order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
         return int(self._order[offset]), epoch
 
-    def batches(self, batch_size, start, stop, *, rank=0, ranks=1, origin=0):
+    def batches(
+        self,
+        batch_size: int,
+        start: int,
+        stop: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        origin: int = 0,
+    ) -> Iterator[list[Key]]:
         """Keys of a rank's batches number ``start`` to ``stop - 1``.
 
         The ranks' batches of one number lie side by side, from position ``origin`` on: together
@@ -311,7 +327,9 @@ def _read(guarded, sampler, num_workers, in_thread=None):
     )
 
 
-def reader_failure(error, exit_codes=()):
+def reader_failure(
+    error: BaseException, exit_codes: Sequence[int | None] = ()
+) -> RunStopped | None:
     """A `RunStopped` in the place of what Paddle raises when a reading process is gone, else None.
 
     Paddle raises it from a signal handler, that is, at any point of this process's program.
@@ -345,23 +363,23 @@ def reader_failure(error, exit_codes=()):
     )
 
 
-def sample_names(dataset, keys):
+def sample_names(dataset: AnyDataset, keys: Sequence[Key]) -> list[str]:
     """What to call the samples of a batch in a message: image paths where there are files."""
     files = getattr(dataset, "file_list", None)
     return [str(files[i][0]) if files else f"sample {i}" for i, _ in keys]
 
 
 def training_batches(
-    dataset,
-    batch_size,
-    numbers,
+    dataset: AnyDataset,
+    batch_size: int,
+    numbers: range,
     *,
-    seed,
-    num_workers=0,
-    shuffle=True,
-    share=Share(),
-    image_sampler=None,
-):
+    seed: int,
+    num_workers: int = 0,
+    shuffle: bool = True,
+    share: Share = Share(),
+    image_sampler: Sampler | None = None,
+) -> Iterator[tuple[list[Key], Tensor, Tensor]]:
     """Yields ``(keys, images, labels)`` for the batches of some numbers.
 
     Args:

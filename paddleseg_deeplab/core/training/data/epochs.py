@@ -2,6 +2,7 @@
 """Which images an epoch holds, and in which order, where some count more than others."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class Sampler:
         ValueError: The rates are not such numbers.
     """
 
-    def __init__(self, rates, size=None):
+    def __init__(self, rates: Sequence[float] | np.ndarray, size: int | None = None) -> None:
         rates = np.array(rates, dtype=np.float64)
         if size is not None and rates.shape != (size,):
             raise ValueError(f"rates should have {size} numbers, one an image, not {rates.shape}.")
@@ -64,7 +65,7 @@ class Sampler:
             counts[order] += np.diff((ends + start) >> _BITS, prepend=0)
         return counts
 
-    def epoch(self, seed, number, shuffle=True):
+    def epoch(self, seed: int, number: int, shuffle: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """The draws of an epoch, from the arguments alone.
 
         Args:

@@ -2,8 +2,12 @@
 """What an iteration reads: the next batches of the stream, or why they could not be read."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
-from paddleseg_deeplab.core.training.data.batches import sample_names
+from paddle import Tensor
+
+from paddleseg_deeplab.core.dataset import AnyDataset
+from paddleseg_deeplab.core.training.data.batches import Key, sample_names
 
 
 @dataclasses.dataclass
@@ -18,8 +22,8 @@ class IterationBatches:
         seconds (float): That reading took.
     """
 
-    keys: list = dataclasses.field(default_factory=list)
-    tensors: list = dataclasses.field(default_factory=list)
+    keys: list[Key] = dataclasses.field(default_factory=list)
+    tensors: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
     fault: Exception | None = None
     seconds: float = 0.0
 
@@ -33,12 +37,17 @@ class BatchReader:
         count (int): Batches an iteration.
     """
 
-    def __init__(self, dataset, batches, count=1):
+    def __init__(
+        self,
+        dataset: AnyDataset,
+        batches: Iterator[tuple[list[Key], Tensor, Tensor]],
+        count: int = 1,
+    ) -> None:
         self._dataset = dataset
         self._batches = batches
         self._count = count
 
-    def read(self):
+    def read(self) -> IterationBatches:
         """The next `IterationBatches`."""
         out = IterationBatches()
         try:
@@ -50,6 +59,6 @@ class BatchReader:
             out.fault = error
         return out
 
-    def names(self, keys):
+    def names(self, keys: Sequence[Key]) -> list[str]:
         """What to call samples in a message, list[str]."""
         return sample_names(self._dataset, keys)

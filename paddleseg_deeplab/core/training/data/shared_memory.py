@@ -21,7 +21,7 @@ _IN_USE = 1
 _MB = 10**6
 
 
-def needed_bytes(batch_bytes, num_workers, processes=1):
+def needed_bytes(batch_bytes: int, num_workers: int, processes: int = 1) -> int:
     """What lies in shared memory at most.
 
     Args:
@@ -34,12 +34,14 @@ def needed_bytes(batch_bytes, num_workers, processes=1):
     return processes * (_AHEAD * num_workers + _IN_USE) * batch_bytes
 
 
-def processes_here():
+def processes_here() -> int:
     """How many processes the launcher started on this machine; 1 without it."""
     return positive_number(os.environ.get("PADDLE_LOCAL_SIZE", "")) or 1
 
 
-def check_shared_memory(batch_bytes, num_workers, processes=None, folder=FOLDER):
+def check_shared_memory(
+    batch_bytes: int, num_workers: int, processes: int | None = None, folder: str = FOLDER
+) -> None:
     """Refuses a run whose reading processes would be ended for want of shared memory.
 
     Args:
@@ -58,8 +60,8 @@ def check_shared_memory(batch_bytes, num_workers, processes=None, folder=FOLDER)
         return
     batches = _AHEAD * num_workers + _IN_USE
     ranks = f" in each of {processes} training processes" if processes > 1 else ""
-    fewer = (free // (processes * batch_bytes) - _IN_USE) // _AHEAD
-    fewer = f"--num_workers {fewer} or " if fewer > 0 else ""
+    most = (free // (processes * batch_bytes) - _IN_USE) // _AHEAD
+    fewer = f"--num_workers {most} or " if most > 0 else ""
     raise UserError(
         f"{folder} has {free / _MB:.0f} MB free, and --num_workers {num_workers} needs "
         f"{need / _MB:.0f} MB there: {batches} batches of {batch_bytes / _MB:.1f} MB{ranks}. Start "

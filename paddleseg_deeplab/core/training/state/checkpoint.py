@@ -4,17 +4,22 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import paddle
+from paddle import Tensor, nn
 
 from paddleseg_deeplab.core.training.state.folder import fault, has_manifest, remove, writing
 from paddleseg_deeplab.core.training.state.progress import (
     PROGRESS,
+    Progress,
     iteration_of,
     machine,
     read_progress,
 )
+from paddleseg_deeplab.core.training.step import TrainStep
+from paddleseg_deeplab.optimizers.ema import ModelEMA
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.safe_pickle import reader
@@ -32,7 +37,7 @@ _EMA, _SCALER = "ema.pdparams", "scaler.pdopt"
 _SHOWN = 3  # tensors in a message
 
 
-def save_best_model(model, save_dir, save_format="pdparams"):
+def save_best_model(model: nn.Layer, save_dir: str | Path, save_format: str = "pdparams") -> None:
     """Writes ``<save_dir>/best_model``, which is the old or the new one; "safetensors" or not.
 
     Raises:
@@ -44,7 +49,7 @@ def save_best_model(model, save_dir, save_format="pdparams"):
         save_weights(weights, temporary / f"model.{save_format}")
 
 
-def in_float32(state):
+def in_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict whose half-precision tensors are float32, under the names they had."""
     out = {}
     for key, tensor in state.items():
@@ -79,7 +84,15 @@ def _tensors(state, prefix=""):
     return out
 
 
-def save_checkpoint(save_dir, model, step, progress, ema=None, keep=5, config_text=""):
+def save_checkpoint(
+    save_dir: str | Path,
+    model: nn.Layer,
+    step: TrainStep,
+    progress: Progress,
+    ema: ModelEMA | None = None,
+    keep: int = 5,
+    config_text: str = "",
+) -> Path:
     """Writes ``<save_dir>/iter_N`` and removes all but the newest ``keep`` of its kind.
 
     Args:
@@ -139,13 +152,13 @@ def _was_interrupted(folder):
         return False  # one of PaddleSeg or of an earlier version
 
 
-def checkpoints(save_dir):
+def checkpoints(save_dir: str | Path) -> list[Path]:
     """The ``iter_N`` folders of a run, oldest first."""
-    folders = [p for p in Path(save_dir).glob("iter_*") if iteration_of(p) is not None]
-    return sorted((p for p in folders if p.is_dir()), key=iteration_of)
+    numbered = [(iteration_of(p), p) for p in Path(save_dir).glob("iter_*") if p.is_dir()]
+    return [p for _, p in sorted((n, p) for n, p in numbered if n is not None)]
 
 
-def find_checkpoint(resume_model, save_dir):
+def find_checkpoint(resume_model: str | Path | None, save_dir: str | Path) -> Path | None:
     """The folder that ``--resume_model`` means.
 
     Args:
@@ -177,7 +190,9 @@ def find_checkpoint(resume_model, save_dir):
     return None
 
 
-def resume(folder, model, step, ema=None):
+def resume(
+    folder: str | Path, model: nn.Layer, step: TrainStep, ema: ModelEMA | None = None
+) -> Progress:
     """Loads a checkpoint that `save_checkpoint` wrote into a freshly built run.
 
     A PaddleSeg checkpoint (``model.pdparams`` and ``model.pdopt`` in ``iter_N``) is taken too; the
@@ -290,7 +305,7 @@ def _resume_ema(folder, model, ema):
     ema.set_state_dict({"average": model.state_dict(), "updates": 0})
 
 
-def carry_best_model(folder, save_dir):
+def carry_best_model(folder: str | Path, save_dir: str | Path) -> None:
     """Copies the best model of the run that is resumed, where the new run has another folder."""
     best, target = Path(folder).parent / "best_model", Path(save_dir) / "best_model"
     files = [best / name for name in (_WEIGHTS, "model.safetensors") if (best / name).is_file()]

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from paddleseg_deeplab.utils.errors import UserError
@@ -28,7 +29,7 @@ class NotWritten(UserError):
 
 
 @contextlib.contextmanager
-def writing(folder):
+def writing(folder: str | Path) -> Iterator[Path]:
     """Gives an empty folder to write into, which takes the place of ``folder`` at the end.
 
     Args:
@@ -56,7 +57,7 @@ def writing(folder):
         raise
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Writes a small file, which holds the old text or the new one at any moment.
 
     Raises:
@@ -75,12 +76,12 @@ def write_text(path, text):
         raise NotWritten(_not_written(path, error)) from error
 
 
-def has_manifest(folder):
+def has_manifest(folder: str | Path) -> bool:
     """Whether a folder can be checked; those of PaddleSeg cannot."""
     return (Path(folder) / MANIFEST).is_file()
 
 
-def fault(folder):
+def fault(folder: str | Path) -> str | None:
     """What is wrong with a folder that `writing` made, or None if its files are as written.
 
     Files that the manifest does not name are not looked at.
@@ -112,7 +113,7 @@ def fault(folder):
     return None
 
 
-def remove(folder):
+def remove(folder: str | Path) -> None:
     """Removes a folder so that no part of it ever stands under its name."""
     folder = Path(folder)
     leaving = folder.with_name(folder.name + _NEW)
@@ -127,7 +128,7 @@ def remove(folder):
     shutil.rmtree(leaving, ignore_errors=True)
 
 
-def clean(parent):
+def clean(parent: str | Path) -> None:
     """Clears away what a killed run left half done in its folder."""
     parent = Path(parent)
     if not parent.is_dir():

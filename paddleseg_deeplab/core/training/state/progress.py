@@ -7,6 +7,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import paddle
 
@@ -49,12 +50,12 @@ class Progress:
     optimizer: str = ""
     evaluation_due: bool = False
     interrupted: bool = False
-    settings: dict = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     images: int = -1
-    machine: dict = dataclasses.field(default_factory=dict)
+    machine: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def machine():
+def machine() -> dict[str, str]:
     """What has to stay the same for a resumed run to repeat a CPU's numbers bit for bit.
 
     Returns:
@@ -65,7 +66,7 @@ def machine():
     return {**out, "Paddle": paddle.__version__, "processor": processor_name()}
 
 
-def warn_of_another_machine(progress):
+def warn_of_another_machine(progress: Progress) -> None:
     """Says what of `machine` differs from the checkpoint's; on a CPU alone, as a GPU computes by
     other means."""
     now = machine()
@@ -83,13 +84,13 @@ def warn_of_another_machine(progress):
         )
 
 
-def iteration_of(folder):
+def iteration_of(folder: str | Path) -> int | None:
     """The N of ``iter_N``, or None for another name."""
     found = _ITER.search(Path(folder).name)
     return int(found[1]) if found else None
 
 
-def save_evaluation(folder, progress):
+def save_evaluation(folder: str | Path, progress: Progress) -> None:
     """Notes in a checkpoint that its evaluation is done, and with what outcome."""
     values = {name: getattr(progress, name) for name in _EVALUATED}
     text = json.dumps({**values, "sha256": _digest(values)}, indent=2) + "\n"
@@ -100,7 +101,7 @@ def _digest(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def read_progress(folder):
+def read_progress(folder: str | Path) -> Progress:
     """The `Progress` kept in a checkpoint, with the outcome of its evaluation where that is done.
 
     Raises:

@@ -3,18 +3,29 @@
 leaves."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from paddle import nn
 
-from paddleseg_deeplab.core.ranks import share_statistics
+from paddleseg_deeplab.core.ranks import Ranks, share_statistics
+from paddleseg_deeplab.core.training.settings import TrainSettings
 from paddleseg_deeplab.core.training.state import checkpoint
 from paddleseg_deeplab.core.training.state.checkpoint import CONFIG
 from paddleseg_deeplab.core.training.state.folder import clean, write_text
-from paddleseg_deeplab.core.training.state.progress import save_evaluation, warn_of_another_machine
+from paddleseg_deeplab.core.training.state.progress import (
+    Progress,
+    save_evaluation,
+    warn_of_another_machine,
+)
 from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.core.training.trainer import TrainingState
 
 _READING = ("batch_size", "accumulation_steps", "processes")  # what an iteration reads
 # Not part of what is learned: how long, how it is evaluated and exported, how it is run. What an
@@ -58,14 +69,21 @@ class RunFolder:
         resumed (Path | None): The checkpoint that the run went on from.
     """
 
-    def __init__(self, path, ranks, config_text="", keep=5):
+    def __init__(
+        self, path: str | Path, ranks: Ranks, config_text: str = "", keep: int = 5
+    ) -> None:
         self.path = Path(path)
-        self.resumed = None
+        self.resumed: Path | None = None
         self._ranks = ranks
         self._config_text = config_text
         self._keep = keep
 
-    def begin(self, state, settings, resume_model=None):
+    def begin(
+        self,
+        state: "TrainingState",
+        settings: TrainSettings,
+        resume_model: str | Path | None = None,
+    ) -> None:
         """Prepares the folder, and loads what is resumed into the state.
 
         Args:
@@ -103,11 +121,11 @@ class RunFolder:
                 checkpoint.carry_best_model(self.resumed, self.path)
         ranks.copy_first(state.step.model.state_dict().values())
 
-    def is_resumed_here(self):
+    def is_resumed_here(self) -> bool:
         """Whether the checkpoint resumed is one of this folder; others' are left as they are."""
         return self.resumed is not None and self.resumed.parent.resolve() == self.path.resolve()
 
-    def save_checkpoint(self, state):
+    def save_checkpoint(self, state: "TrainingState") -> Path:
         """Writes ``iter_N`` of the state; the folder, a Path.
 
         Raises:
@@ -130,13 +148,13 @@ class RunFolder:
         logger.info("Saved %s.", written)
         return written
 
-    def save_evaluation(self, checkpoint_folder, progress):
+    def save_evaluation(self, checkpoint_folder: Path, progress: Progress) -> None:
         """Notes in a checkpoint that its evaluation is done, and with what outcome."""
         with self._ranks.guard():
             if self._ranks.is_main:
                 save_evaluation(checkpoint_folder, progress)
 
-    def save_best_model(self, model, save_format):
+    def save_best_model(self, model: nn.Layer, save_format: str) -> None:
         """Writes ``best_model``; see `checkpoint.save_best_model`."""
         with self._ranks.guard():
             if self._ranks.is_main:
@@ -174,7 +192,7 @@ def _images_an_iteration(settings):
     return math.prod(settings[key] for key in _READING)
 
 
-def differences(old, new):
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two configs beyond what a resumed run may change.
 
     ``batch_size`` and ``accumulation_steps`` are left to the settings of `check_same_run`. Free
@@ -199,7 +217,14 @@ def differences(old, new):
     return lines
 
 
-def check_same_run(folder, config_text, settings=None, saved_settings=None, *, ignore=False):
+def check_same_run(
+    folder: str | Path,
+    config_text: str,
+    settings: Mapping[str, Any] | None = None,
+    saved_settings: Mapping[str, Any] | None = None,
+    *,
+    ignore: bool = False,
+) -> None:
     """Refuses to go on from another run's checkpoint.
 
     Args:

@@ -6,8 +6,11 @@ import sys
 
 import paddle
 
+from paddleseg_deeplab.core.training.schedule import Schedule
+from paddleseg_deeplab.core.training.watch.watcher import IterationReport
 
-def memory_in_mib():
+
+def memory_in_mib() -> int:
     """Peak memory: of the GPU where one is used, else of this process; MiB, 0 if unknown."""
     if paddle.get_device() != "cpu" and paddle.device.is_compiled_with_cuda():
         return paddle.device.cuda.max_memory_allocated() // 2**20
@@ -49,12 +52,12 @@ class Averages:
         images_per_iter (int): Images in an iteration.
     """
 
-    def __init__(self, schedule, images_per_iter):
+    def __init__(self, schedule: Schedule, images_per_iter: int) -> None:
         self._schedule = schedule
         self._images_per_iter = images_per_iter
-        self._reports = []
+        self._reports: list[IterationReport] = []
 
-    def add(self, report):
+    def add(self, report: IterationReport) -> Means | None:
         """Takes an `IterationReport`; `Means` where a line is due, else None."""
         self._reports.append(report)
         if not self._schedule.logs_at(report.iteration):

@@ -6,6 +6,9 @@ import os
 import signal
 import threading
 import time
+from typing import Any
+
+from paddleseg_deeplab.core.dataset import AnyDataset
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _WATCH_SECONDS = 1.0
@@ -19,12 +22,12 @@ class Interrupted(KeyboardInterrupt):
         signal (int): The signal's number.
     """
 
-    def __init__(self, number):
+    def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.signal = number
 
     @property
-    def status(self):
+    def status(self) -> int:
         """The exit status that shells use: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal
 
@@ -38,30 +41,30 @@ class StopRequest:
         signal (int | None): The signal that came.
     """
 
-    def __init__(self):
-        self.signal = None
+    def __init__(self) -> None:
+        self.signal: int | None = None
         self._at = 0.0
-        self._before = {}
+        self._before: dict[signal.Signals, Any] = {}
         self._process = os.getpid()
 
-    def __enter__(self):
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             # None stands for a handler that was not set from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
-    def check(self):
+    def check(self) -> None:
         """Raises `Interrupted` where a signal has come."""
         if self.signal is not None:
             raise Interrupted(self.signal)
 
-    def take_on(self, number):
+    def take_on(self, number: int) -> None:
         """Counts the signal as come, here or at another process of the run; 0 is none."""
         if number and self.signal is None:
             self.signal = number
@@ -95,26 +98,26 @@ class StoppableDataset:
 
     thread_safe = draws_from_rng = True  # as far as `wrapped` is
 
-    def __init__(self, dataset, stop):
+    def __init__(self, dataset: AnyDataset, stop: StopRequest) -> None:
         self.wrapped = dataset
         self._stop = stop
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapped, name)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.wrapped)
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: int) -> dict[str, Any]:
         self._stop.check()
         return self.wrapped[key]
 
-    def check_stop(self):
+    def check_stop(self) -> None:
         """Raises `Interrupted` once a stop was asked for."""
         self._stop.check()
 
 
-def stop_with_parent():
+def stop_with_parent() -> None:
     """For a reading process: it ends when its parent says so, or is gone, and not before.
 
     A terminal's Ctrl-C, and many a scheduler's SIGTERM, go to all processes of a group. Readers

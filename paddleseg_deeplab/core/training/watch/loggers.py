@@ -2,11 +2,16 @@
 """VisualDL curves, pictures and texts of a training run (``visualdl --logdir <save_dir>``)."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
-from paddleseg_deeplab.core.training.watch.watcher import Watcher
+from paddleseg_deeplab.core.report import EvaluationResult
+from paddleseg_deeplab.core.training.watch.averages import Averages
+from paddleseg_deeplab.core.training.watch.preview import Preview
+from paddleseg_deeplab.core.training.watch.watcher import IterationReport, Watcher
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
@@ -57,7 +62,9 @@ class VisualDLWriter:
         UserError: visualdl is not installed.
     """
 
-    def __init__(self, logdir, resumed_at=0, resumed_from=None):
+    def __init__(
+        self, logdir: str | Path, resumed_at: int = 0, resumed_from: str | Path | None = None
+    ) -> None:
         try:
             from visualdl import LogWriter
         except ModuleNotFoundError as error:
@@ -69,21 +76,21 @@ class VisualDLWriter:
         for record in old:
             self._writer._get_file_writer().add_record(record)
 
-    def scalars(self, values, iteration):
+    def scalars(self, values: Mapping[str, float], iteration: int) -> None:
         """Adds ``{tag: number}`` at an iteration; NaN (an absent class) is left out."""
         for tag, value in values.items():
             if value == value:
                 # VisualDL takes no % in a tag.
                 self._writer.add_scalar(tag.replace("%", "percent"), float(value), iteration)
 
-    def image(self, tag, rgb, iteration):
+    def image(self, tag: str, rgb: np.ndarray, iteration: int) -> None:
         """Adds a picture, uint8 [H, W, 3] RGB."""
         self._writer.add_image(tag, rgb, iteration)
 
-    def text(self, tag, text, iteration=0):
+    def text(self, tag: str, text: str, iteration: int = 0) -> None:
         self._writer.add_text(tag, text, iteration)
 
-    def config(self, text, iteration=0):
+    def config(self, text: str, iteration: int = 0) -> None:
         """Adds a config, YAML, as one text a section.
 
         The page joins lines (VisualDL 2.5.3), which makes nonsense of indented YAML; so each
@@ -98,14 +105,20 @@ class VisualDLWriter:
             )
             self.text(f"config/{name}", flow.strip(), iteration)
 
-    def describe(self, config_text, hyper_parameters, iteration, evaluates):
+    def describe(
+        self,
+        config_text: str,
+        hyper_parameters: Mapping[str, float | str] | None,
+        iteration: int,
+        evaluates: bool,
+    ) -> None:
         """Adds the config (YAML, or "") and the row of hyper-parameters (dict, or None)."""
         if config_text:
             self.config(config_text, iteration)
         metrics = ["Train/loss", *(["Evaluate/mIoU", "Evaluate/Acc"] if evaluates else [])]
         self.hyper_parameters(hyper_parameters or {}, metrics)
 
-    def hyper_parameters(self, values, metrics):
+    def hyper_parameters(self, values: Mapping[str, float | str], metrics: Sequence[str]) -> None:
         """Adds the run's row to the table of hyper-parameters.
 
         Args:
@@ -114,10 +127,10 @@ class VisualDLWriter:
         """
         self._writer.add_hparams(values, metrics)
 
-    def flush(self):
+    def flush(self) -> None:
         self._writer.flush()
 
-    def close(self):
+    def close(self) -> None:
         self._writer.close()
 
 
@@ -130,12 +143,14 @@ class VisualDL(Watcher):
         preview (Preview | None): Makes the pictures of a run that evaluates.
     """
 
-    def __init__(self, writer, averages, preview=None):
+    def __init__(
+        self, writer: VisualDLWriter, averages: Averages, preview: Preview | None = None
+    ) -> None:
         self._writer = writer
         self._averages = averages
         self._preview = preview
 
-    def after_iteration(self, report):
+    def after_iteration(self, report: IterationReport) -> None:
         means = self._averages.add(report)
         if means is None:
             return
@@ -151,10 +166,10 @@ class VisualDL(Watcher):
         scalars.update({f"Train/loss_{name}": value for name, value in means.parts.items()})
         self._writer.scalars(scalars, report.iteration)
 
-    def after_saving(self, iteration, folder):
+    def after_saving(self, iteration: int, folder: Path) -> None:
         self._writer.flush()
 
-    def after_evaluation(self, iteration, result):
+    def after_evaluation(self, iteration: int, result: EvaluationResult) -> None:
         scalars = {"Evaluate/mIoU": result.miou, "Evaluate/Acc": result.accuracy}
         scalars.update({"Evaluate/Kappa": result.kappa, "Evaluate/Dice": result.mean_dice})
         if result.loss is not None:
@@ -162,9 +177,9 @@ class VisualDL(Watcher):
         for name, iou in zip(result.class_names, result.class_iou):
             scalars[f"Evaluate/IoU/{name}"] = iou
         self._writer.scalars(scalars, iteration)
-        for i, picture in self._preview.pictures(_PICTURES):
+        for i, picture in self._preview.pictures(_PICTURES) if self._preview is not None else ():
             self._writer.image(f"Evaluate/truth_and_prediction_{i}", picture, iteration)
         self._writer.flush()
 
-    def close(self):
+    def close(self) -> None:
         self._writer.close()

@@ -6,8 +6,9 @@ import sys
 import paddle
 from tqdm import tqdm
 
+from paddleseg_deeplab.core.training.schedule import Schedule
 from paddleseg_deeplab.core.training.watch.averages import Averages
-from paddleseg_deeplab.core.training.watch.watcher import Watcher
+from paddleseg_deeplab.core.training.watch.watcher import IterationReport, Watcher
 from paddleseg_deeplab.utils.logger import logger
 
 _LONG = 3600  # seconds of training on a CPU from which on there is advice
@@ -29,7 +30,9 @@ class TrainMonitor(Watcher):
         dataset_size (int): Images in the training set, for the epoch.
     """
 
-    def __init__(self, schedule, start, images_per_iter, dataset_size):
+    def __init__(
+        self, schedule: Schedule, start: int, images_per_iter: int, dataset_size: int
+    ) -> None:
         self.iters = schedule.iters
         self._on_cpu = paddle.get_device() == "cpu"
         self._is_first = True
@@ -45,7 +48,7 @@ class TrainMonitor(Watcher):
             dynamic_ncols=True,
         )
 
-    def after_iteration(self, report):
+    def after_iteration(self, report: IterationReport) -> None:
         self.bar.update(1)
         if self._is_first and self._on_cpu and report.iteration < self.iters:
             self._tell_time_left(report.iteration, report.reader_seconds + report.step_seconds)
@@ -87,5 +90,5 @@ class TrainMonitor(Watcher):
         )
         self.bar.set_postfix(loss=f"{means.loss:.4f}", lr=f"{means.learning_rate:.4g}")
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()

@@ -2,12 +2,15 @@
 """What can be found out before a run makes its folder: parts that do not fit each other."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from paddleseg_deeplab.core import infer
+from paddleseg_deeplab.core.dataset import AnyDataset
 from paddleseg_deeplab.core.training.data.batches import training_batches
 from paddleseg_deeplab.core.training.data.shared_memory import check_shared_memory
 from paddleseg_deeplab.models.forward import run_model
@@ -19,15 +22,15 @@ _SIDE = 128  # pixels of the first image that go through the network
 
 
 def check_start(
-    model,
-    train_dataset,
-    losses,
-    batch_size,
+    model: nn.Layer,
+    train_dataset: AnyDataset,
+    losses: Mapping[str, Any],
+    batch_size: int,
     *,
-    val_dataset=None,
-    test_config=None,
-    num_workers=0,
-):
+    val_dataset: AnyDataset | None = None,
+    test_config: Mapping[str, Any] | None = None,
+    num_workers: int = 0,
+) -> None:
     """Reads some images of a first batch and a validation sample, and tries network and losses.
 
     Nothing is changed: batch norms get their running statistics back.
@@ -48,7 +51,8 @@ def check_start(
     """
     if val_dataset is not None:
         settings = test_config or {}
-        infer.window_for((0, 0), **{name: settings.get(name) for name in infer.WINDOW_SETTINGS})
+        window: dict[str, Any] = {name: settings.get(name) for name in infer.WINDOW_SETTINGS}
+        infer.window_for((0, 0), **window)
         if len(val_dataset):
             val_dataset[0]
     count = min(batch_size, _IMAGES)
@@ -84,7 +88,7 @@ def _try(model, images, labels, losses):
             paddle.assign(value, output=state)
 
 
-def warn_of_wide_rates(model, size):
+def warn_of_wide_rates(model: nn.Layer, size: Sequence[int]) -> list[int]:
     """Warns of atrous convolutions in the head that see nothing but padding around their middle.
 
     The V3 paper (section 3.3) describes it: as the rate comes near the map's side, a 3x3 kernel
@@ -121,7 +125,9 @@ def warn_of_wide_rates(model, size):
     return wide
 
 
-def warn_of_update_size(images_per_update, batch_size, accumulation_steps=1, processes=1):
+def warn_of_update_size(
+    images_per_update: int | None, batch_size: int, accumulation_steps: int = 1, processes: int = 1
+) -> str:
     """Warns where an update of the weights reads another number of images than its recipe's.
 
     A recipe for four GPUs on one has a quarter of the images at the same learning rate, and ends

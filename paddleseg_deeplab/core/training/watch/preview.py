@@ -2,12 +2,15 @@
 """Pictures of predictions while a model is in training."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import paddle
 from paddle import nn
 
+from paddleseg_deeplab.core.dataset import LabelledDataset
 from paddleseg_deeplab.core.infer import WINDOW_SETTINGS, inference
 from paddleseg_deeplab.models.forward import evaluation_mode, precision_context
 from paddleseg_deeplab.transforms import functional
@@ -46,10 +49,10 @@ class Preview:
     """
 
     model: nn.Layer
-    dataset: object
-    settings: dict = dataclasses.field(default_factory=dict)
+    dataset: LabelledDataset
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def pictures(self, count):
+    def pictures(self, count: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (index, picture) of the first `count` samples, in eval mode.
 
         A picture that cannot be made is left out with a warning: it is no reason to end a training.
@@ -70,7 +73,14 @@ class Preview:
                 yield index, picture
 
 
-def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1", window=None):
+def prediction_picture(
+    model: nn.Layer,
+    dataset: LabelledDataset,
+    index: int,
+    precision: str = "fp32",
+    amp_level: str = "O1",
+    window: Mapping[str, Any] | None = None,
+) -> np.ndarray:
     """A sample as overlays side by side: its truth on the left, the prediction on the right.
 
     Args:
@@ -86,12 +96,12 @@ def prediction_picture(model, dataset, index, precision="fp32", amp_level="O1", 
         np.ndarray: RGB uint8 [h, w, 3]; h and half of w are at most 512.
     """
     sample = dataset[index]
-    own = hasattr(dataset, "load_image")
-    steps = sample.get("trans_info", []) if own else []
+    load_image = getattr(dataset, "load_image", None)
+    steps = sample.get("trans_info", []) if load_image is not None else []
     with paddle.no_grad(), precision_context(precision, amp_level):
         image = paddle.to_tensor(sample["img"][None])
         predicted = inference(model, image, [steps], **(window or {}))[0][0]
-    image = dataset.load_image(index) if own else _stretched(sample["img"])
+    image = _stretched(sample["img"]) if load_image is None else load_image(index)
     labels = [predicted]
     if sample.get("label") is not None:
         truth = np.asarray(sample["label"])

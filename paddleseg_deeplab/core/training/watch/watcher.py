@@ -3,6 +3,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.core.report import EvaluationResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Watcher:
     def after_saving(self, iteration: int, folder: Path) -> None:
         """A checkpoint of an iteration stands in its folder."""
 
-    def after_evaluation(self, iteration: int, result) -> None:
+    def after_evaluation(self, iteration: int, result: "EvaluationResult") -> None:
         """Takes an `EvaluationResult` of the weights of an iteration (of their moving average where
         there is one, which the network holds meanwhile)."""
 
