@@ -17,7 +17,12 @@ from paddleseg_deeplab.core.training.data.epochs import Sampler
 from paddleseg_deeplab.core.training.data.reader import BatchReader
 from paddleseg_deeplab.core.training.evaluation import Evaluation
 from paddleseg_deeplab.core.training.schedule import Schedule
-from paddleseg_deeplab.core.training.settings import TrainSettings, from_keywords, warn_of_no_effect
+from paddleseg_deeplab.core.training.settings import (
+    TrainSettings,
+    check_given,
+    from_keywords,
+    warn_of_no_effect,
+)
 from paddleseg_deeplab.core.training.state.progress import Progress
 from paddleseg_deeplab.core.training.state.run_folder import RunFolder
 from paddleseg_deeplab.core.training.step import TrainStep
@@ -112,6 +117,7 @@ def train(
         RunStopped: Another process of the run, or one that reads for this one, is gone.
     """
     settings = from_keywords(settings, older)
+    optimizer, losses = check_given(optimizer, losses)
     warn_of_no_effect(profiler_options, logger, print_mem_info)
     ranks = join()
     step = TrainStep(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paddle.optimizer import Optimizer
 
 from paddleseg_deeplab.core.training.watch.watcher import Watcher
 from paddleseg_deeplab.utils.errors import UserError
@@ -97,6 +98,20 @@ def from_keywords(settings: TrainSettings | None, keywords: Mapping[str, Any]) -
     settings = TrainSettings(**keywords)
     settings.check()
     return settings
+
+
+def check_given(
+    optimizer: Optimizer | None, losses: Mapping[str, Any] | None
+) -> tuple[Optimizer, Mapping[str, Any]]:
+    """Both, which have the default None since they stand behind others that have one.
+
+    Raises:
+        UserError: One is missing.
+    """
+    if optimizer is None or losses is None:
+        name = "optimizer" if optimizer is None else "losses"
+        raise UserError(f"train() needs {name}: give it by name ({name}=...).")
+    return optimizer, losses
 
 
 def warn_of_no_effect(

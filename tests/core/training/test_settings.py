@@ -31,13 +31,15 @@ def run(folder, **how):
     model = nn.Sequential(nn.Conv2D(3, 3, 1))
     forward = model.forward
     model.forward = lambda x: [forward(x)]
+    given = {
+        "optimizer": paddle.optimizer.SGD(0.1, parameters=model.parameters()),
+        "save_dir": str(folder),
+        "losses": {"types": [CrossEntropyLoss()], "coef": [1.0]},
+    }
     train(
         model,
         Shapes([Normalize()], image_size=(24, 16), num_samples=3, num_classes=3),
-        optimizer=paddle.optimizer.SGD(0.1, parameters=model.parameters()),
-        save_dir=str(folder),
-        losses={"types": [CrossEntropyLoss()], "coef": [1.0]},
-        **{"iters": 2, "log_iters": 9, **how},
+        **{**given, "iters": 2, "log_iters": 9, **how},
     )
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
@@ -83,6 +85,8 @@ def test_keywords_of_before_work_and_say_that_they_go(tmp_path, caplog):
     ("how", "error", "match"),
     [
         ({"settings": TrainSettings(), "seed": 1}, UserError, "settings and, beside them, seed"),
+        ({"losses": None}, UserError, r"needs losses: give it by name \(losses=\.\.\.\)"),
+        ({"optimizer": None}, UserError, "needs optimizer"),
         ({"sed": 1}, TypeError, "unexpected keyword argument 'sed'"),
         ({"accumulation_steps": 0}, UserError, "accumulation_steps should be at least 1, not 0"),
         (
