@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of a data check: sizes, aspect ratios and classes. RGB, uint8."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
 import cv2
 import numpy as np
 
@@ -29,7 +32,9 @@ def _step(span, ticks):
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
 
 
-def draw_sizes(sets, crop_size=None):
+def draw_sizes(
+    sets: Mapping[str, Counter[tuple[int, int]]], crop_size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Width against height of all images, one disk for each size, larger for more images.
 
     Args:
@@ -80,7 +85,7 @@ def draw_sizes(sets, crop_size=None):
     return canvas
 
 
-def draw_aspects(sets):
+def draw_aspects(sets: Mapping[str, Counter[tuple[int, int]]]) -> np.ndarray:
     """Histogram of width / height of the images of each set.
 
     Each bar covers an eighth of an octave, 9 %, and bears the mean ratio of its images; the first
@@ -99,7 +104,7 @@ def draw_aspects(sets):
             place = int(np.clip(np.rint(8 * np.log2(width / height)) + 16, 0, 32))
             counts[name][place] += count
             sums[place] += count * width / height
-    total = sum(counts.values())
+    total = sum(counts.values(), start=np.zeros(33, np.int64))
     first, *_, last = np.flatnonzero(total).tolist() * 2
     left, top, height, bar = 70, 62, 300, 36
     canvas = blank(top + height + 36, max(left + bar * (last - first + 1) + 30, 420))
@@ -113,9 +118,9 @@ def draw_aspects(sets):
     each = (bar - 4) // len(counts)
     for k in np.flatnonzero(total).tolist():
         x = left + (k - first) * bar + 2
-        for j, (name, count) in enumerate(counts.items()):
-            if count[k]:
-                y = min(round(top + height * (1 - count[k] / most)), top + height - 2)
+        for j, (name, images) in enumerate(counts.items()):
+            if images[k]:
+                y = min(round(top + height * (1 - images[k] / most)), top + height - 2)
                 low = (x + j * each, top + height)
                 cv2.rectangle(canvas, low, (x + (j + 1) * each - 1, y), _COLORS[name], -1)
         mean = f"{sums[k] / total[k]:.2f}"
@@ -124,7 +129,7 @@ def draw_aspects(sets):
     return canvas
 
 
-def draw_classes(class_names, counts):
+def draw_classes(class_names: Sequence[str], counts: Mapping[str, np.ndarray]) -> np.ndarray:
     """The share of the labelled pixels that each class has, on a logarithmic scale.
 
     Args:

@@ -5,19 +5,26 @@ Every file is read once, by several threads: decoding, hashing and checksums lea
 so threads do what processes would, without the seconds that starting processes takes.
 """
 
+from __future__ import annotations
+
 import concurrent.futures
 import dataclasses
 import os
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from paddleseg_deeplab.datasets.base import evenly
+from paddleseg_deeplab.datasets.base import BaseDataset, evenly
 from paddleseg_deeplab.datasets.dataset import missing_files
 from paddleseg_deeplab.tools.check_dataset.files import read_pair, read_sample
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, in_order, level_counts
 from paddleseg_deeplab.tools.check_dataset.one_set import SetCheck, loads_files
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _AHEAD = 4  # pairs a thread may be ahead of the evaluation: bounds the memory
 _QUICK = 16  # pairs that are read before training
@@ -35,13 +42,13 @@ class Check:
         seconds (float): How long it took.
     """
 
-    sets: dict
-    findings: list
+    sets: dict[str, SetCheck]
+    findings: list[Finding]
     max_samples: int | None
     seconds: float
 
     @property
-    def errors(self):
+    def errors(self) -> int:
         return level_counts(self.findings)["error"]
 
 
@@ -139,14 +146,20 @@ def _find_leaks(train, val):
     return [leak] if leak.count else []
 
 
-def default_workers():
+def default_workers() -> int:
     """Threads that a check uses unless told: one for each processor, at most 8."""
     return min(8, os.cpu_count() or 1)
 
 
 def check_datasets(
-    datasets, *, faults=None, num_workers=None, max_samples=None, crop_size=None, progress=None
-):
+    datasets: Mapping[str, BaseDataset],
+    *,
+    faults: Mapping[str, Iterable[tuple[str, str, str]]] | None = None,
+    num_workers: int | None = None,
+    max_samples: int | None = None,
+    crop_size: tuple[int, int] | None = None,
+    progress: Callable[[int], tqdm] | None = None,
+) -> Check:
     """Reads all files of datasets and finds what is wrong with them.
 
     Args:
@@ -189,7 +202,7 @@ def check_datasets(
     findings = _find_leaks(sets["train"], sets["val"]) if {"train", "val"} <= sets.keys() else []
     for check in checks:
         check.finish()
-        findings += check.findings.values()
+        findings.extend(check.findings.values())
     return Check(sets, in_order(findings), max_samples, time.perf_counter() - start)
 
 
@@ -213,7 +226,7 @@ def _labels_say_so(check, kind):
     return True
 
 
-def quick_check(datasets, config_path):
+def quick_check(datasets: Mapping[str, BaseDataset], config_path: str) -> None:
     """The cheap half, for the start of training: seconds at most.
 
     All files must exist, and a few pairs, evenly spread, must be whole, of equal sizes, and hold

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the files of a config's datasets, and writes a report; needs no Paddle."""
 
+import argparse
 import inspect
 
 from paddleseg_deeplab.utils.errors import UserError
@@ -15,7 +16,7 @@ the flags or the config.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file, such as configs/....yml")
     parser.add_argument(
         "--opts",
@@ -89,7 +90,7 @@ def _check_flags(args):
     check_save_dir(args.save_dir)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Checks as the flags say; 0 without errors in the data, 1 with."""
     _check_flags(args)
     from tqdm import tqdm

@@ -3,7 +3,10 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.transforms.reading.values import VOID
 
 ERROR, WARNING, HINT = "error", "warning", "hint"
@@ -173,48 +176,55 @@ class Finding:
     kind: str
     where: str
     count: int = 0
-    files: list = dataclasses.field(default_factory=list)
+    files: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     advice: str = ""
-    paste: list = dataclasses.field(default_factory=list)
-    values: list = dataclasses.field(default_factory=list)
+    paste: list[str] = dataclasses.field(default_factory=list)
+    values: list[list[Any]] = dataclasses.field(default_factory=list)
 
     @property
-    def level(self):
+    def level(self) -> str:
         return KINDS[self.kind].level
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"{KINDS[self.kind].title}: {self.count}"
 
-    def add(self, path, detail=""):
+    def add(self, path: str, detail: str = "") -> None:
         """Counts one more file."""
         self.count += 1
         if len(self.files) < KEPT_FILES:
             self.files.append((str(path), detail))
 
 
-def level_counts(findings):
+def level_counts(findings: Sequence[Finding]) -> dict[str, int]:
     """{"error": findings of that level, "warning": ..., "hint": ...}."""
     return {level: sum(f.level == level for f in findings) for level in (ERROR, WARNING, HINT)}
 
 
-def in_order(findings):
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
     """Findings as the report has them: by kind, train before val."""
     order = list(KINDS)
     return sorted(findings, key=lambda f: (order.index(f.kind), f.where))
 
 
-def is_mask(values, label_map):
+def is_mask(values: Iterable[int], label_map: Mapping[int, int] | None) -> bool:
     """Whether raw values of a whole set are those of 0/255 masks that no label_map explains."""
     return label_map is None and set(values) == {0, 255}
 
 
-def flow_map(label_map):
+def flow_map(label_map: Mapping[int, int]) -> str:
     """A label_map as one line of YAML."""
     return "label_map: {" + ", ".join(f"{k}: {v}" for k, v in label_map.items()) + "}"
 
 
-def suggest(values, num_classes, ignore_index, label_map, *, common=True):
+def suggest(
+    values: Iterable[int],
+    num_classes: int,
+    ignore_index: int,
+    label_map: Mapping[int, int] | None,
+    *,
+    common: bool = True,
+) -> list[str]:
     """Config lines that would make the raw values of a set classes.
 
     Args:
@@ -252,7 +262,15 @@ def suggest(values, num_classes, ignore_index, label_map, *, common=True):
     return lines
 
 
-def values_finding(where, raw, dataset, label_map, known, *, common):
+def values_finding(
+    where: str,
+    raw: Mapping[int, Sequence[Any]],
+    dataset: BaseDataset,
+    label_map: Mapping[int, int] | None,
+    known: Callable[[int], bool],
+    *,
+    common: bool,
+) -> Finding | None:
     """The finding about the values of a set's labels, or None where all are classes.
 
     Args:

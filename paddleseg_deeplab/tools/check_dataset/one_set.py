@@ -2,10 +2,12 @@
 """What a data check gathers about one set: counts, sizes, and what is wrong with single files."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from paddleseg_deeplab.datasets.base import BaseDataset, label_table, names_of_classes
+from paddleseg_deeplab.tools.check_dataset.files import PairFacts
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, is_mask, values_finding
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
@@ -15,7 +17,7 @@ from paddleseg_deeplab.utils.errors import first_few
 _CHANNELS = {"1": 1, "L": 1, "I;16": 1, "LA": 2, "P": 3, "RGB": 3, "RGBA": 4, "CMYK": 4}
 
 
-def loads_files(dataset):
+def loads_files(dataset: BaseDataset) -> bool:
     """Whether a dataset's samples are plain files, read as `BaseDataset` reads them."""
     if not isinstance(dataset, BaseDataset):
         return True
@@ -41,7 +43,9 @@ class SetCheck:
         findings (dict): Kind: `Finding`.
     """
 
-    def __init__(self, name, dataset, crop_size=None):
+    def __init__(
+        self, name: str, dataset: BaseDataset, crop_size: tuple[int, int] | None = None
+    ) -> None:
         self.name, self.dataset = name, dataset
         self.crop_size = crop_size
         self.file_based = loads_files(dataset)
@@ -60,26 +64,29 @@ class SetCheck:
         self.checked = self.labelled = self.void = self.unknown = self.nodata_pixels = 0
         self.counts = np.zeros(self.num_classes, np.int64)
         self.images_with = np.zeros(self.num_classes, np.int64)
-        self.sizes, self.modes = Counter(), Counter()
-        self.findings = {}
-        self.examples = Counter()  # values of images that are not finite or too large
-        self.raw = {}  # label value: [pixels, files, first file]
-        self.entries = []  # (image, label, hash of image, hash of label), for duplicates
+        self.sizes: Counter[tuple[int, int]] = Counter()
+        self.modes: Counter[str] = Counter()
+        self.findings: dict[str, Finding] = {}
+        # Values of images that are not finite or too large.
+        self.examples: Counter[str] = Counter()
+        self.raw: dict[int, list[Any]] = {}  # label value: [pixels, files, first file]
+        # (image, label, hash of image, hash of label), for duplicates
+        self.entries: list[tuple[str | None, str | None, bytes | None, bytes | None]] = []
 
-    def entries_listed(self):
+    def entries_listed(self) -> list[tuple[str, str | None]]:
         """(image, label or None) of each entry of the list; PaddleSeg's may lack the label."""
         return [(each[0], each[1] if len(each) > 1 else None) for each in self.dataset.file_list]
 
-    def find(self, kind, path, detail=""):
+    def find(self, kind: str, path: str, detail: str = "") -> None:
         self.findings.setdefault(kind, Finding(kind, self.name, advice=KINDS[kind].advice)).add(
             path, detail
         )
 
-    def known(self, value):
+    def known(self, value: int) -> bool:
         """Whether a label value is a class or void."""
         return 0 <= value < len(self.table) and self.table[value] >= 0
 
-    def take(self, facts, image, label, times):
+    def take(self, facts: PairFacts, image: str | None, label: str | None, times: int) -> None:
         """Adds what a pair of files holds."""
         self.checked += 1
         self.nodata_pixels += times * facts.nodata
@@ -136,7 +143,7 @@ class SetCheck:
         self.void += times * void
         self.unknown += times * (sum(bad.values()) + facts.other_values)
 
-    def finish(self):
+    def finish(self) -> None:
         """The findings about the set as a whole."""
         files, masks = (self.findings.pop(k, None) for k in ("label_values", "mask_0_255"))
         common = files is not None and 2 * files.count > self.labelled
@@ -144,9 +151,9 @@ class SetCheck:
             self.name, self.raw, self.dataset, self.label_map, self.known, common=common
         )
         if about is not None:
-            if about.kind == "mask_0_255":
-                files = masks
-            about.count, about.files = files.count, files.files
+            found = masks if about.kind == "mask_0_255" else files
+            assert found is not None  # each of these files has been noted
+            about.count, about.files = found.count, found.files
             self.findings[about.kind] = about
         self._finish_classes(masks=about is not None and about.kind == "mask_0_255")
         values = self.findings.get("image_values")
@@ -155,7 +162,7 @@ class SetCheck:
         elif values is not None:
             values.advice = "Repair the files."
         small = self.findings.get("small_images")
-        if small is not None:
+        if small is not None and self.crop_size is not None:
             width, height = (min(side) for side in zip(*self.sizes))
             small.advice = (
                 "The crop of training is {}x{} (width x height), and what is beyond an image "
@@ -175,6 +182,6 @@ class SetCheck:
         for k in np.flatnonzero(self.counts == 0).tolist():
             self.find("empty_class", f"{k} {self.class_names[k]}")
 
-    def weights(self):
+    def weights(self) -> list[float] | None:
         """Suggested class weights, as `weight: auto` of a loss makes them; None without pixels."""
         return class_weights_from_counts(self.counts) if self.counts.any() else None

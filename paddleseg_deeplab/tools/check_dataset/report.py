@@ -2,11 +2,14 @@
 """The report of a data check: report.md for a person, report.json for programs, pictures."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paddleseg_deeplab.tools.check_dataset.charts import draw_aspects, draw_classes, draw_sizes
+from paddleseg_deeplab.tools.check_dataset.check import Check
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, level_counts
 from paddleseg_deeplab.utils.visualize import save_image
 
@@ -15,7 +18,7 @@ _SHOWN = 10
 _HEADS = {"error": "Errors", "warning": "Warnings", "hint": "Hints"}
 
 
-def summary(check):
+def summary(check: Check) -> str:
     """One line: what was found, as ``2 errors, 1 warning, 0 hints``."""
     parts = level_counts(check.findings).items()
     return ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in parts)
@@ -40,7 +43,7 @@ def _weights(one):
     return None if weights is None else [float(f"{w:.4g}") for w in weights]
 
 
-def as_dict(check, config):
+def as_dict(check: Check, config: str) -> dict[str, Any]:
     """What report.json holds."""
     sets = {}
     for name, one in check.sets.items():
@@ -175,7 +178,7 @@ def _set_table(check):
     return [*lines, ""]
 
 
-def as_markdown(check, config, pictures=()):
+def as_markdown(check: Check, config: str, pictures: Collection[str] = ()) -> str:
     """The text of report.md."""
     lines = [f"# Data check of {config}", "", f"{summary(check).capitalize()}."]
     if check.max_samples is not None:
@@ -198,7 +201,9 @@ def as_markdown(check, config, pictures=()):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write_report(check, save_dir, config, crop_size=None):
+def write_report(
+    check: Check, save_dir: str, config: str, crop_size: tuple[int, int] | None = None
+) -> list[str]:
     """Writes report.md, report.json and the pictures.
 
     Args:
