@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts weights of torchvision, kazuto1011 or PaddleSeg for a config's network."""
 
+import argparse
+
 from paddleseg_deeplab.tools.convert_weights.rules import PARTS, SOURCES
 
 DESCRIPTION = """Converts weights of another project for a config's network.
@@ -15,7 +17,7 @@ written and the exit status is 2. docs/weights.md tells more.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", required=True, choices=SOURCES, help="whose names the weights have"
     )
@@ -43,7 +45,7 @@ def add_arguments(parser):
     parser.set_defaults(data_format=None)  # one checkpoint serves both
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Converts as the flags say."""
     from paddleseg_deeplab.utils.device import select_device
 

@@ -7,6 +7,8 @@ The names are tables in `rules`, the files the business of `read`.
 import fnmatch
 import os
 from collections import namedtuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from paddle import nn
@@ -32,7 +34,7 @@ _BACKBONE = "backbone."
 _NO_HEAD = "no part of the backbone, and --part backbone takes nothing else"
 
 
-class ConvertReport(namedtuple("ConvertReport", "filled absent dropped notes")):
+class ConvertReport(NamedTuple):
     """What `convert_weights` did.
 
     Attributes:
@@ -43,9 +45,12 @@ class ConvertReport(namedtuple("ConvertReport", "filled absent dropped notes")):
         notes (list[str]): What was unwrapped: sentences.
     """
 
-    __slots__ = ()
+    filled: list[str]
+    absent: list[tuple[str, str, list[str]]]
+    dropped: list[tuple[str, str]]
+    notes: list[str]
 
-    def __str__(self):
+    def __str__(self) -> str:
         missing = sum(len(names) for _, _, names in self.absent)
         return (
             f"{len(self.filled)} tensors converted, {len(self.dropped)} of the source dropped, "
@@ -53,7 +58,14 @@ class ConvertReport(namedtuple("ConvertReport", "filled absent dropped notes")):
         )
 
 
-def convert_weights(layer, file, output, *, source, part="model"):
+def convert_weights(
+    layer: nn.Layer,
+    file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    source: str,
+    part: str = "model",
+) -> ConvertReport:
     """Converts another project's weights for a network, or fails and writes nothing.
 
     Every tensor of the layer is filled, except groups of `rules.ABSENT`, and every tensor
@@ -89,7 +101,14 @@ def convert_weights(layer, file, output, *, source, part="model"):
     return report
 
 
-def match_tensors(layer, tensors, *, file, source, part="model"):
+def match_tensors(
+    layer: nn.Layer,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    file: str | os.PathLike[str],
+    source: str,
+    part: str = "model",
+) -> tuple[dict[str, np.ndarray], ConvertReport]:
     """The conversion itself, without files.
 
     Args:
@@ -107,7 +126,8 @@ def match_tensors(layer, tensors, *, file, source, part="model"):
     own = {start + name: list(value.shape) for name, value in layer.state_dict().items()}
     short, notes = without_prefixes(tensors, source)
     name_here = _renamer(layer, source, part)
-    taken, dropped, unused = {}, [], []
+    taken: dict[str, list[str]] = {}
+    dropped, unused = [], []
     for name, plain in short.items():
         here = name_here(plain)
         if here in own:
@@ -281,7 +301,9 @@ def _mostly(short, source):
     return 2 * known > len(short)
 
 
-def check_output(output, file=None):
+def check_output(
+    output: str | os.PathLike[str], file: str | os.PathLike[str] | None = None
+) -> None:
     """Raises UserError unless `convert_weights` can write there."""
     output = os.fspath(output)
     wanted = f"give a file that ends in {' or '.join(_SUFFIXES)}."

@@ -22,7 +22,7 @@ _TORCH_MISSING = (
 )
 
 
-def read_tensors(file):
+def read_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Reads a file of named tensors.
 
     Args:

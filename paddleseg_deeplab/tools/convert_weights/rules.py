@@ -7,6 +7,7 @@ here are a whole model's, ``backbone....`` or ``head....``. The first row that f
 """
 
 import re
+from collections.abc import Iterable
 
 _BN = {"weight": "weight", "bias": "bias", "running_mean": "_mean", "running_var": "_variance"}
 _B = r"(?:backbone\.)?"  # a backbone's file has its names without it
@@ -183,7 +184,7 @@ _COMPILED = {
 }
 
 
-def rename(name, source):
+def rename(name: str, source: str) -> str | None:
     """The name here of a source's tensor, ``backbone....`` or ``head....``; None without a row."""
     for pattern, here in _COMPILED[source]:
         match = pattern.fullmatch(name)
@@ -195,13 +196,13 @@ def rename(name, source):
     return None
 
 
-def reason_to_drop(name, source):
+def reason_to_drop(name: str, source: str) -> str | None:
     """Why a source's tensor has no place here, or None."""
     found = (why for pattern, why in DROPPED[source] if re.fullmatch(pattern, name))
     return next(found, None)
 
 
-def without_prefixes(names, source):
+def without_prefixes(names: Iterable[str], source: str) -> tuple[dict[str, str], list[str]]:
     """({name: name without prefixes}, sentences on what was taken off)."""
     short, notes = {name: name for name in names}, []
     for prefix, whose in PREFIXES[source].items():
