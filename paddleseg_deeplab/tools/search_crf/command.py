@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Searches the dense CRF's parameters on validation images; the best go to --save_dir."""
 
+import argparse
 import tempfile
 
 from paddleseg_deeplab.utils.errors import UserError
@@ -20,7 +21,7 @@ _SEARCHED = {
 }
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model_path", required=True, help="trained weights: model.pdparams or its folder"
     )
@@ -82,7 +83,7 @@ def _progress(total, stage):
     return Bar(total=total, desc=stage, unit="CRF", disable=None)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Searches as the flags say; 0 when done."""
     grid, fixed, points = _check(args)
     from paddleseg_deeplab.core.stream import NetworkSettings

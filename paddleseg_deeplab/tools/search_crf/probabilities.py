@@ -6,10 +6,12 @@ import shutil
 from itertools import islice
 
 import paddle
+from paddle import nn
 from tqdm import tqdm
 
 from paddleseg_deeplab.core.report import count_image
 from paddleseg_deeplab.core.stream import NetworkSettings, engine_for, predictions
+from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.prediction.batching import equal_size_batches, read_ahead, workers_for
 from paddleseg_deeplab.prediction.crf import image_of_sample
@@ -19,8 +21,15 @@ from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 
 
 def save_probabilities(
-    model, dataset, folder, images=100, how=None, *, num_workers=0, progress=True
-):
+    model: nn.Layer,
+    dataset: BaseDataset,
+    folder: str,
+    images: int = 100,
+    how: NetworkSettings | None = None,
+    *,
+    num_workers: int | None = 0,
+    progress: bool = True,
+) -> tuple[int, ConfusionMatrix]:
     """Runs the network over the first images of a set and keeps what the search needs.
 
     Args:

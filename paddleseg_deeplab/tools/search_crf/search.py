@@ -6,13 +6,17 @@ sigma_gamma = 3; w1, sigma_alpha and sigma_beta are searched on a coarse grid, t
 step around the best. No Paddle here: worker processes are started afresh and import little.
 """
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import itertools
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
@@ -24,6 +28,9 @@ from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
 from paddleseg_deeplab.utils.out_of_memory import explained
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # What is searched, in the order of the results, and the paper's coarse grid of it.
 COARSE_GRID = {
@@ -45,18 +52,20 @@ class Trial:
     """
 
     stage: str
-    settings: dict
+    settings: dict[str, float]
     confusion: ConfusionMatrix
 
     @property
-    def miou(self):
+    def miou(self) -> float:
         return self.confusion.mean_iou
 
 
 # ---------------------------------------------------------------------------------- images on disk
 
 
-def save_image(folder, number, probabilities, image, label):
+def save_image(
+    folder: str, number: int, probabilities: np.ndarray, image: np.ndarray, label: np.ndarray
+) -> None:
     """Keeps one image's data for the workers.
 
     Args:
@@ -76,7 +85,7 @@ def _file(folder, number, kind):
     return os.path.join(folder, f"{number:06d}_{kind}.npy")
 
 
-def load_image(folder, number):
+def load_image(folder: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What `save_image` kept; the probabilities as float32 that sum to 1 over K."""
     kinds = ("prob", "image", "label")
     probabilities, image, label = (np.load(_file(folder, number, kind)) for kind in kinds)
@@ -85,7 +94,13 @@ def load_image(folder, number):
     return probabilities / probabilities.sum(axis=0), image, label
 
 
-def score_image(folder, number, settings, ignore_index, threads=None):
+def score_image(
+    folder: str,
+    number: int,
+    settings: Sequence[Mapping[str, float]],
+    ignore_index: int,
+    threads: int | None = None,
+) -> np.ndarray:
     """Runs several CRFs on one image.
 
     Those that differ in weights and iterations alone share their lattices, if they follow each
@@ -114,7 +129,9 @@ def score_image(folder, number, settings, ignore_index, threads=None):
 # ------------------------------------------------------------------------------------------- grids
 
 
-def grid_settings(grid, fixed):
+def grid_settings(
+    grid: Mapping[str, Sequence[float]], fixed: Mapping[str, float]
+) -> list[dict[str, float]]:
     """Every combination of a grid as a list of dicts, the last parameter varying fastest.
 
     Args:
@@ -127,14 +144,16 @@ def grid_settings(grid, fixed):
     for name, values in grid.items():
         if not values:
             raise UserError(f"--{name}: give at least one value.")
-    values = [tuple(dict.fromkeys(float(v) for v in values)) for values in grid.values()]
-    out = [{**fixed, **dict(zip(grid, row))} for row in itertools.product(*values)]
+    axes = [tuple(dict.fromkeys(float(v) for v in values)) for values in grid.values()]
+    out = [{**fixed, **dict(zip(grid, row))} for row in itertools.product(*axes)]
     for settings in out:
         make_crf(settings, "search_crf")
     return out
 
 
-def finer_grid(grid, best):
+def finer_grid(
+    grid: Mapping[str, Sequence[float]], best: Mapping[str, float]
+) -> dict[str, list[float]]:
     """A grid with half the step around the best point.
 
     Args:
@@ -160,7 +179,7 @@ def finer_grid(grid, best):
     return out
 
 
-def best_of(trials):
+def best_of(trials: Iterable[Trial]) -> Trial:
     """The trial with the highest mIoU, of equal ones the first; NaN never wins."""
     return max(trials, key=lambda t: -1.0 if np.isnan(t.miou) else t.miou)
 
@@ -204,8 +223,16 @@ def _run(pool, folder, count, settings, stage, sizes, advance):
 
 
 def search(
-    folder, count, num_classes, *, grid=None, fixed=None, ignore_index=255, workers=0, progress=None
-):
+    folder: str,
+    count: int,
+    num_classes: int,
+    *,
+    grid: Mapping[str, Sequence[float]] | None = None,
+    fixed: Mapping[str, float] | None = None,
+    ignore_index: int = 255,
+    workers: int = 0,
+    progress: Callable[[int, str], tqdm] | None = None,
+) -> list[Trial]:
     """Coarse grid, then a finer one around its best point.
 
     Args:
@@ -254,7 +281,7 @@ def search(
 # ----------------------------------------------------------------------------------------- results
 
 
-def table(trials, most=10):
+def table(trials: Sequence[Trial], most: int = 10) -> str:
     """The best trials, one a line, the one without a CRF first; text for a console."""
     names = [*COARSE_GRID, "mIoU", "accuracy"]
     lines = ["stage   " + "".join(f"{name:>18}" for name in names)]
@@ -267,7 +294,7 @@ def table(trials, most=10):
     return "\n".join(lines)
 
 
-def write_results(trials, save_dir):
+def write_results(trials: Sequence[Trial], save_dir: str) -> list[str]:
     """Writes results.csv (every trial) and best.yml (the best one, as a config).
 
     Args:
