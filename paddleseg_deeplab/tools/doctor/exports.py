@@ -4,6 +4,7 @@
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 import paddle
@@ -20,7 +21,7 @@ from paddleseg_deeplab.models import DeepLabV3P
 from paddleseg_deeplab.models.forward import infer_logits
 from paddleseg_deeplab.models.layers import ConvBNReLU
 from paddleseg_deeplab.tools.doctor.device import is_cpu, using
-from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
+from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped
 
 LIMIT = 1e-4  # of the largest logit: float32 sums in another order give about 1e-6
 # Shares of pixels of another class: float16 keeps 11 bits, TensorRT picks kernels that sum in other
@@ -49,7 +50,7 @@ class _Backbone(nn.Layer):
         return [low, self.dilated(self.high(low))]
 
 
-def small_network():
+def small_network() -> DeepLabV3P:
     """DeepLabV3+ with 5 classes on a small backbone, on the current device, in evaluation mode.
 
     Weights and statistics are drawn from a seed, so that batch norms do something and every machine
@@ -72,14 +73,14 @@ def small_network():
     return network
 
 
-def sample():
+def sample() -> np.ndarray:
     """A picture, float32 [3, 96, 128]: soft blobs and noise."""
     rng = np.random.default_rng(1)
     coarse = rng.standard_normal((3, 6, 8), np.float32).repeat(16, 1).repeat(16, 2)
     return coarse + 0.3 * rng.standard_normal((3, *_SIZE), np.float32)
 
 
-def check_exports(device="cpu", formats=FORMATS):
+def check_exports(device: str = "cpu", formats: Sequence[str] = FORMATS) -> list[Row]:
     """A row for each format: the exported network's logits on the device against dygraph's.
 
     Args:
@@ -93,7 +94,7 @@ def check_exports(device="cpu", formats=FORMATS):
         return [_export_row(small_network(), form, device) for form in formats]
 
 
-def check_runtimes(device="cpu"):
+def check_runtimes(device: str = "cpu") -> list[Row]:
     """A row for each way to run an exported network on the device, against dygraph in float32.
 
     Args:
@@ -151,7 +152,15 @@ def _gpu_rows(network, device):
     return rows
 
 
-def run_row(name, network, settings, *, form="legacy", shape=None, share=None):
+def run_row(
+    name: str,
+    network: nn.Layer,
+    settings: RuntimeSettings,
+    *,
+    form: str = "legacy",
+    shape: Sequence[int | None] | None = None,
+    share: float | None = None,
+) -> Row:
     """Exports the network, runs the export as the settings say, and compares.
 
     Args:

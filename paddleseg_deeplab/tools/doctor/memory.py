@@ -2,6 +2,7 @@
 """Whether a training step takes the memory that `inspect_model --memory` tells."""
 
 import gc
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import paddle
@@ -9,7 +10,7 @@ from paddle.base import core as paddle_core
 
 from paddleseg_deeplab.core.training.step import TrainStep
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
-from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
+from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped
 from paddleseg_deeplab.tools.inspect_model.memory import (
     GIB,
     TrainingMemory,
@@ -46,7 +47,16 @@ class _Counter:
         self._call("reset_peak")
 
 
-def peak_of_step(build, batch_size, size, device, *, precision="fp32", amp_level="O1", channels=3):
+def peak_of_step(
+    build: Callable[[], SegBuilder],
+    batch_size: int,
+    size: tuple[int, int],
+    device: str,
+    *,
+    precision: str = "fp32",
+    amp_level: str = "O1",
+    channels: int = 3,
+) -> int:
     """Runs two training steps on random images; the second one's peak.
 
     Args:
@@ -80,8 +90,15 @@ def peak_of_step(build, batch_size, size, device, *, precision="fp32", amp_level
 
 
 def check_memory(
-    device, config, *, batch_size=None, size=None, precision="fp32", amp_level="O1", opts=None
-):
+    device: str,
+    config: str,
+    *,
+    batch_size: int | None = None,
+    size: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    amp_level: str = "O1",
+    opts: Sequence[str] | None = None,
+) -> Row:
     """Compares the measured peak of a recipe's training step with the estimate.
 
     Args:
@@ -98,18 +115,18 @@ def check_memory(
     """
     if device != "cpu" and not paddle.is_compiled_with_cuda():
         return skipped(NAME, f"the installed Paddle has no kernels for {device}")
-    config = Config(config, opts=opts)
-    config.drop_pretrained()
-    forget_class_weights(config.dic.get("loss", {}))
+    recipe = Config(config, opts=opts)
+    recipe.drop_pretrained()
+    forget_class_weights(recipe.dic.get("loss", {}))
     # Random weights diverge at a recipe's rate where batch norm is frozen.
-    config.dic["lr_scheduler"] = {"type": "PolynomialDecay", "learning_rate": 1e-8}
-    batch_size = batch_size or config.batch_size
-    size = tuple(size or crop_of(config.train_dataset_cfg))
-    channels = in_channels_of(config.model_cfg)
+    recipe.dic["lr_scheduler"] = {"type": "PolynomialDecay", "learning_rate": 1e-8}
+    batch_size = batch_size or recipe.batch_size
+    size = tuple(size or crop_of(recipe.train_dataset_cfg))
+    channels = in_channels_of(recipe.model_cfg)
     # The estimate's network is run on a CPU: four small images cost no time there, and no memory
     # of the device.
     paddle.set_device("cpu")
-    builder = SegBuilder(config)
+    builder = SegBuilder(recipe)
     builder.model.train()
     memory = TrainingMemory(
         *(builder.model, size, builder.loss),
@@ -121,7 +138,7 @@ def check_memory(
     estimate = memory.estimate(batch_size).peak[column]
     del builder, memory
     how = {"precision": precision, "amp_level": amp_level, "channels": channels}
-    found = peak_of_step(lambda: SegBuilder(config), batch_size, size, device, **how)
+    found = peak_of_step(lambda: SegBuilder(recipe), batch_size, size, device, **how)
     ratio = found / estimate
     text = (
         f"{found / GIB:.2f} GiB measured, {estimate / GIB:.2f} GiB estimated (ratio {ratio:.2f}) "

@@ -8,7 +8,7 @@ import paddle.nn.functional as F
 from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.models.layers import Conv2D, SyncBatchNorm, resize
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
-from paddleseg_deeplab.tools.doctor.rows import failed, passed
+from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed
 
 EXACT = 1e-5  # float32 sums of up to 2,178 products in another order
 ROUNDED = 2e-3  # TF32 keeps 10 bits of each factor
@@ -79,23 +79,23 @@ def _convolution(name, device, channels, out, kernel, **how):
     return _compare(name, device, plain, ours, arrays)
 
 
-def plain_convolution(device):
+def plain_convolution(device: str) -> Row:
     """3x3, stride 2."""
     return _convolution("convolution", device, 16, 24, 3, stride=2, padding=1)
 
 
-def dilated_convolution(device):
+def dilated_convolution(device: str) -> Row:
     """3x3 at rate 6, as in ASPP."""
     return _convolution("dilated convolution", device, 16, 24, 3, dilation=6, padding=6)
 
 
-def depthwise_convolution(device):
+def depthwise_convolution(device: str) -> Row:
     """3x3 for each channel, at rate 2."""
     how = {"groups": 32, "dilation": 2, "padding": 2}
     return _convolution("depthwise convolution", device, 32, 32, 3, **how)
 
 
-def bilinear_resize(device):
+def bilinear_resize(device: str) -> Row:
     """9x9 to 33x33, corners aligned, as logits are resized."""
 
     def plain(x):
@@ -107,7 +107,7 @@ def bilinear_resize(device):
     return _compare("bilinear resize", device, plain, ours, _arrays((2, 19, 9, 9)))
 
 
-def batch_norm(device):
+def batch_norm(device: str) -> Row:
     """In training, with the gradients of weight and bias."""
 
     def plain(x, weight, bias):

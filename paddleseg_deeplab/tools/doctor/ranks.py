@@ -18,7 +18,7 @@ from paddleseg_deeplab.core.train import train
 from paddleseg_deeplab.deploy.tf32 import tf32
 from paddleseg_deeplab.models.layers import SyncBatchNorm, freeze_batch_norm
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
-from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
+from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped
 from paddleseg_deeplab.tools.doctor.training import BATCH, Samples, SmallNet, losses, optimizer_of
 
 RANKS = 2
@@ -45,7 +45,9 @@ def _cannot(device):
     return None if count >= RANKS else f"needs {RANKS} GPUs; here is {count}"
 
 
-def launch(job, device, folder, seconds=STARTING):
+def launch(
+    job: str, device: str, folder: str | Path, seconds: float = STARTING
+) -> tuple[int | None, list[str]]:
     """Runs a job of `work` in two processes.
 
     Returns:
@@ -167,7 +169,7 @@ class _TooLarge(SmallNet):
         return super().forward(x)
 
 
-def work(job, device, out):
+def work(job: str, device: str, out: str | Path) -> None:
     """What each process does; its arrays go to ``<out>/<rank>.npz``."""
     paddle.set_device(device)
     ranks = join()
@@ -201,7 +203,7 @@ def _worst(found, expected):
     return max((difference(found[name], value), name) for name, value in expected.items())
 
 
-def sync_batch_norm(device):
+def sync_batch_norm(device: str) -> Row:
     """Different images on two ranks: each has its part of what one has that sees them all."""
     name = "SyncBatchNorm on 2 ranks"
     if is_cpu(device):
@@ -231,7 +233,7 @@ def _sync_batch_norm(name, device):
     return (passed if gap <= SAME else failed)(name, detail)
 
 
-def frozen_batch_norm(device):
+def frozen_batch_norm(device: str) -> Row:
     """One backward pass with frozen batch norms on two ranks: each has one process's gradient."""
     name = "freeze_bn on 2 ranks"
     if _cannot(device):
@@ -248,7 +250,7 @@ def frozen_batch_norm(device):
     return (passed if gap <= SAME else failed)(name, detail)
 
 
-def two_against_one(device):
+def two_against_one(device: str) -> Row:
     """20 iterations of two ranks against one process with twice the batch, TF32 off."""
     name = "2 ranks against 1, 20 steps"
     if _cannot(device):
@@ -265,7 +267,7 @@ def two_against_one(device):
     return (passed if gap <= TRAINED else failed)(name, detail)
 
 
-def out_of_memory(device):
+def out_of_memory(device: str) -> Row:
     """One rank runs out of memory: all end soon, and one line says why."""
     name = "out of memory on rank 1"
     if _cannot(device):

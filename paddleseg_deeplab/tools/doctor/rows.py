@@ -19,13 +19,13 @@ class Row:
     detail: str
 
 
-def passed(name, detail):
+def passed(name: str, detail: str) -> Row:
     return Row(name, "PASS", detail)
 
 
-def failed(name, detail):
+def failed(name: str, detail: str) -> Row:
     return Row(name, "FAIL", detail)
 
 
-def skipped(name, detail):
+def skipped(name: str, detail: str) -> Row:
     return Row(name, "SKIP", detail)

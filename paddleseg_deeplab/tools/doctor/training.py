@@ -3,6 +3,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -21,7 +22,7 @@ from paddleseg_deeplab.models.layers import (
     spatial_size,
 )
 from paddleseg_deeplab.tools.doctor.device import difference, is_cpu, using
-from paddleseg_deeplab.tools.doctor.rows import failed, passed, skipped
+from paddleseg_deeplab.tools.doctor.rows import Row, failed, passed, skipped
 from paddleseg_deeplab.utils.errors import UserError
 
 CLASSES, SIZE, BATCH = 3, 32, 4
@@ -41,7 +42,7 @@ class SmallNet(nn.Layer):
         resized (bool): Logits of the image's size, or of half of it.
     """
 
-    def __init__(self, data_format="NCHW", resized=True):
+    def __init__(self, data_format: str = "NCHW", resized: bool = True) -> None:
         super().__init__()
         self.data_format = data_format
         self.num_classes = CLASSES
@@ -57,7 +58,7 @@ class SmallNet(nn.Layer):
                 spread = (2 / np.prod(parameter.shape[1:])) ** 0.5
                 parameter.set_value(rng.normal(0, spread, parameter.shape).astype("float32"))
 
-    def forward(self, x):
+    def forward(self, x: paddle.Tensor) -> list[paddle.Tensor]:
         logits = self.classifier(self.body(self.stem(x)))
         if self.resized:
             logits = resize(logits, spatial_size(x, self.data_format), False, self.data_format)
@@ -69,10 +70,10 @@ class Samples:
 
     num_classes, img_channels, ignore_index, mode = CLASSES, 3, 255, "train"
 
-    def __len__(self):
+    def __len__(self) -> int:
         return 5 * BATCH
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index = key[0] if isinstance(key, tuple) else key
         squares = (3, SIZE // 4, SIZE // 4)
         colours = np.random.default_rng(index).standard_normal(squares, np.float32)
@@ -81,16 +82,18 @@ class Samples:
         return {"img": image, "label": label, "im_path": f"sample {index}", "trans_info": []}
 
 
-def optimizer_of(network):
+def optimizer_of(network: nn.Layer) -> paddle.optimizer.Optimizer:
     rate = paddle.optimizer.lr.PolynomialDecay(0.05, 100)
     return paddle.optimizer.Momentum(rate, 0.9, parameters=network.parameters())
 
 
-def losses():
+def losses() -> dict[str, Any]:
     return {"types": [CrossEntropyLoss()], "coef": [1.0]}
 
 
-def run_steps(device, count, *, data_format="NCHW", resized=True, **how):
+def run_steps(
+    device: str, count: int, *, data_format: str = "NCHW", resized: bool = True, **how: Any
+) -> tuple[list[float], float]:
     """Trains `SmallNet`.
 
     Args:
@@ -123,7 +126,7 @@ def _falls(found):
     return np.mean(found[-5:]) < np.mean(found[:5])
 
 
-def twenty_steps(device, data_format="NCHW"):
+def twenty_steps(device: str, data_format: str = "NCHW") -> Row:
     """fp32 against the CPU, TF32 off."""
     name = f"20 steps, fp32, {data_format}"
     expected = run_steps("cpu", 20)[0]
@@ -138,7 +141,7 @@ def twenty_steps(device, data_format="NCHW"):
     return (passed if good else failed)(name, detail)
 
 
-def twenty_steps_nhwc(device):
+def twenty_steps_nhwc(device: str) -> Row:
     """The same with channels last, against the CPU with channels first."""
     return twenty_steps(device, "NHWC")
 
@@ -153,7 +156,7 @@ def _cannot(device, precision, amp_level="O1"):
     return None
 
 
-def half_precision(device, precision, amp_level):
+def half_precision(device: str, precision: str, amp_level: str) -> Row:
     """The first loss is fp32's, 50 steps lower it, and the loss scale stays useful."""
     name = f"50 steps, {precision} {amp_level}"
     reason = _cannot(device, precision, amp_level)
@@ -171,23 +174,23 @@ def half_precision(device, precision, amp_level):
     return (passed if good else failed)(name, detail)
 
 
-def fp16_o1(device):
+def fp16_o1(device: str) -> Row:
     return half_precision(device, "fp16", "O1")
 
 
-def fp16_o2(device):
+def fp16_o2(device: str) -> Row:
     return half_precision(device, "fp16", "O2")
 
 
-def bf16_o1(device):
+def bf16_o1(device: str) -> Row:
     return half_precision(device, "bf16", "O1")
 
 
-def bf16_o2(device):
+def bf16_o2(device: str) -> Row:
     return half_precision(device, "bf16", "O2")
 
 
-def depthwise_type(device):
+def depthwise_type(device: str) -> Row:
     """A depthwise convolution computes in half precision under O1, and so do maps behind it."""
     name = "depthwise convolution in O1"
     able = [p for p in _DTYPES if _cannot(device, p) is None]
@@ -207,7 +210,7 @@ def depthwise_type(device):
     return (passed if good else failed)(name, f"{'; '.join(types_found)} (map, depthwise, map)")
 
 
-def place_of_batch(device):
+def place_of_batch(device: str) -> Row:
     """The images that training gives to the network lie on the device."""
     name, seen = "place of a batch's images", []
 
@@ -233,7 +236,7 @@ def place_of_batch(device):
     return row(name, f"on {device} they lie in {', '.join(sorted({str(p) for p in seen}))}")
 
 
-def repeated(device):
+def repeated(device: str) -> Row:
     """Ten steps twice with the switches of --deterministic: equal bit for bit but for the resize,
     whose gradient a GPU adds in no fixed order."""
     name = "deterministic mode twice"
@@ -255,7 +258,7 @@ def repeated(device):
     return (passed if good else failed)(name, detail)
 
 
-def compiled(device):
+def compiled(device: str) -> Row:
     """A compiled network trains as the plain one does."""
     name = "compiled training"
     expected = run_steps(device, 5)[0]
@@ -294,7 +297,7 @@ def _trained(folder, precision, amp_level, *ends):
     return {name: value.astype("float32").numpy() for name, value in arrays.items()}
 
 
-def resumed(device, precision="fp32", amp_level="O1"):
+def resumed(device: str, precision: str = "fp32", amp_level: str = "O1") -> Row:
     """A run that stops at 10 and goes on to 20 ends where one without a stop does."""
     name = f"resume at 10 of 20, {precision}" + ("" if precision == "fp32" else f" {amp_level}")
     reason = None if precision == "fp32" else _cannot(device, precision, amp_level)
@@ -306,16 +309,16 @@ def resumed(device, precision="fp32", amp_level="O1"):
             with tempfile.TemporaryDirectory() as folder:
                 found.append(_trained(folder, precision, amp_level, *ends))
     gaps = {n: difference(found[1][n], value) for n, value in found[0].items()}
-    worst = max(gaps, key=gaps.get)
+    worst = max(gaps, key=gaps.__getitem__)
     detail = f"weights and averages differ by {gaps[worst]:.1e} at most ({worst})"
     return (passed if gaps[worst] <= RESUMED[precision] else failed)(name, detail)
 
 
-def resumed_fp16_o1(device):
+def resumed_fp16_o1(device: str) -> Row:
     return resumed(device, "fp16", "O1")
 
 
-def resumed_fp16_o2(device):
+def resumed_fp16_o2(device: str) -> Row:
     return resumed(device, "fp16", "O2")
 
 
