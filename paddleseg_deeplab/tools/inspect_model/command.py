@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shows a network's atrous kernels, receptive field, parameters and multiply-adds."""
 
+from __future__ import annotations
+
+import argparse
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paddleseg_deeplab.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.tools.inspect_model.memory import MemoryEstimate
+    from paddleseg_deeplab.tools.inspect_model.network import NetworkFacts
 
 DESCRIPTION = """Shows what a config's network costs and sees, without weights or data.
 
@@ -23,7 +31,7 @@ largest batch that fits into 24 GiB too. The images are the config's crops then.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="YAML file, such as configs/....yml")
     parser.add_argument(
         "--opts", nargs="+", metavar="KEY=VALUE", help="override anything in the config"
@@ -104,7 +112,9 @@ def _facts(config, input_size):
     return (strides[0] if strides else None), facts
 
 
-def inspect_config(args):
+def inspect_config(
+    args: argparse.Namespace,
+) -> tuple[int | None, dict[int | None, NetworkFacts], dict[int, str]]:
     """What the flags ask for.
 
     Args:
@@ -130,7 +140,7 @@ def inspect_config(args):
     return own, dict(sorted(facts.items(), key=lambda item: item[0] or 0)), skipped
 
 
-def training_memory(args):
+def training_memory(args: argparse.Namespace) -> tuple[MemoryEstimate, dict[str, int]]:
     """What a training step of the config takes.
 
     Args:
@@ -177,7 +187,7 @@ def _check(args):
     check_save_dir(args.save_dir)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Prints, draws and writes; 0 when done."""
     _check(args)
     from paddleseg_deeplab.utils.device import select_device

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of what `inspect_network` found about dilated convolutions. RGB, uint8; no Paddle."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -15,6 +19,9 @@ from paddleseg_deeplab.utils.pictures.drawing import (
     put_text,
     text_width,
 )
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.tools.inspect_model.network import AtrousLayer
 
 # Kernels are drawn in full up to so many times the largest map.
 _ROOM = 1.4
@@ -49,9 +56,9 @@ def _legend(canvas, entries, x, y):
     put_legend(canvas, entries, x, y, 0.45, 22)
 
 
-def merge_alike(layers):
+def merge_alike(layers: Iterable[AtrousLayer]) -> list[tuple[AtrousLayer, int]]:
     """Layers of one stage, kernel, rate and map size in a row, as [(first layer, how many)]."""
-    merged = []
+    merged: list[list[Any]] = []
     for layer in layers:
         stage = re.sub(r"_\d+$", "", ".".join(layer.name.split(".")[:2]))
         key = (stage, layer.kernel, layer.rate, layer.size)
@@ -62,13 +69,13 @@ def merge_alike(layers):
     return [(layer, count) for _, layer, count in merged]
 
 
-def short_name(layer, count=1):
+def short_name(layer: AtrousLayer, count: int = 1) -> str:
     """``backbone.bb_2_0.conv1 and 22 alike``."""
     name = layer.name[: -len("._conv")] if layer.name.endswith("._conv") else layer.name
     return name if count == 1 else f"{name} and {count - 1} alike"
 
 
-def draw_layers(layers, title):
+def draw_layers(layers: Sequence[AtrousLayer], title: str) -> np.ndarray:
     """A bar for each atrous layer: what share of positions has how many valid taps.
 
     Args:
@@ -113,7 +120,7 @@ def _both(pair):
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}, {pair[1]}"
 
 
-def draw_curves(size, rates, title):
+def draw_curves(size: tuple[int, int], rates: Sequence[int], title: str) -> np.ndarray:
     """Figure 4 of the V3 paper for one map: valid taps of a 3x3 kernel against its rate.
 
     Args:
@@ -172,7 +179,7 @@ def _mark_rates(canvas, rates, place, top, high):
             free = x + text_width(text, 0.45) / 2 + 4
 
 
-def draw_kernels(layers, title, columns=4):
+def draw_kernels(layers: Sequence[AtrousLayer], title: str, columns: int = 4) -> np.ndarray:
     """The taps of each distinct kernel, at the middle of its map, all at one scale.
 
     Args:
@@ -183,7 +190,7 @@ def draw_kernels(layers, title, columns=4):
     Returns:
         np.ndarray: uint8 [H, W, 3].
     """
-    distinct = {}
+    distinct: dict[tuple, AtrousLayer] = {}
     for layer in layers:
         distinct.setdefault((layer.kernel, layer.rate, layer.size), layer)
     panels = sorted(distinct.values(), key=lambda layer: (layer.effective, layer.size))
@@ -239,7 +246,7 @@ def _draw_kernel(panel, layer, unit):
             cv2.rectangle(panel, *corners, color, 1 if far else -1)
 
 
-def draw_all(layers, title):
+def draw_all(layers: Sequence[AtrousLayer], title: str) -> dict[str, np.ndarray]:
     """Every picture, by file name.
 
     Args:

@@ -6,7 +6,12 @@ them too; the losses' temporaries come from a table. What libraries take for the
 it: a device's context, work space of convolutions, and gaps in the allocator's blocks.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import paddle
+from paddle import nn
 
 from paddleseg_deeplab.tools.inspect_model.saved import BETWEEN, saved_maps
 
@@ -31,10 +36,10 @@ class LossBytes:
     kept: float
     kept_pixel: float
 
-    def at_peak(self, classes, pixels):
+    def at_peak(self, classes: int, pixels: int) -> float:
         return pixels * (self.peak * classes + self.peak_pixel)
 
-    def at_rest(self, classes, pixels):
+    def at_rest(self, classes: int, pixels: int) -> float:
         return pixels * (self.kept * classes + self.kept_pixel)
 
 
@@ -79,12 +84,12 @@ class MemoryEstimate:
     """
 
     batch_size: int
-    input_size: tuple
+    input_size: tuple[int, int]
     data_format: str
-    stages: dict = field(default_factory=dict)
-    parts: dict = field(default_factory=dict)
-    peak: dict = field(default_factory=dict)
-    unknown_losses: list = field(default_factory=list)
+    stages: dict[str, dict[str, int]] = field(default_factory=dict)
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    unknown_losses: list[str] = field(default_factory=list)
 
 
 def _single(loss):
@@ -118,9 +123,18 @@ class TrainingMemory:
     """
 
     def __init__(
-        self, model, size, losses, *, moments=1, use_ema=False, in_channels=3, on_cpu=False
-    ):
-        self.size, self.data_format = tuple(size), getattr(model, "data_format", "NCHW")
+        self,
+        model: nn.Layer,
+        size: Sequence[int],
+        losses: Mapping[str, Any],
+        *,
+        moments: int = 1,
+        use_ema: bool = False,
+        in_channels: int = 3,
+        on_cpu: bool = False,
+    ) -> None:
+        self.size = (size[0], size[1])
+        self.data_format = getattr(model, "data_format", "NCHW")
         self.forward = saved_maps(model, size, in_channels)
         self.image = in_channels * size[0] * size[1] * 4
         tensors = {id(t): t for t in model.state_dict().values()}.values()
@@ -130,7 +144,8 @@ class TrainingMemory:
         self.kernels = sum(n for t, n in numbers if t.ndim > 1)
         self.trained = sum(self.forward.parameters.values())
         self.moments, self.use_ema = moments, use_ema
-        self.losses, self.unknown_losses = [], []
+        self.losses: list[tuple[LossBytes, int]] = []  # and the pixels that each is of
+        self.unknown_losses: list[str] = []
         for loss, (height, width) in zip(losses["types"], self.forward.outputs):
             for part in _single(loss):
                 found = _loss_bytes(part, on_cpu)
@@ -161,7 +176,7 @@ class TrainingMemory:
             out[saved.stage] = (total + size, max(largest, size))
         return out
 
-    def estimate(self, batch_size):
+    def estimate(self, batch_size: int) -> MemoryEstimate:
         """The `MemoryEstimate` of a batch of so many images."""
         out = MemoryEstimate(batch_size, self.size, self.data_format)
         out.unknown_losses = list(dict.fromkeys(self.unknown_losses))
@@ -203,7 +218,7 @@ class TrainingMemory:
             moments.append(held + _GRADIENTS_AT_ONCE * largest + later)
         return resting + max(moments)
 
-    def largest_batch(self, gib, column):
+    def largest_batch(self, gib: float, column: str) -> int:
         """How many images fit into so many GiB of a device, `RESERVED` left free; 0 for none."""
         low, high = 0, 1
         room = gib * GIB - RESERVED
@@ -216,7 +231,7 @@ class TrainingMemory:
         return low
 
 
-def moments_of(optimizer):
+def moments_of(optimizer: paddle.optimizer.Optimizer) -> int:
     """How many copies of the weights' size a Paddle optimizer keeps; 2 for one not known."""
     return _MOMENTS.get(type(optimizer).__name__, 2)
 
@@ -231,7 +246,7 @@ _SIZED = {
 }
 
 
-def crop_of(dataset_cfg):
+def crop_of(dataset_cfg: Mapping[str, Any]) -> tuple[int, int] | None:
     """(height, width) of a training set's images as a config tells it; None where it does not.
 
     Args:
@@ -247,12 +262,12 @@ def crop_of(dataset_cfg):
     return None if size is None else (int(size[1]), int(size[0]))
 
 
-def in_channels_of(model_cfg):
+def in_channels_of(model_cfg: Mapping[str, Any]) -> int:
     """Channels of the images that a config's network takes."""
     return model_cfg.get("backbone", {}).get("in_channels", 3)
 
 
-def forget_class_weights(loss_cfg):
+def forget_class_weights(loss_cfg: Mapping[str, Any]) -> None:
     """Takes ``weight: auto`` out of a config's losses, in place: it would need the labels."""
     for part in loss_cfg.get("types") or loss_cfg.get("losses") or []:
         if part.get("weight") == "auto":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters, multiply-adds, atrous layers and receptive fields of a network, by stage."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import paddle
@@ -34,8 +35,9 @@ class Stage:
         name (str): As in the state_dict: ``backbone.layer1``, ``backbone.blocks.3-5``.
         parameters (int): Trained numbers: weights, biases, batch norm's scales and shifts.
         multiply_adds (int): Of convolutions and linear layers, for one image.
-        channels (int): Of the output.
-        size (tuple[int, int]): (height, width) of the output.
+        channels (int | None): Of the output; None where no convolution tells.
+        size (tuple[int, ...] | None): (height, width) of the output; empty where that is no map;
+            None where evaluation does not run it.
         stride (int | None): Input pixels per output pixel.
         receptive_field (int | None): Input pixels on each axis, image pooling left out; None
             where it is the whole image or was not measured.
@@ -44,10 +46,10 @@ class Stage:
     name: str
     parameters: int
     multiply_adds: int
-    channels: int
-    size: tuple
-    stride: int = None
-    receptive_field: int = None
+    channels: int | None
+    size: tuple[int, ...] | None
+    stride: int | None = None
+    receptive_field: int | None = None
 
 
 @dataclass
@@ -64,12 +66,12 @@ class AtrousLayer:
     """
 
     name: str
-    kernel: tuple
-    rate: tuple
-    effective: tuple
-    size: tuple
+    kernel: tuple[int, int]
+    rate: tuple[int, int]
+    effective: tuple[int, int]
+    size: tuple[int, int]
     share: float
-    counts: dict
+    counts: dict[int, float]
 
 
 @dataclass
@@ -90,8 +92,8 @@ class NetworkFacts:
     numbers: int
     parameters: int
     multiply_adds: int
-    stages: list
-    atrous: list
+    stages: list[Stage]
+    atrous: list[AtrousLayer]
     receptive_fields: bool
 
 
@@ -106,7 +108,7 @@ class _Layer:
     layer: nn.Layer
     weights: int  # of one output position (transposed: of one input position), bias left out
     channels: int  # of the output
-    calls: list  # (input size, output size) or, of a linear layer, (positions,)
+    calls: list[tuple]  # (input size, output size) or, of a linear layer, (positions,)
 
 
 def _counted_layers(model):
@@ -206,7 +208,9 @@ def _atrous_layers(counted):
     return [atrous for _, atrous in sorted(found, key=lambda pair: pair[0])]
 
 
-def inspect_network(build, input_size, in_channels=3):
+def inspect_network(
+    build: Callable[[], nn.Layer], input_size: tuple[int, int], in_channels: int = 3
+) -> NetworkFacts:
     """Finds a network's costs, atrous layers and receptive fields.
 
     Args:

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `inspect_network` found, as lines of text and as JSON. No Paddle."""
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from paddleseg_deeplab.tools.inspect_model.draw import merge_alike, short_name
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.tools.inspect_model.memory import MemoryEstimate
+    from paddleseg_deeplab.tools.inspect_model.network import AtrousLayer, NetworkFacts
 
 
 def _table(head, rows):
@@ -22,17 +30,17 @@ def _by(pair):
     return f"{pair[1]}x{pair[0]}"
 
 
-def millions(number):
+def millions(number: float) -> str:
     """1234567 -> "1.235 M"."""
     return f"{number / 1e6:.3f} M"
 
 
-def billions(number):
+def billions(number: float) -> str:
     """Multiply-adds of one image in 1e9."""
     return f"{number / 1e9:.2f} G"
 
 
-def atrous_table(layers):
+def atrous_table(layers: Sequence[AtrousLayer]) -> list[str]:
     """Lines about dilated convolutions; equal ones in a row share a line.
 
     Args:
@@ -59,7 +67,7 @@ def atrous_table(layers):
     return _table(head, rows)
 
 
-def stage_table(facts, stride):
+def stage_table(facts: Mapping[int | None, NetworkFacts], stride: int | None) -> list[str]:
     """Lines about stages: receptive fields at one output stride, costs at all of them.
 
     Args:
@@ -96,7 +104,7 @@ def stage_table(facts, stride):
     return _table(head, [*rows, [*total, *(billions(f.multiply_adds) for f in facts.values())]])
 
 
-def as_json(facts):
+def as_json(facts: NetworkFacts) -> dict[str, Any]:
     """`NetworkFacts` as plain dicts and lists; sizes are [height, width]."""
     out = dataclasses.asdict(facts)
     for layer in out["atrous"]:
@@ -104,12 +112,14 @@ def as_json(facts):
     return out
 
 
-def as_plain(estimate):
+def as_plain(estimate: MemoryEstimate) -> dict[str, Any]:
     """`MemoryEstimate` as plain dicts; bytes, sizes are [height, width]."""
     return dataclasses.asdict(estimate)
 
 
-def memory_tables(estimate, gib=0, batches=None):
+def memory_tables(
+    estimate: MemoryEstimate, gib: float = 0, batches: Mapping[str, int] | None = None
+) -> list[str]:
     """Lines about what a training step takes.
 
     Args:

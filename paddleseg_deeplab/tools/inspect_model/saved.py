@@ -12,9 +12,11 @@ of a map is a + b h + c w + d h w, which four images determine exactly.
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import paddle
+from paddle import nn
 from paddle.autograd import saved_tensors_hooks
 
 from paddleseg_deeplab.models.forward import run_model
@@ -41,7 +43,7 @@ class SavedMap:
     bytes_each: int
     is_float: bool
 
-    def size(self, half=False):
+    def size(self, half: bool = False) -> int:
         """Bytes for one image."""
         return self.elements * (2 if half and self.is_float else self.bytes_each)
 
@@ -58,11 +60,11 @@ class ForwardPass:
         parameters (dict[str, int]): Stage to the numbers that are trained in it.
     """
 
-    maps: list
-    stages: list
-    outputs: list
+    maps: list[SavedMap]
+    stages: list[str]
+    outputs: list[tuple[int, int]]
     classes: int
-    parameters: dict
+    parameters: dict[str, int]
 
 
 class _Recorder:
@@ -138,7 +140,7 @@ def _bilinear(corners, shares):
     return a + u * (c - a) + v * (b - a) + u * v * (a - b - c + d)
 
 
-def saved_maps(model, size, in_channels=3):
+def saved_maps(model: nn.Layer, size: Sequence[int], in_channels: int = 3) -> ForwardPass:
     """What the network keeps of one image in training.
 
     Args:

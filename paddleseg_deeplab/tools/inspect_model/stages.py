@@ -2,6 +2,7 @@
 """Which parts of a network are its stages, by their names and their output channels."""
 
 import re
+from collections.abc import Iterable, Mapping
 
 from paddle import nn
 
@@ -17,7 +18,7 @@ def _has_weights(layer):
     return any(p is not None for p in layer.parameters())
 
 
-def units_of(model):
+def units_of(model: nn.Layer) -> list[tuple[str, nn.Layer]]:
     """(name, layer) of the smallest parts that stages are put together from."""
     parts = [(n, c) for n, c in model.named_children() if n in ("backbone", "head")]
     rest = [(n, c) for n, c in model.named_children() if n not in ("backbone", "head")]
@@ -53,14 +54,14 @@ def _group_of(unit):
     return re.sub(r"(\.\d+)+$|_\d+$", "", unit)
 
 
-def stage_names(units, channels):
+def stage_names(units: Iterable[str], channels: Mapping[str, int]) -> dict[str, str]:
     """Unit -> stage: units of one group, in runs of equal output channels.
 
     Args:
         units (list[str]): In the order of the run.
         channels (dict[str, int]): Output channels of each unit.
     """
-    runs = []
+    runs: list[tuple[tuple[str, int | None], list[str]]] = []
     for unit in units:
         key = (_group_of(unit), channels.get(unit))
         numbered = bool(re.search(r"\.\d+$", unit))
@@ -69,7 +70,7 @@ def stage_names(units, channels):
             runs[-1][1].append(unit)
         else:
             runs.append((key, [unit]))
-    count = {}
+    count: dict[str, int] = {}
     for (group, _), _ in runs:
         count[group] = count.get(group, 0) + 1
     names = {}

@@ -9,6 +9,8 @@ image is non-zero exactly where a path leads, which is the receptive field.
 """
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -45,7 +47,7 @@ def _add_channels(layer, inputs):
     return (x if x.shape[1] == 1 else x.sum(axis=1, keepdim=True), *inputs[1:])
 
 
-def make_thin(model):
+def make_thin(model: nn.Layer) -> None:
     """Makes a network thin, in place: its weights are lost (see the head of this file).
 
     Args:
@@ -75,7 +77,9 @@ def make_thin(model):
 
 
 @contextlib.contextmanager
-def hooks(pairs):
+def hooks(
+    pairs: Iterable[tuple[nn.Layer, Callable[[nn.Layer, tuple[paddle.Tensor, ...], Any], Any]]],
+) -> Iterator[None]:
     """Forward hooks for as long as the context lasts."""
     handles = [layer.register_forward_post_hook(hook) for layer, hook in pairs]
     try:
@@ -118,7 +122,9 @@ def _extent(output, image):
     return stride, max(widths)
 
 
-def receptive_fields(model, layers, in_channels=3):
+def receptive_fields(
+    model: nn.Layer, layers: Mapping[str, nn.Layer], in_channels: int = 3
+) -> dict[str, tuple[int, int | None]]:
     """Receptive field and stride at the output of some layers of a thin network.
 
     Measured on one axis, on an image of one column, as the gradient of outputs in its middle. Max
@@ -134,7 +140,8 @@ def receptive_fields(model, layers, in_channels=3):
         dict[str, tuple[int, int | None]]: name to (input pixels per output pixel, receptive
             field in input pixels on each axis; None where it is the whole image).
     """
-    outputs, found = {}, {}
+    outputs: dict[str, paddle.Tensor] = {}
+    found: dict[str, tuple[int, int | None]] = {}
 
     def keep(name):
         def hook(_layer, _inputs, output):

@@ -6,16 +6,21 @@ its nine taps in the zeros around the map, and degenerates to 1x1.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+Padding = int | tuple[int, int] | None  # of one axis, see `valid_taps`
 
-def effective_kernel(kernel, rate):
+
+def effective_kernel(kernel: int, rate: int) -> int:
     """Pixels that a kernel of ``kernel`` taps spans on one axis: k + (k - 1)(r - 1)."""
     return kernel + (kernel - 1) * (rate - 1)
 
 
-def valid_taps(size, kernel, rate, stride=1, padding=None):
+def valid_taps(
+    size: int, kernel: int, rate: int, stride: int = 1, padding: Padding = None
+) -> np.ndarray:
     """On one axis, how many taps lie on the map, for each output position.
 
     Args:
@@ -38,14 +43,20 @@ def valid_taps(size, kernel, rate, stride=1, padding=None):
         )
     span = effective_kernel(kernel, rate)
     padding = (span - 1) // 2 if padding is None else padding
-    before, after = (padding, padding) if np.ndim(padding) == 0 else padding
+    before, after = (padding, padding) if isinstance(padding, int) else padding
     outputs = max(0, (size + before + after - span) // stride + 1)
     first = np.arange(outputs)[:, None] * stride - before
     places = first + np.arange(kernel) * rate  # [outputs, kernel]
     return ((places >= 0) & (places < size)).sum(axis=1)
 
 
-def valid_share(sizes, kernels, rates, strides=(1, 1), paddings=(None, None)):
+def valid_share(
+    sizes: Sequence[int],
+    kernels: Sequence[int],
+    rates: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    paddings: Sequence[Padding] = (None, None),
+) -> float:
     """Share of a kernel's weights that meet the map, in the mean over output positions.
 
     The axes are independent, so it is the product of each axis' share; for a 3-tap kernel of rate
@@ -64,7 +75,13 @@ def valid_share(sizes, kernels, rates, strides=(1, 1), paddings=(None, None)):
     return share
 
 
-def valid_counts(sizes, kernels, rates, strides=(1, 1), paddings=(None, None)):
+def valid_counts(
+    sizes: Sequence[int],
+    kernels: Sequence[int],
+    rates: Sequence[int],
+    strides: Sequence[int] = (1, 1),
+    paddings: Sequence[Padding] = (None, None),
+) -> dict[int, float]:
     """Normalised counts: the share of output positions that have so many taps on the map.
 
     Args:
@@ -75,7 +92,7 @@ def valid_counts(sizes, kernels, rates, strides=(1, 1), paddings=(None, None)):
             of positions; in rising order, the shares sum to 1.
     """
     axes = [Counter(valid_taps(*a).tolist()) for a in zip(sizes, kernels, rates, strides, paddings)]
-    total = Counter()
+    total: Counter[int] = Counter()
     for rows, row_positions in axes[0].items():
         for columns, column_positions in axes[1].items():
             total[rows * columns] += row_positions * column_positions
@@ -83,7 +100,9 @@ def valid_counts(sizes, kernels, rates, strides=(1, 1), paddings=(None, None)):
     return {taps: total[taps] / positions for taps in sorted(total)}
 
 
-def curves(sizes, rates, kernel=3):
+def curves(
+    sizes: Sequence[int], rates: Iterable[int], kernel: int = 3
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """Figure 4 of the V3 paper for a map of one's own.
 
     Args:
@@ -98,5 +117,5 @@ def curves(sizes, rates, kernel=3):
     found = [valid_counts(sizes, (kernel, kernel), (rate, rate)) for rate in rates]
     taps = sorted(set().union(*found))
     shares = {n: np.array([counts.get(n, 0.0) for counts in found]) for n in taps}
-    mean = sum(n * shares[n] for n in taps) / kernel**2
+    mean = np.sum([n * shares[n] for n in taps], axis=0) / kernel**2
     return shares, mean
