@@ -8,13 +8,13 @@ import numpy as np
 from paddleseg_deeplab.datasets.base import label_table
 from paddleseg_deeplab.datasets.catalog import CITYSCAPES_LABEL_IDS, Cityscapes
 from paddleseg_deeplab.prediction.outputs import write_ids
-from paddleseg_deeplab.tools.prepare_dataset.jobs import Job, Outcome, find_files, run_jobs
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Job, Options, Outcome, find_files, run_jobs
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 
 
-def map_values(label, table, allowed):
+def map_values(label: np.ndarray, table: np.ndarray, allowed: str) -> np.ndarray:
     """Maps label values by a table in which -1 means that a value is unknown.
 
     Args:
@@ -39,14 +39,16 @@ def map_values(label, table, allowed):
     return table[label].astype(np.uint8)
 
 
-def convert_cityscapes(place, source):
+def convert_cityscapes(place: str, source: str) -> None:
     """Reads one *_labelIds.png and writes its train ids, 8-bit grey, to `place`."""
     table = label_table(CITYSCAPES_LABEL_IDS, Cityscapes.NUM_CLASSES, VOID)
     label = map_values(read_label(source), table, "label ids are 0 to 33, and 255")
     write_ids(place, label)
 
 
-def prepare_cityscapes(dataset_root, *, annotations="gtFine", options):
+def prepare_cityscapes(
+    dataset_root: str, *, annotations: str = "gtFine", options: Options
+) -> Outcome:
     """Converts all label ids below a folder; the train ids lie beside them.
 
     Args:

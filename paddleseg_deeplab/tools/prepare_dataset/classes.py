@@ -2,6 +2,7 @@
 """Class names and numbers of annotations whose labels are names."""
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, nearest
@@ -11,7 +12,7 @@ _BACKGROUNDS = ("background", "_background_", "__background__")
 _IGNORED = ("__ignore__", "_ignore_")
 
 
-def read_classes(given):
+def read_classes(given: Sequence[str]) -> list[str]:
     """Class names from the flag --classes.
 
     Args:
@@ -37,7 +38,7 @@ def read_classes(given):
     return check_names(names, source)
 
 
-def check_names(names, source):
+def check_names(names: Sequence[str], source: str) -> list[str]:
     """The names, if they can be classes 1 to len(names) beside the background.
 
     Raises:
@@ -59,7 +60,9 @@ def check_names(names, source):
     return list(names)
 
 
-def class_numbers(names, found, other_labels, source):
+def class_numbers(
+    names: Sequence[str], found: Mapping[str, int], other_labels: str, source: str
+) -> dict[str, int]:
     """{label: class number} of all labels found.
 
     Args:
@@ -90,6 +93,6 @@ def class_numbers(names, found, other_labels, source):
     return {label: table[label] for label in {*found, *names}}
 
 
-def found_names(found):
+def found_names(found: Iterable[str]) -> list[str]:
     """Class names from the labels found: sorted, without background and `__ignore__`."""
     return sorted(label for label in found if label not in (*_BACKGROUNDS, *_IGNORED))

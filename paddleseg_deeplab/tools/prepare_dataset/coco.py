@@ -4,6 +4,8 @@
 import collections
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from paddleseg_deeplab.tools.prepare_dataset.classes import (
 )
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Job,
+    Options,
     Outcome,
     image_size,
     run_jobs,
@@ -26,7 +29,9 @@ from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 
 
-def read_instances(path):
+def read_instances(
+    path: str,
+) -> tuple[dict[int | str, dict[str, Any]], list[dict[str, Any]], dict[int | str, str]]:
     """Reads an instance file.
 
     Returns:
@@ -77,7 +82,7 @@ def _by_id(records, path, key):
     return table
 
 
-def annotation_mask(record, size):
+def annotation_mask(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """Pixels of one annotation: polygons, run lengths as a list, or as text.
 
     Several polygons are parts of one object; what lies in one of them belongs to it.
@@ -112,7 +117,12 @@ def annotation_mask(record, size):
     return mask
 
 
-def draw_coco(records, numbers, size, crowd="void"):
+def draw_coco(
+    records: Iterable[Mapping[str, Any]],
+    numbers: Mapping[int | str, int],
+    size: tuple[int, int],
+    crowd: str = "void",
+) -> np.ndarray:
     """A mask of the annotations of one image.
 
     Larger ones are painted first (by their pixels; of equal ones the first in the file), so that
@@ -146,7 +156,15 @@ def draw_coco(records, numbers, size, crowd="void"):
     return labels
 
 
-def convert_coco(place, image, told, records, numbers, count, crowd):
+def convert_coco(
+    place: str,
+    image: str,
+    told: tuple[int | None, int | None],
+    records: Iterable[Mapping[str, Any]],
+    numbers: Mapping[int | str, int],
+    count: int,
+    crowd: str,
+) -> None:
     """Writes the mask of one image."""
     size = image_size(image)
     if None not in told and tuple(told) != size:
@@ -191,16 +209,16 @@ def _classes(categories, annotations, classes, other_labels, path):
 
 
 def prepare_coco(
-    json_path,
-    images,
-    save_dir,
+    json_path: str,
+    images: str,
+    save_dir: str,
     *,
-    mode="train",
-    classes=None,
-    other_labels="error",
-    crowd="void",
-    options,
-):
+    mode: str = "train",
+    classes: Sequence[str] | None = None,
+    other_labels: str = "error",
+    crowd: str = "void",
+    options: Options,
+) -> Outcome:
     """Writes annotations/<mode>/*.png, <mode>.txt and class_names.txt.
 
     Args:

@@ -218,7 +218,7 @@ _KINDS = {
 }
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="kind", required=True)
     for kind, (text, add_flags, _) in _KINDS.items():
         one = kinds.add_parser(kind, help=text, description=text)
@@ -239,7 +239,7 @@ def add_arguments(parser):
         )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Prepares as the flags say; 0, or 1 where some files could not be done."""
     from paddleseg_deeplab.prediction.outputs import check_save_dir
     from paddleseg_deeplab.utils.logger import logger

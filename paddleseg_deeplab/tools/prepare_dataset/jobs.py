@@ -6,6 +6,8 @@ the next run goes on where it ended. A file that cannot be made is named at the 
 done all the same.
 """
 
+from __future__ import annotations
+
 import collections
 import concurrent.futures
 import concurrent.futures.process
@@ -19,14 +21,21 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from PIL import UnidentifiedImageError
 
 from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
 from paddleseg_deeplab.transforms.reading import limit
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_R = TypeVar("_R")
 
 _AHEAD = 4  # jobs a process may be ahead: bounds the memory
 _WORTH_A_PROCESS = 32  # jobs; starting a process takes as long as some dozens of small files
@@ -51,7 +60,7 @@ class Options:
     overwrite: bool = False
     dry_run: bool = False
     separator: str | None = None
-    progress: Callable | None = None
+    progress: Callable[[int, str], tqdm] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +76,8 @@ class Job:
 
     source: str
     target: str
-    work: Callable
-    data: tuple = ()
+    work: Callable[..., None]
+    data: tuple[Any, ...] = ()
 
 
 @dataclasses.dataclass
@@ -82,10 +91,10 @@ class Outcome:
         notes (list[str]): Sentences for the person: what was found, settings to paste.
     """
 
-    done: list = dataclasses.field(default_factory=list)
-    kept: list = dataclasses.field(default_factory=list)
-    failures: list = dataclasses.field(default_factory=list)
-    notes: list = dataclasses.field(default_factory=list)
+    done: list[str] = dataclasses.field(default_factory=list)
+    kept: list[str] = dataclasses.field(default_factory=list)
+    failures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def _start_worker():
@@ -99,7 +108,7 @@ def _end_with_parent():
     os._exit(1)
 
 
-def attempt(function, *data):
+def attempt(function: Callable[..., _R], *data: Any) -> tuple[_R | None, str | None]:
     """Calls a function; (result, None), or (None, reason) with whatever went wrong.
 
     Raises:
@@ -123,7 +132,9 @@ def attempt(function, *data):
         return None, str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
-def in_order(function, calls, options, word):
+def in_order(
+    function: Callable[..., _R], calls: Iterable[tuple[Any, ...]], options: Options, word: str
+) -> Iterator[tuple[_R | None, str | None]]:
     """Yields attempt(function, *call) of each call, in order, made by several processes."""
     calls = list(calls)
     workers = options.num_workers
@@ -171,13 +182,13 @@ def _by_processes(function, calls, workers):
         pool.shutdown(cancel_futures=True)
 
 
-def check_targets(jobs):
+def check_targets(jobs: Iterable[Job]) -> None:
     """No two jobs may write the same file; letter case counts as equal, as on some systems.
 
     Raises:
         UserError: Two do; both sources are named.
     """
-    sources = {}
+    sources: dict[str, str] = {}
     for job in jobs:
         key = os.path.normpath(job.target).casefold()
         other = sources.setdefault(key, job.source)
@@ -187,7 +198,9 @@ def check_targets(jobs):
             )
 
 
-def run_jobs(jobs, options, outcome, word="files"):
+def run_jobs(
+    jobs: Sequence[Job], options: Options, outcome: Outcome, word: str = "files"
+) -> list[bool]:
     """Makes the files of all jobs; those that exist are kept unless `options.overwrite`.
 
     Args:
@@ -228,7 +241,7 @@ def _run(job):
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path: str) -> Iterator[str]:
     """Yields a place beside `path` to write to; renamed to `path` after, or removed on an error."""
     folder, name = os.path.split(path)
     place = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
@@ -241,14 +254,14 @@ def atomic(path):
         raise
 
 
-def write_bytes(path, data):
+def write_bytes(path: str, data: bytes) -> None:
     """Writes a file whole or not at all; its folder is made."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with atomic(path) as place, open(place, "wb") as file:
         file.write(data)
 
 
-def write_mask(path, labels, num_classes):
+def write_mask(path: str, labels: np.ndarray, num_classes: int) -> None:
     """Writes uint8 [H, W] as a PNG whose pixels are class numbers, with VOC's colours to look at.
 
     Args:
@@ -259,7 +272,7 @@ def write_mask(path, labels, num_classes):
     visualize.palette_png(path, labels, visualize.voc_palette(num_classes))
 
 
-def read_header(content):
+def read_header(content: bytes) -> tuple[tuple[int, int], str | None]:
     """(height, width) of an image file's content, turned by its EXIF orientation; and its format.
 
     Raises:
@@ -278,7 +291,7 @@ def read_header(content):
         raise ValueError(f"cannot be read: {error}") from error
 
 
-def image_size(path):
+def image_size(path: str) -> tuple[int, int]:
     """(height, width) of an image as training sees it: turned by its EXIF orientation.
 
     Raises:
@@ -293,7 +306,9 @@ def image_size(path):
         raise ValueError(f"the image {path} {error}") from error
 
 
-def find_files(folder, flag, suffixes=IMAGE_EXTENSIONS, but=None):
+def find_files(
+    folder: str, flag: str, suffixes: tuple[str, ...] = IMAGE_EXTENSIONS, but: str | None = None
+) -> list[str]:
     """Relative paths, with forward slashes and sorted, of the files below a folder.
 
     Args:

@@ -6,6 +6,8 @@ import collections
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from paddleseg_deeplab.tools.prepare_dataset.classes import (
 )
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Job,
+    Options,
     Outcome,
     find_files,
     image_size,
@@ -44,7 +47,7 @@ _POINTS = {
 }
 
 
-def read_annotation(path):
+def read_annotation(path: str) -> dict[str, Any]:
     """Reads a labelme file.
 
     Returns:
@@ -88,7 +91,7 @@ def _image_of(path, content):
     return None
 
 
-def embedded_image(content):
+def embedded_image(content: Mapping[str, Any]) -> tuple[bytes, tuple[int, int], str]:
     """The image inside a labelme file: its bytes, (height, width) and ending.
 
     Raises:
@@ -107,13 +110,13 @@ def embedded_image(content):
         size, kind = read_header(data)
     except ValueError as error:
         raise ValueError(f"its imageData {error}") from error
-    ending = {"JPEG": ".jpg"}.get(kind, f".{str(kind).lower()}")
+    ending = ".jpg" if kind == "JPEG" else f".{str(kind).lower()}"
     if ending not in IMAGE_EXTENSIONS:
         raise ValueError(f"its imageData is of the format {kind}")
     return data, size, ending
 
 
-def survey(path):
+def survey(path: str) -> tuple[collections.Counter[str], str | None, str | None]:
     """What is to be known of a file before the work: {label: shapes}, image path or None, ending.
 
     Raises:
@@ -125,7 +128,9 @@ def survey(path):
     return labels, image, None if image else embedded_image(content)[2]
 
 
-def shape_mask(shape, size, line_width, point_radius):
+def shape_mask(
+    shape: Mapping[str, Any], size: tuple[int, int], line_width: float, point_radius: float
+) -> np.ndarray:
     """Pixels of one labelme shape: bool [height, width].
 
     A circle is given by its centre and a point of its edge; lines are `line_width` wide with round
@@ -167,7 +172,13 @@ def shape_mask(shape, size, line_width, point_radius):
     return mask
 
 
-def draw_labelme(shapes, numbers, size, line_width=10, point_radius=5):
+def draw_labelme(
+    shapes: Iterable[Mapping[str, Any]],
+    numbers: Mapping[str, int],
+    size: tuple[int, int],
+    line_width: float = 10,
+    point_radius: float = 5,
+) -> np.ndarray:
     """A mask of labelme shapes, later ones on top.
 
     Args:
@@ -185,7 +196,15 @@ def draw_labelme(shapes, numbers, size, line_width=10, point_radius=5):
     return labels
 
 
-def convert_labelme(place, source, numbers, count, line_width, point_radius, image_target):
+def convert_labelme(
+    place: str,
+    source: str,
+    numbers: Mapping[str, int],
+    count: int,
+    line_width: float,
+    point_radius: float,
+    image_target: str,
+) -> None:
     """Writes the mask of one file and, where the image is inside it, the image."""
     content = read_annotation(source)
     image = _image_of(source, content)
@@ -220,16 +239,16 @@ def _survey_all(annotations, save_dir, options, outcome):
 
 
 def prepare_labelme(
-    annotations,
-    save_dir,
+    annotations: str,
+    save_dir: str,
     *,
-    classes=None,
-    other_labels="error",
-    line_width=10.0,
-    point_radius=5.0,
-    deal,
-    options,
-):
+    classes: Sequence[str] | None = None,
+    other_labels: str = "error",
+    line_width: float = 10.0,
+    point_radius: float = 5.0,
+    deal: lists.Deal,
+    options: Options,
+) -> Outcome:
     """Writes annotations/*.png, class_names.txt and lists; images inside files go to images/.
 
     Args:

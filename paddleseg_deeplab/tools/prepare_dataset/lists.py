@@ -5,17 +5,18 @@ import collections
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from paddleseg_deeplab.tools.prepare_dataset.jobs import write_bytes
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, write_bytes
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 _SEPARATORS = (" ", ",", ";", "\t", "|")  # the first that no path holds
 
 
-def relative(path, root):
+def relative(path: str, root: str) -> str:
     """A path for a list file: from `root`, with forward slashes; whole where that cannot be."""
     try:
         inside = os.path.relpath(path, root)
@@ -30,7 +31,11 @@ def _fits(path, separator):
     return parts == [path]
 
 
-def list_text(pairs, separator=None, names=()):
+def list_text(
+    pairs: Mapping[str, Sequence[tuple[str, ...]]],
+    separator: str | None = None,
+    names: Sequence[str] = (),
+) -> tuple[dict[str, str], str]:
     """The text of list files, and of class_names.txt where there are names.
 
     Args:
@@ -69,7 +74,9 @@ def list_text(pairs, separator=None, names=()):
     raise UserError(f"{bad!r} holds the separator that would follow it: {hint}.")
 
 
-def check_lists(texts, folder, overwrite, whole=False):
+def check_lists(
+    texts: Mapping[str, str], folder: str, overwrite: bool, whole: bool = False
+) -> None:
     """Before the work: no file that exists may become another.
 
     Args:
@@ -104,7 +111,7 @@ def _read(path):
     return None
 
 
-def write_lists(texts, folder, options, outcome):
+def write_lists(texts: Mapping[str, str], folder: str, options: Options, outcome: Outcome) -> None:
     """Writes text files; those that exist with another text only if `options.overwrite`."""
     for name, text in texts.items():
         path = os.path.join(folder, name)
@@ -153,7 +160,7 @@ class Deal:
                 f"--val and --test together are {self.val + self.test:g}: nothing is left to train."
             )
 
-    def sets(self, paths):
+    def sets(self, paths: Iterable[str]) -> dict[str, list[str]]:
         """Set: its paths, sorted. The sets are "train" and each share above 0; see `split`."""
         groups = collections.defaultdict(list)
         for path in paths:
@@ -161,7 +168,9 @@ class Deal:
         return split(groups, {"val": self.val, "test": self.test}, self.seed)
 
 
-def split(groups, shares, seed):
+def split(
+    groups: Mapping[str, Sequence[str]], shares: Mapping[str, float], seed: int
+) -> dict[str, list[str]]:
     """Deals things out to train and other sets, at random but the same each time.
 
     Args:
@@ -187,7 +196,8 @@ def split(groups, shares, seed):
     total = sum(map(len, groups.values()))
     sets, place = {}, 0
     for position, (name, share) in enumerate(wanted.items()):
-        members, target = [], share * total
+        members: list[str] = []
+        target = share * total
         last = len(order) - (len(wanted) - position)  # the rest must have one each
         while place < last:
             group = groups[order[place]]
@@ -200,7 +210,9 @@ def split(groups, shares, seed):
     return {"train": sorted(rest), **sets}
 
 
-def advice(folder, texts, separator, num_classes=None):
+def advice(
+    folder: str, texts: Iterable[str], separator: str, num_classes: int | None = None
+) -> str:
     """The lines of a config that use the lists."""
     lines = [f"dataset_root: {folder}"]
     if num_classes:

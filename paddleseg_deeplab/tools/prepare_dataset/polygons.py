@@ -8,6 +8,7 @@ object up to a pixel wider on each side; here neighbours that share an edge shar
 
 import base64
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from paddleseg_deeplab.utils.errors import UserError
 _FARTHEST = 1e9  # pixels from the origin; also keeps NaN and infinity out
 
 
-def check_points(points, least, what):
+def check_points(points: Sequence[Sequence[float]], least: int, what: str) -> np.ndarray:
     """Points as float64 [N, 2].
 
     Args:
@@ -57,7 +58,7 @@ def _centres(points, margin, size):
     return (slice(*rows), slice(*columns)), y, x
 
 
-def polygon(points, size):
+def polygon(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels whose centre lies inside a polygon, by the even-odd rule.
 
     A centre exactly on an edge belongs to the side right of or below it, so that of two polygons
@@ -90,14 +91,14 @@ def polygon(points, size):
     return mask
 
 
-def rectangle(points, size):
+def rectangle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels with their centre between two opposite corners [2, 2]: bool [height, width]."""
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
     return polygon(np.array(corners), size)
 
 
-def disc(centre, radius, size):
+def disc(centre: Sequence[float] | np.ndarray, radius: float, size: tuple[int, int]) -> np.ndarray:
     """Pixels with their centre not further than `radius` from (x, y): bool [height, width]."""
     mask = np.zeros(size, bool)
     place, y, x = _centres(np.array([centre]), radius, size)
@@ -105,7 +106,7 @@ def disc(centre, radius, size):
     return mask
 
 
-def strip(points, width, size):
+def strip(points: np.ndarray, width: float, size: tuple[int, int]) -> np.ndarray:
     """Pixels with their centre not further than width / 2 from a line through points.
 
     Args:
@@ -127,14 +128,14 @@ def strip(points, width, size):
     return mask
 
 
-def stamp(points, coded, size):
+def stamp(points: np.ndarray, coded: str | None, size: tuple[int, int]) -> np.ndarray:
     """Pixels of a mask drawn by hand: labelme's base64 PNG between two corners, both inside.
 
     Raises:
         ValueError: It is no picture, or does not fit between its corners.
     """
     try:
-        with limit.open_image(base64.b64decode(coded, validate=True)) as file:
+        with limit.open_image(base64.b64decode(coded or "", validate=True)) as file:
             picture = np.array(file)
     except UserError as error:
         raise ValueError(f"its mask {error}") from error

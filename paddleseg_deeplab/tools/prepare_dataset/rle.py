@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO's run lengths: column by column, runs of 0 and 1 in turn, beginning with 0."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 
-def decode_counts(text):
+def decode_counts(text: str) -> list[int]:
     """Run lengths from COCO's text form.
 
     Each number is written in groups of 5 bits, lowest first, as characters from "0" (48) on; 32
@@ -20,7 +23,8 @@ def decode_counts(text):
     Raises:
         ValueError: Not such a text.
     """
-    counts, value, shift = [], 0, 0
+    counts: list[int] = []
+    value = shift = 0
     for character in text:
         group = ord(character) - 48
         if not 0 <= group < 64 or shift > 35:
@@ -38,7 +42,7 @@ def decode_counts(text):
     return counts
 
 
-def decode_mask(segmentation, size):
+def decode_mask(segmentation: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
     """A mask from {"size": [height, width], "counts": text or list}.
 
     Args:

@@ -5,7 +5,7 @@ import os
 
 from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
 from paddleseg_deeplab.tools.prepare_dataset import lists
-from paddleseg_deeplab.tools.prepare_dataset.jobs import Outcome, find_files
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, find_files
 from paddleseg_deeplab.utils.errors import UserError
 
 _SUFFIXES = (*IMAGE_EXTENSIONS, ".npy")
@@ -37,7 +37,9 @@ def _hint(images, masks):
     return " A pair has the same path in both folders, up to the ending and the suffixes."
 
 
-def find_pairs(images, masks, image_suffix, mask_suffix, outcome):
+def find_pairs(
+    images: str, masks: str, image_suffix: str, mask_suffix: str, outcome: Outcome
+) -> list[tuple[str, str]]:
     """(image, mask) of each pair, relative to their folders; the others become failures.
 
     Raises:
@@ -71,7 +73,16 @@ def find_pairs(images, masks, image_suffix, mask_suffix, outcome):
     return [(by_image[name], by_mask[name]) for name in sorted(by_image) if name in by_mask]
 
 
-def prepare_split(images, masks, save_dir=None, *, image_suffix="", mask_suffix="", deal, options):
+def prepare_split(
+    images: str,
+    masks: str,
+    save_dir: str | None = None,
+    *,
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    deal: lists.Deal,
+    options: Options,
+) -> Outcome:
     """Writes train.txt and, for shares above 0, val.txt and test.txt.
 
     Args:

@@ -2,6 +2,7 @@
 """PASCAL VOC 2012 with the labels of the Semantic Boundaries Dataset, for mode trainaug."""
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from paddleseg_deeplab.tools.prepare_dataset import lists
 from paddleseg_deeplab.tools.prepare_dataset.cityscapes import map_values
 from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Job,
+    Options,
     Outcome,
     image_size,
     run_jobs,
@@ -34,7 +36,7 @@ def _write(place, label, image):
     write_mask(place, labels, _CLASSES)
 
 
-def convert_sbd(place, source, image):
+def convert_sbd(place: str, source: str, image: str) -> None:
     """Writes the classes of one SBD .mat file, GTcls.Segmentation, as a palette PNG."""
     loadmat = import_extra("scipy.io", need="Reading SBD's .mat files", extra="crf").loadmat
     try:
@@ -49,7 +51,7 @@ def convert_sbd(place, source, image):
     _write(place, label, image)
 
 
-def convert_voc(place, source, image):
+def convert_voc(place: str, source: str, image: str) -> None:
     """Writes one mask of VOC, palette indices or VOC's colours, as a palette PNG."""
     try:
         label = read_label(source)
@@ -100,7 +102,7 @@ def _names(path):
     return names
 
 
-def aug_names(sbd, voc_train, voc_val):
+def aug_names(sbd: Iterable[str], voc_train: Iterable[str], voc_val: Iterable[str]) -> list[str]:
     """Names of the images that only SBD labels, sorted.
 
     `PascalVOC`'s trainaug is train.txt and aug.txt together: images of VOC's train are left out
@@ -110,7 +112,7 @@ def aug_names(sbd, voc_train, voc_val):
     return sorted(set(sbd) - set(voc_train) - set(voc_val))
 
 
-def prepare_voc_sbd(sbd_root, voc_root, *, options):
+def prepare_voc_sbd(sbd_root: str, voc_root: str, *, options: Options) -> Outcome:
     """Makes SegmentationClassAug and ImageSets/Segmentation/aug.txt.
 
     VOC's own masks are put beside SBD's, and go before them: for the images that both label, and
@@ -129,13 +131,13 @@ def prepare_voc_sbd(sbd_root, voc_root, *, options):
     """
     needed = ("cls", "train.txt", "val.txt")
     sbd = _inner(sbd_root, ("dataset", "benchmark_RELEASE/dataset"), needed, "--sbd_root")
-    needed = (
+    needed_of_voc = (
         "JPEGImages",
         "SegmentationClass",
         "ImageSets/Segmentation/train.txt",
         "ImageSets/Segmentation/val.txt",
     )
-    voc = _inner(voc_root, ("VOC2012", "VOCdevkit/VOC2012"), needed, "--voc_root")
+    voc = _inner(voc_root, ("VOC2012", "VOCdevkit/VOC2012"), needed_of_voc, "--voc_root")
     import_extra("scipy.io", need="Reading SBD's .mat files", extra="crf")
     train, val = (_names(os.path.join(voc, _LISTS, f"{part}.txt")) for part in ("train", "val"))
     known = [name for part in ("train", "val") for name in _names(os.path.join(sbd, f"{part}.txt"))]
