@@ -19,6 +19,7 @@ from paddleseg_deeplab.tools.inspect_model.memory import (
     in_channels_of,
     moments_of,
 )
+from paddleseg_deeplab.utils.errors import UserError
 
 NAME = "peak memory of a training step"
 TOLERANCE = 0.2
@@ -112,6 +113,9 @@ def check_memory(
     Returns:
         Row: passed where they differ by at most 20 % of the estimate, skipped where the installed
             Paddle does not know the device.
+
+    Raises:
+        UserError: The config does not tell the size of the images.
     """
     if device != "cpu" and not paddle.is_compiled_with_cuda():
         return skipped(NAME, f"the installed Paddle has no kernels for {device}")
@@ -121,7 +125,12 @@ def check_memory(
     # Random weights diverge at a recipe's rate where batch norm is frozen.
     recipe.dic["lr_scheduler"] = {"type": "PolynomialDecay", "learning_rate": 1e-8}
     batch_size = batch_size or recipe.batch_size
-    size = tuple(size or crop_of(recipe.train_dataset_cfg))
+    size = size or crop_of(recipe.train_dataset_cfg)
+    if size is None:
+        raise UserError(
+            f"{config}: the transforms of train_dataset do not tell the size of the images that "
+            "are trained on; give the size (height, width)."
+        )
     channels = in_channels_of(recipe.model_cfg)
     # The estimate's network is run on a CPU: four small images cost no time there, and no memory
     # of the device.
@@ -137,8 +146,12 @@ def check_memory(
     column = "fp32" if precision == "fp32" else amp_level
     estimate = memory.estimate(batch_size).peak[column]
     del builder, memory
-    how = {"precision": precision, "amp_level": amp_level, "channels": channels}
-    found = peak_of_step(lambda: SegBuilder(recipe), batch_size, size, device, **how)
+    found = peak_of_step(
+        *(lambda: SegBuilder(recipe), batch_size, size, device),
+        precision=precision,
+        amp_level=amp_level,
+        channels=channels,
+    )
     ratio = found / estimate
     text = (
         f"{found / GIB:.2f} GiB measured, {estimate / GIB:.2f} GiB estimated (ratio {ratio:.2f}) "

@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from paddleseg_deeplab.tools.doctor import memory
+from paddleseg_deeplab.utils.errors import UserError
 
 QUICK = "configs/quickstart.yml"
 
@@ -38,3 +39,8 @@ def test_a_device_that_is_not_there_is_skipped():
         pytest.skip("this Paddle has a GPU's kernels")
     row = memory.check_memory("gpu", QUICK)
     assert (row.status, row.name) == ("SKIP", memory.NAME)
+
+
+def test_a_config_that_does_not_tell_the_size_is_a_clear_error():
+    with pytest.raises(UserError, match=r"quickstart\.yml: .* do not tell the size"):
+        memory.check_memory("cpu", QUICK, opts=["train_dataset.image_size=null"])
