@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the commands share: flags, the device, and how an error reaches the person."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import logging
@@ -8,10 +10,16 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
 from paddleseg_deeplab.utils.installed import explain
 from paddleseg_deeplab.utils.logger import logger, setup_console
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.core.ranks import Ranks
+    from paddleseg_deeplab.cvlibs import Config
 
 # What Paddle says on every run and nobody can act upon.
 _PADDLE_NOISE = ("No ccache found", "When training, we now always track global mean and variance")
@@ -35,18 +43,21 @@ _PLACES = (
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with the flags in one line."""
 
-    def parse_args(self, args=None, namespace=None):
+    # `argparse` takes a namespace of any class; nobody here gives one.
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         parsed = super().parse_args(args, namespace)
         for name in _PLACES:
             if getattr(parsed, name, None) == "":
                 self.error(f"--{name} is empty: give a value or leave the flag out")
         return parsed
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}. {self.prog} --help lists the flags.\n")
 
 
-def add_config_arguments(parser):
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that train, val, predict and export share."""
     parser.add_argument("--config", required=True, help="YAML file, such as configs/....yml")
     parser.add_argument(
@@ -64,14 +75,14 @@ def add_config_arguments(parser):
     add_device_argument(parser)
 
 
-def add_device_argument(parser):
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         help="cpu, gpu, gpu:1, ... (default: the GPU where Paddle sees one, else the CPU)",
     )
 
 
-def parse_bool(text):
+def parse_bool(text: str) -> bool:
     """True or False from a flag's value; `argparse`'s own bool takes "False" for true."""
     value = {"true": True, "1": True, "false": False, "0": False}.get(text.lower())
     if value is None:
@@ -79,7 +90,7 @@ def parse_bool(text):
     return value
 
 
-def add_crf_arguments(parser, source):
+def add_crf_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     """Adds ``--crf`` and ``--crf_params``.
 
     Args:
@@ -103,7 +114,9 @@ def add_crf_arguments(parser, source):
     )
 
 
-def read_config(args, *, pretrained=True, **overrides):
+def read_config(
+    args: argparse.Namespace, *, pretrained: bool = True, **overrides: float | None
+) -> Config:
     """The `Config` that the shared flags describe.
 
     Args:
@@ -117,7 +130,7 @@ def read_config(args, *, pretrained=True, **overrides):
     return Config(args.config, opts=args.opts, **given)
 
 
-def join_ranks(device=None):
+def join_ranks(device: str | None = None) -> Ranks:
     """The processes that a launcher started, joined; `core.ranks.Ranks`, one by default.
 
     All but the first log warnings only from here on.
@@ -155,7 +168,13 @@ def _tell(error):
         print(f"error: {error}", file=sys.stderr)
 
 
-def main_of(add_arguments, run, description, argv=None, prog=None):
+def main_of(
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int | None],
+    description: str,
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+) -> int:
     """Parses flags, runs the command, and turns a `UserError` into one line and status 2.
 
     Args:
@@ -183,7 +202,7 @@ def main_of(add_arguments, run, description, argv=None, prog=None):
     return status_of(run, args)
 
 
-def status_of(run, args):
+def status_of(run: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """Runs a command; its exit status, with what went wrong as one line on stderr.
 
     Where other processes of a run may wait for this one, and cannot be told (an error marked

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports a trained model for Paddle Inference or ONNX Runtime, and checks the export."""
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import compose_for, dataset_facts
@@ -25,7 +27,7 @@ logit, where that is above 1) or the class of more than 0.01 % of the pixels.
 _RESIZING = ("Resize", "ResizeByLong", "ResizeByShort", "LimitLong", "ScalePadding")
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
 
     common.add_config_arguments(parser)
@@ -152,7 +154,7 @@ def _load_weights(model, path):
         logger.warning("No --model_path: the exported weights are those that training starts from.")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Exports as the flags say; 0, or 1 where the export differs from the trained network."""
     from paddleseg_deeplab.prediction.outputs import check_save_dir
 
@@ -205,7 +207,7 @@ def run(args):
     return 0
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="export.py")
 

@@ -5,12 +5,22 @@ Needs the folder that export.py wrote; no config, no checkpoint, no training cod
 OpenVINO run it without Paddle.
 """
 
+from __future__ import annotations
+
+import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+    from paddleseg_deeplab.deploy.inferer import Inferer
+    from paddleseg_deeplab.deploy.settings import RuntimeSettings
 
 _DESCRIPTION = """Predicts images with an exported network.
 
@@ -21,11 +31,16 @@ not fit or fail otherwise are reported at the end, and the exit status is then 2
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags; PaddleSeg's names where they exist."""
     from paddleseg_deeplab.deploy.settings import PRECISIONS, RUNTIMES
 
-    boolean = {"type": common.parse_bool, "nargs": "?", "const": True, "metavar": "True|False"}
+    boolean: dict[str, Any] = {
+        "type": common.parse_bool,
+        "nargs": "?",
+        "const": True,
+        "metavar": "True|False",
+    }
     add = parser.add_argument
     add("--model_dir", help="the folder that export.py wrote")
     add("--config", help="PaddleSeg's way to say it: the deploy.yaml in that folder")
@@ -70,7 +85,7 @@ def add_arguments(parser):
         gpu(f"--trt_{kind}_shape", nargs=4, type=int, metavar="N", help=f"{kind}imum, N C H W")
 
 
-def settings_of(args, info):
+def settings_of(args: argparse.Namespace, info: DeployInfo) -> RuntimeSettings:
     """The `RuntimeSettings` that the flags describe.
 
     Raises:
@@ -106,7 +121,7 @@ def settings_of(args, info):
     return settings
 
 
-def report_times(inferer, count, wall):
+def report_times(inferer: Inferer, count: int, wall: float) -> None:
     """Prints medians of each part, per image, and images per second."""
     import numpy as np
 
@@ -138,7 +153,7 @@ def _opened(args):
     return info, outputs, crf
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Predicts as the flags say; returns the exit status."""
     from tqdm import tqdm
 
@@ -162,7 +177,8 @@ def run(args):
     logger.info("%s in %s: %d images.", info.model_path, where, len(paths))
     if args.benchmark:
         inferer.warm_up(network, paths)
-    failures, start, workers = [], time.perf_counter(), args.num_workers
+    failures: pictures.Failures = []
+    start, workers = time.perf_counter(), args.num_workers
     if workers is None:
         workers = 0 if args.benchmark else batching.automatic_workers()
     found = inferer.results(
@@ -189,7 +205,7 @@ def run(args):
     return status
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="infer.py")
 

@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flags and settings that val and predict share."""
 
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 from paddleseg_deeplab.cli.common import add_crf_arguments
 from paddleseg_deeplab.deploy.settings import ENGINES
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def add_inference_arguments(parser, aug_flag, crf=True):
+    from paddleseg_deeplab.cvlibs.builder import SegBuilder
+    from paddleseg_deeplab.datasets.base import BaseDataset
+    from paddleseg_deeplab.transforms import Compose
+
+
+def add_inference_arguments(
+    parser: argparse.ArgumentParser, aug_flag: str, crf: bool = True
+) -> None:
     """Adds the flags of scales, flips, sliding window, batches, engine, precision and the CRF.
 
     Args:
@@ -71,7 +86,7 @@ def add_inference_arguments(parser, aug_flag, crf=True):
         add_crf_arguments(parser, "the config's test_config.crf")
 
 
-def dataset_facts(builder):
+def dataset_facts(builder: SegBuilder) -> tuple[BaseDataset | None, list[str], np.ndarray]:
     """Validation set, class names and colours, as far as they can be had.
 
     A trained model is often used where its dataset is not: then names and colours are the
@@ -96,7 +111,7 @@ def dataset_facts(builder):
             dataset = builder.val_dataset
         except (UserError, OSError) as error:
             logger.info("Going on without the dataset itself: %s", error)
-    facts = []
+    facts: list[Any] = []
     for key, made_up in (
         ("class_names", [f"class {i}" for i in range(count)]),
         ("palette", voc_palette(count)),
@@ -109,7 +124,9 @@ def dataset_facts(builder):
     return dataset, list(facts[0]), np.asarray(facts[1], np.uint8)
 
 
-def compose_for(builder, transforms):
+def compose_for(
+    builder: SegBuilder, transforms: Sequence[Callable[[dict[str, Any]], dict[str, Any]]]
+) -> Compose:
     """A `Compose` that reads images as the validation set does, which need not be there.
 
     Args:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console command ``paddleseg-deeplab <verb>``; the root scripts call the same functions."""
 
+import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
@@ -28,7 +30,7 @@ def _module_of(verb):
     return importlib.import_module(f"paddleseg_deeplab.{place}")
 
 
-def add_arguments(verb, parser):
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Adds all flags of a verb to a parser."""
     common_flags = _TOOLS.get(verb, ())
     if "config" in common_flags:
@@ -38,7 +40,7 @@ def add_arguments(verb, parser):
         add_inference_arguments(parser, "aug_eval", crf=False)
 
 
-def run_verb(verb, argv=None):
+def run_verb(verb: str, argv: Sequence[str] | None = None) -> int:
     """Runs a verb with its flags (``sys.argv[1:]`` by default) and returns its exit status."""
     module = _module_of(verb)
     if verb not in _TOOLS:
@@ -51,7 +53,7 @@ def run_verb(verb, argv=None):
     return common.main_of(add, module.run, module.DESCRIPTION, argv, prog)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in VERBS:

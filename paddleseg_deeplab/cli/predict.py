@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predicts images: overlays, palette PNGs, raw class ids, probabilities."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import (
@@ -24,7 +26,7 @@ cannot be read are reported at the end, and the exit status is then 2.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_config_arguments(parser)
     parser.add_argument(
         "--model_path", required=True, help="trained weights: model.pdparams or its folder"
@@ -63,7 +65,7 @@ def _preprocessing(builder, dataset):
     return compose_for(builder, builder.val_transforms)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Predicts as the flags say; 0 when every image is done."""
     from paddleseg_deeplab.prediction.outputs import (
         check_save_dir,
@@ -108,7 +110,7 @@ def run(args):
     return 0
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="predict.py")
 

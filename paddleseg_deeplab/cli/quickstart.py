@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the whole job on embedded scenes: train, evaluate, export, deploy, and pictures of it."""
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from paddleseg_deeplab.cli import common
@@ -19,7 +21,7 @@ export, and writes pictures of image, truth and prediction.
 _PICTURES = 8
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="quickstart.yml", help="default: quickstart.yml")
     parser.add_argument("--save_dir", default="output/quickstart")
     parser.add_argument(
@@ -72,7 +74,7 @@ def _magnified(array, least=256):
     return array.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """0 when every step worked and the mIoU is reached."""
     require_paddle()
     from paddleseg_deeplab.cvlibs.recipes import find_config
@@ -119,7 +121,7 @@ def run(args):
     return 0 if miou >= args.least_miou else 1
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="quickstart")
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a model from a config; checkpoints, log and curves go to --save_dir."""
 
+import argparse
 import contextlib
 import errno
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from paddleseg_deeplab.cli import common
@@ -33,7 +35,7 @@ there is none; so one command serves for the start and for every restart.
 _GO_ON = "Make room, and go on with --resume_model auto."
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_config_arguments(parser)
     run = parser.add_argument_group("the run")
     run.add_argument("--iters", type=int, help="iterations (default: the config's)")
@@ -271,7 +273,13 @@ def _train(args, config, builder, ranks, found):
     )
 
 
-def run(args):
+def _no_room(save_dir, error):
+    failure = UserError(f"--save_dir {save_dir}: {error.strerror}. {_GO_ON}")
+    failure.unagreed = getattr(error, "unagreed", False)
+    return failure
+
+
+def run(args: argparse.Namespace) -> int:
     """Trains as the flags say; returns the exit status."""
     _check(args)
     require_paddle()
@@ -321,9 +329,7 @@ def run(args):
         # Saving names its own; this is a log or a curve that no longer fits on the disk.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        failure = UserError(f"--save_dir {args.save_dir}: {error.strerror}. {_GO_ON}")
-        failure.unagreed = getattr(error, "unagreed", False)
-        raise failure from error
+        raise _no_room(args.save_dir, error) from error
     except NonFiniteLoss as error:
         if not getattr(error, "silent", False):
             logger.error(str(error))
@@ -335,7 +341,7 @@ def run(args):
     return 0
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="train.py")
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluates a model: mIoU and more, per class and in total; the report goes to --save_dir."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from paddleseg_deeplab.cli import common
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
@@ -17,7 +19,7 @@ go to --save_dir.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_config_arguments(parser)
     parser.add_argument("--model_path", help="trained weights: model.pdparams or its folder")
     parser.add_argument(
@@ -29,7 +31,7 @@ def add_arguments(parser):
     add_inference_arguments(parser, "aug_eval")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Evaluates as the flags say; 0 when done."""
     if args.worst < 0:
         raise UserError(f"--worst should be at least 0, not {args.worst}.")
@@ -62,7 +64,7 @@ def run(args):
     return 0
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     return common.main_of(add_arguments, run, _DESCRIPTION, argv, prog="val.py")
 
