@@ -4,7 +4,7 @@
 import argparse
 import inspect
 from ast import literal_eval
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from paddleseg_deeplab.postprocess.dense_crf import LatticeCache
 
 Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # probabilities and image to probabilities
-CrfSetting = bool | dict[str, Any] | Crf | None
+CrfSetting = bool | Mapping[str, Any] | Crf | None
 
 
 def make_crf(
@@ -62,7 +62,7 @@ def make_crf(
         raise UserError(f"{place}: {error}") from error
 
 
-def complete_settings(settings: bool | dict[str, Any] | None) -> dict[str, Any] | None:
+def complete_settings(settings: bool | Mapping[str, Any] | None) -> dict[str, Any] | None:
     """All parameters as a dict, defaults written out, so that later defaults change nothing.
 
     Args:
@@ -98,7 +98,7 @@ def parse_crf_params(items: Iterable[str] | None) -> dict[str, Any]:
 
 
 def crf_settings(
-    configured: bool | dict[str, Any] | None, args: argparse.Namespace, place: str
+    configured: bool | Mapping[str, Any] | None, args: argparse.Namespace, place: str
 ) -> dict[str, Any] | None:
     """The setting with the flags over it.
 
