@@ -2,10 +2,9 @@
 """Prediction of image files into files: overlays, palette PNGs, raw ids, probabilities."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
@@ -20,12 +19,11 @@ from paddleseg_deeplab.core.stream import (
     refuse_multilabel,
 )
 from paddleseg_deeplab.models.forward import evaluation_mode
-from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.postprocess.settings import CrfSetting, make_crf
 from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction import outputs as prediction_files
 from paddleseg_deeplab.prediction import pictures
 from paddleseg_deeplab.prediction.batching import equal_size_batches, workers_for
-from paddleseg_deeplab.prediction.crf import Crf
 from paddleseg_deeplab.prediction.pictures import Failures
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils import visualize
@@ -98,7 +96,7 @@ def predict(
     precision: str = "fp32",
     amp_level: str = "O1",
     progress: bool = True,
-    crf: Crf | Mapping[str, Any] | bool | None = None,
+    crf: CrfSetting = None,
     engine: str = "dygraph",
 ) -> PredictionResult:
     """Predicts images and writes the results at the images' original sizes.

@@ -29,10 +29,9 @@ from paddleseg_deeplab.core.stream import (
 )
 from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.models.losses.total import compute_losses
-from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.postprocess.settings import CrfSetting, make_crf
 from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction.batching import equal_size_batches, read_ahead, workers_for
-from paddleseg_deeplab.prediction.crf import Crf
 from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.logger import logger
@@ -135,7 +134,7 @@ def evaluate(
     losses: Mapping[str, Any] | None = None,
     worst: int = 10,
     progress: bool = True,
-    crf: Crf | Mapping[str, Any] | bool | None = None,
+    crf: CrfSetting = None,
     engine: str = "dygraph",
 ) -> EvaluationResult:
     """Evaluates a model at the labels' original size.

@@ -5,7 +5,7 @@ The only file that knows all component packages.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,13 +21,12 @@ from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.datasets.sampling import Sampling
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
 from paddleseg_deeplab.postprocess.settings import make_crf
+from paddleseg_deeplab.transforms.checks import Transform
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
-# What is done to a sample, one after another.
-Transforms = list[Callable[[dict[str, Any]], dict[str, Any]]]
 # Which registry a `type` at this place is looked up in; deeper keys come first.
 _REGISTRY_OF = {
     "backbone": manager.BACKBONES,
@@ -296,12 +295,12 @@ class SegBuilder:
         return dataset
 
     @cached_property
-    def val_transforms(self) -> Transforms:
+    def val_transforms(self) -> list[Transform]:
         """The validation set's transforms as a list, without opening the set itself."""
         return self._transforms("val_dataset", self.config.val_dataset_cfg)
 
     @cached_property
-    def export_transforms(self) -> Transforms:
+    def export_transforms(self) -> list[Transform]:
         """Preprocessing that belongs to an exported model: ``export.transforms`` or val's."""
         if "transforms" in self.config.export_cfg:
             return self._transforms("export", self.config.export_cfg)

@@ -13,9 +13,10 @@ from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
+from paddleseg_deeplab.postprocess.settings import Crf
 from paddleseg_deeplab.prediction import batching, pictures, restore
 from paddleseg_deeplab.prediction.batching import Result
-from paddleseg_deeplab.prediction.crf import Crf, refined
+from paddleseg_deeplab.prediction.crf import refined
 from paddleseg_deeplab.prediction.pictures import Failures
 from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.prediction.scores import check_finite
@@ -35,8 +36,7 @@ def build_compose(info: DeployInfo) -> transforms.Compose:
         except (KeyError, TypeError, ValueError) as e:
             text = e.args[0] if e.args else e
             raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
-    keys = {"to_rgb": info.to_rgb, "img_channels": info.img_channels, "nodata": info.nodata}
-    return transforms.Compose(steps, **keys)
+    return transforms.Compose(steps, info.to_rgb, info.img_channels, nodata=info.nodata)
 
 
 def postprocess(

@@ -160,7 +160,7 @@ def open_runtime(info: DeployInfo, settings: RuntimeSettings) -> Runtime:
             work, or the runtime is not installed.
     """
     check_settings(settings, info)
-    if info.params:
+    if info.params_path is not None:
         check_exported(info.params_path)
     kinds: dict[str, type[Runtime]] = {
         "paddle": PaddleRuntime,

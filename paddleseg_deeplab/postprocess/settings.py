@@ -15,7 +15,8 @@ from paddleseg_deeplab.utils.logger import logger
 if TYPE_CHECKING:
     from paddleseg_deeplab.postprocess.dense_crf import LatticeCache
 
-Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # probabilities and image to probabilities
+# Takes probabilities, float32 [K, H, W], and image, uint8 [H, W, C]; gives Q, float32 [K, H, W].
+Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 CrfSetting = bool | Mapping[str, Any] | Crf | None
 
 

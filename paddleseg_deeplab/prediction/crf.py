@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from paddleseg_deeplab.postprocess.settings import Crf
 from paddleseg_deeplab.prediction.batching import Result, read_ahead
 from paddleseg_deeplab.transforms.reading import files
 from paddleseg_deeplab.utils.errors import UserError
-
-# Takes probabilities, float32 [K, H, W], and image, uint8 [H, W, C]; gives Q, float32 [K, H, W].
-Crf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def crf_image(image: np.ndarray, to_rgb: bool = True) -> np.ndarray:

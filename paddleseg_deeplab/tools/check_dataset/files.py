@@ -376,9 +376,9 @@ def read_sample(dataset: BaseDataset, index: int) -> PairFacts:
             facts.size, facts.image_hash = (array.shape[1], array.shape[0]), pixel_hash(array)
             _look_at_values(facts, name, array, None)
     with _noting(facts, "label", name):
-        array = dataset.load_label(index)
-        if array is not None:
-            facts.label_size, facts.label_hash = (array.shape[1], array.shape[0]), pixel_hash(array)
-            facts.values, facts.other_values = count_values(array)
+        label = dataset.load_label(index)
+        if label is not None:
+            facts.label_size, facts.label_hash = (label.shape[1], label.shape[0]), pixel_hash(label)
+            facts.values, facts.other_values = count_values(label)
     _compare_sizes(facts, name, name)
     return facts

@@ -58,6 +58,7 @@ def save_probabilities(
         batches = equal_size_batches(samples, how.batch_size)
         found = predictions(network, batches, how, probabilities=True)
         for number, (sample, labels, probabilities) in enumerate(islice(found, count)):
+            assert probabilities is not None  # they were asked for
             if number == 0:
                 _check_disk(folder, probabilities.size * 2, count)
             count_image(confusion, sample, labels)

@@ -119,6 +119,7 @@ def score_image(
     out, lattices = [], LatticeCache(2)  # one for each kernel
     for params in settings:
         crf = make_crf(params, threads=threads, lattices=lattices)
+        assert crf is not None  # None stands for no CRF, and these are parameters
         labels, _ = refine(crf, probabilities, image)
         confusion = ConfusionMatrix(len(probabilities), ignore_index)
         confusion.update(labels, label)
