@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from paddleseg_deeplab.cli.common import add_crf_arguments
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from paddleseg_deeplab.cvlibs.builder import SegBuilder
     from paddleseg_deeplab.datasets.base import BaseDataset
     from paddleseg_deeplab.transforms import Compose
+    from paddleseg_deeplab.transforms.checks import Transform
 
 
 def add_inference_arguments(
@@ -124,9 +125,7 @@ def dataset_facts(builder: SegBuilder) -> tuple[BaseDataset | None, list[str], n
     return dataset, list(facts[0]), np.asarray(facts[1], np.uint8)
 
 
-def compose_for(
-    builder: SegBuilder, transforms: Sequence[Callable[[dict[str, Any]], dict[str, Any]]]
-) -> Compose:
+def compose_for(builder: SegBuilder, transforms: Sequence[Transform]) -> Compose:
     """A `Compose` that reads images as the validation set does, which need not be there.
 
     Args:

@@ -4,7 +4,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from paddleseg_deeplab.prediction.crf import refined
 from paddleseg_deeplab.prediction.pictures import Failures
 from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.prediction.scores import check_finite
+from paddleseg_deeplab.transforms.checks import Sample
 from paddleseg_deeplab.utils.errors import UserError
 
 _WARM_UP_RUNS = 3
@@ -90,7 +90,7 @@ class Inferer:
         self.seconds[part].append((time.perf_counter() - start) / count)
         return result
 
-    def prepare(self, path: str) -> dict[str, Any]:
+    def prepare(self, path: str) -> Sample:
         """Reads an image into a sample, see `pictures.load_picture`.
 
         Raises:
@@ -134,7 +134,7 @@ class Inferer:
 
 def batches(
     inferer: Inferer, paths: Sequence[str], failures: Failures, num_workers: int = 0
-) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+) -> Iterator[tuple[list[Sample], np.ndarray]]:
     """Yields (samples, float32 [N, C, h, w]) of one size each."""
     items = enumerate(paths)
     samples = pictures.read_pictures(items, inferer.prepare, failures, num_workers)

@@ -49,7 +49,7 @@ def make_crf(
     from paddleseg_deeplab.postprocess.dense_crf import DenseCRF
 
     settings = {} if settings is True else settings
-    if not isinstance(settings, dict):
+    if not isinstance(settings, Mapping):
         raise UserError(f"{place} should be True, False or a section, not {settings!r}.")
     for key in settings:
         if key not in DenseCRF.PARAMETERS:
@@ -78,7 +78,7 @@ def complete_settings(settings: bool | Mapping[str, Any] | None) -> dict[str, An
 
     parameters = inspect.signature(DenseCRF).parameters
     out = {name: parameters[name].default for name in DenseCRF.PARAMETERS}
-    out.update(settings if isinstance(settings, dict) else {})
+    out.update(settings if isinstance(settings, Mapping) else {})
     return {name: value for name, value in out.items() if value is not None}
 
 

@@ -4,10 +4,11 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from paddleseg_deeplab.transforms.checks import Sample
 from paddleseg_deeplab.transforms.declared import declares
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils.cpu import thread_count
@@ -15,7 +16,7 @@ from paddleseg_deeplab.utils.cpu import thread_count
 _K = TypeVar("_K")
 _R = TypeVar("_R")
 # A picture's sample, labels int32 [H, W], probabilities float32 [K, H, W] where they are wanted.
-Result = tuple[dict[str, Any], np.ndarray, np.ndarray | None]
+Result = tuple[Sample, np.ndarray, np.ndarray | None]
 
 _PIXELS_TOGETHER = 1 << 17
 _MOST_TOGETHER = 8
@@ -145,8 +146,8 @@ def _resumed(head: list[_R], items: Iterator[_R]) -> Iterator[_R]:
 
 
 def equal_size_batches(
-    samples: Iterable[dict[str, Any]], batch_size: int | None
-) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+    samples: Iterable[Sample], batch_size: int | None
+) -> Iterator[tuple[list[Sample], np.ndarray]]:
     """Groups samples whose images have the same size, so that any batch size works.
 
     A group is given out when it is full. So that a set in which every image has its own size does
@@ -168,7 +169,7 @@ def equal_size_batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     most = 2 * (batch_size or _MOST_TOGETHER)
     # Insertion order: the first one is the oldest.
-    groups: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[int, ...], list[Sample]] = {}
     waiting = 0
     for sample in samples:
         shape = sample["img"].shape
@@ -188,7 +189,7 @@ def equal_size_batches(
         yield group, _stack(group)
 
 
-def _stack(group: list[dict[str, Any]]) -> np.ndarray:
+def _stack(group: list[Sample]) -> np.ndarray:
     for sample in group:
         check_input(sample["img"], str(sample.get("im_path", f"sample {sample.get('index')}")))
     return np.stack([sample["img"] for sample in group]).astype(np.float32, copy=False)

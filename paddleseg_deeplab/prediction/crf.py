@@ -13,6 +13,7 @@ import numpy as np
 
 from paddleseg_deeplab.postprocess.settings import Crf
 from paddleseg_deeplab.prediction.batching import Result, read_ahead
+from paddleseg_deeplab.transforms.checks import Sample
 from paddleseg_deeplab.transforms.reading import files
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -95,11 +96,11 @@ def refine(
 def refined(
     crf: Crf,
     predictions: Iterable[Result],
-    image_of: Callable[[dict[str, Any]], np.ndarray],
+    image_of: Callable[[Sample], np.ndarray],
     num_workers: int = 0,
     seconds: list[float] | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
-) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
     """Runs the CRF over a stream of predictions, several images at once where that is asked for.
 
     Threads, not processes: NumPy and SciPy release the interpreter's lock in the work that counts,

@@ -10,7 +10,7 @@ No Paddle here.
 import errno
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from paddleseg_deeplab.prediction import batching, crf, restore
 from paddleseg_deeplab.prediction import outputs as prediction_files
 from paddleseg_deeplab.prediction.batching import Result
 from paddleseg_deeplab.transforms import Compose
+from paddleseg_deeplab.transforms.checks import Sample
 from paddleseg_deeplab.transforms.reading.values import check_input
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
@@ -41,7 +42,7 @@ def note_failure(failures: Failures, path: str, error: BaseException) -> None:
     failures.append((str(path), reason or type(error).__name__))
 
 
-def load_picture(path: str, compose: Compose, for_crf: bool = False) -> dict[str, Any]:
+def load_picture(path: str, compose: Compose, for_crf: bool = False) -> Sample:
     """Reads a picture.
 
     Args:
@@ -69,10 +70,10 @@ def load_picture(path: str, compose: Compose, for_crf: bool = False) -> dict[str
 
 def read_pictures(
     items: Iterable[tuple[int, str]],
-    load: Callable[[str], dict[str, Any]],
+    load: Callable[[str], Sample],
     failures: Failures,
     num_workers: int = 0,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Sample]:
     """Yields the samples of pictures, read ahead by threads.
 
     Args:
@@ -98,8 +99,8 @@ def read_pictures(
 
 
 def run_batches(
-    run: Callable[[list[dict[str, Any]], _B], Iterable[_R]],
-    batches: Iterable[tuple[list[dict[str, Any]], _B]],
+    run: Callable[[list[Sample], _B], Iterable[_R]],
+    batches: Iterable[tuple[list[Sample], _B]],
     failures: Failures,
 ) -> Iterator[_R]:
     """Yields what ``run(samples, images)`` gives for each batch.

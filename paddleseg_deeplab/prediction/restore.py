@@ -10,20 +10,20 @@ network was exported with its argmax). The two give the same mask whenever the t
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 
 from paddleseg_deeplab.prediction.scores import best_classes
 from paddleseg_deeplab.transforms import Compose, functional
+from paddleseg_deeplab.transforms.checks import Sample
 
 # ("resize" | "padding", (height, width) before the step[, (top, left) of the image]) of each step.
 _Step = tuple[str, tuple[int, int]] | tuple[str, tuple[int, int], tuple[int, int]]
 TransInfo = Sequence[_Step]
 
 
-def prepare(image: str | os.PathLike[str] | np.ndarray, compose: Compose) -> dict[str, Any]:
+def prepare(image: str | os.PathLike[str] | np.ndarray, compose: Compose) -> Sample:
     """Reads an image and runs the transforms of evaluation on it.
 
     Args:
