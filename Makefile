@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # make quickstart   environment, small training, evaluation, export, deployment, pictures
-# make test         environment with the test extra, ruff, the tests that take seconds
+# make test         environment with the test extra, ruff, mypy, the tests that take seconds
 # make test-all     the same with the tests that are marked slow: fresh processes, minutes of training
 # Needs Python 3.10 or newer with venv; PYTHON=python3.12 chooses another one. JOBS=4 runs the tests
 # in four processes, of one thread each: Paddle's threads, which wait in a loop, would take the cores
@@ -38,6 +38,7 @@ test: SELECTED = -m "not slow"
 test test-all: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(SELECTED)
 
 format: $(VENV)/.test
