@@ -140,6 +140,32 @@ def test_tracing_drops_gradients():
     assert net.weight.grad is not None
 
 
+_COMPILED = """
+import os
+os.environ["FLAGS_use_onednn"] = "1"
+import paddle
+from paddle import nn
+
+net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.MaxPool2D(2), nn.Upsample([9, 9], mode="bilinear"))
+
+
+def forward(x):
+    return net(x)
+
+
+run = paddle.jit.to_static(forward, full_graph=True)
+run(paddle.ones([1, 3, 9, 9])).sum().backward()
+assert net[0].weight.grad is not None
+"""
+
+
+@fault
+def test_compiled_with_onednn(tmp_path):
+    place = tmp_path / "compiled.py"  # Paddle compiles what it can read in a file
+    place.write_text(_COMPILED, encoding="utf-8")
+    assert child(f"import runpy; runpy.run_path({str(place)!r})")
+
+
 class Nhwc(nn.Layer):
     def __init__(self):
         super().__init__()

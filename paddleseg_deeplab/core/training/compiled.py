@@ -25,9 +25,9 @@ def compiled(model: nn.Layer) -> Callable[[Tensor], list[Tensor]]:
         callable: float32 [N, C, H, W] to a list of logits, with gradients.
 
     Raises:
-        UserError: oneDNN is switched on on a CPU, where Paddle (3.3.1) cannot train such programs;
-            from the function: the network cannot be traced. What the network itself raises comes
-            out as it is.
+        UserError: oneDNN is switched on on a CPU, where Paddle cannot train such programs
+            (paddle_quirks: compiled_with_onednn); from the function: the network cannot be traced.
+            What the network itself raises comes out as it is.
     """
     if paddle.get_device() == "cpu" and _uses_onednn():
         raise UserError(
