@@ -43,7 +43,13 @@ PADDLE_FREE = (
     *("deploy/deploy_yaml.py", "deploy/runtimes.py", "deploy/settings.py"),
     *(f"utils/{name}.py" for name in ("__init__", "archive", "class_weights", "cpu", "download")),
     *(f"utils/{name}.py" for name in ("errors", "installed", "logger", "metrics")),
-    *("utils/pictures/", "utils/safe_yaml.py", "utils/visualize.py", "utils/weights/finite.py"),
+    *(
+        "utils/files/",
+        "utils/pictures/",
+        "utils/safe_yaml.py",
+        "utils/visualize.py",
+        "utils/weights/finite.py",
+    ),
     *("utils/safe_pickle/machine.py", "utils/safe_pickle/names.py"),
 )
 

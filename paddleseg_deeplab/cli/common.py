@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from paddleseg_deeplab.utils.errors import RunStopped, UserError
+from paddleseg_deeplab.utils.files.written import expand_home
 from paddleseg_deeplab.utils.installed import explain
 from paddleseg_deeplab.utils.logger import logger, setup_console
 
@@ -37,6 +38,9 @@ _PLACES = (
     "resume_model",
     "input",
     "output",
+    # of prepare_dataset
+    *("dataset_root", "sbd_root", "voc_root", "annotations", "json", "images", "masks", "labels"),
+    "colours",
 )
 
 
@@ -49,8 +53,11 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         parsed = super().parse_args(args, namespace)
         for name in _PLACES:
-            if getattr(parsed, name, None) == "":
+            value = getattr(parsed, name, None)
+            if value == "" or (isinstance(value, list) and "" in value):
                 self.error(f"--{name} is empty: give a value or leave the flag out")
+            if isinstance(value, str):  # a shell replaces ~ in "--flag ~/x", not in "--flag=~/x"
+                setattr(parsed, name, expand_home(value))
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -88,6 +95,11 @@ def parse_bool(text: str) -> bool:
     if value is None:
         raise argparse.ArgumentTypeError(f"True or False, not {text!r}")
     return value
+
+
+def image_paths(args: argparse.Namespace) -> str | list[str]:
+    """What --image_path names; one path by itself, which then has to be there."""
+    return args.image_path[0] if len(args.image_path) == 1 else args.image_path
 
 
 def add_crf_arguments(parser: argparse.ArgumentParser, source: str) -> None:

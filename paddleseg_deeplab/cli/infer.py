@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--image_path",
         required=True,
-        help="an image, a folder (searched recursively), a list file or a glob pattern",
+        nargs="+",
+        help="images, folders (searched recursively), list files, glob patterns",
     )
     add("--save_dir", default="output/infer", help="default: output/infer")
     add(
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
     info, wanted, crf = _opened(args)
     settings = settings_of(args, info)
-    paths, root = outputs.collect_images(args.image_path, exclude=args.save_dir)
+    paths, root = outputs.collect_images(common.image_paths(args), exclude=args.save_dir)
     names = outputs.output_names(paths, root)
     palette = info.palette
     if palette is None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image_path",
         required=True,
         nargs="+",
-        help="an image, a folder (searched recursively), a list file, a glob pattern, or images",
+        help="images, folders (searched recursively), list files, glob patterns",
     )
     parser.add_argument("--save_dir", default="output/result", help="default: output/result")
     parser.add_argument(
@@ -75,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
     outputs = parse_outputs(" ".join(args.outputs))
     check_save_dir(args.save_dir)
-    # Several paths: what a shell makes of a glob pattern without quotes.
-    given = args.image_path[0] if len(args.image_path) == 1 else args.image_path
-    images, root = collect_images(given, exclude=args.save_dir)
+    images, root = collect_images(common.image_paths(args), exclude=args.save_dir)
     device = select_device(args.device)
     ranks = common.join_ranks(args.device)
     config = common.read_config(args, pretrained=False)

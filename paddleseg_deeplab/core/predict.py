@@ -165,7 +165,7 @@ def predict(
     outputs = prediction_files.parse_outputs(outputs)
     palette = _palette(palette, custom_color, class_names)
     paths = [str(path) for path in image_list]
-    root = image_dir if image_dir is not None else prediction_files.collect_images(paths)[1]
+    root = image_dir if image_dir is not None else prediction_files.common_root(paths)
     names = prediction_files.output_names(paths, root)
     load_entire_model(model, model_path)
     refiner = make_crf(crf)

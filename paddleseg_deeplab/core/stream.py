@@ -236,6 +236,12 @@ def name_of(sample: Mapping[str, Any]) -> str:
 
 
 def label_of(sample: Mapping[str, Any]) -> np.ndarray:
-    """A sample's label, integers [H, W], from [1, H, W] too."""
+    """A sample's label, integers [H, W], from [1, H, W] too.
+
+    Raises:
+        UserError: It has none.
+    """
+    if sample.get("label") is None:
+        raise UserError(f"{name_of(sample)} has no label: what is evaluated needs one each.")
     label = np.asarray(sample["label"])
     return label.reshape(label.shape[-2:])

@@ -27,6 +27,7 @@ from paddleseg_deeplab.core.stream import (
     predictions,
     refuse_multilabel,
 )
+from paddleseg_deeplab.datasets.base import require_labels
 from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.postprocess.settings import CrfSetting, make_crf
@@ -201,6 +202,7 @@ def evaluate(
         batch_size=batch_size,
     )
     how.check()
+    require_labels(eval_dataset, "val_dataset")
     loss = _ValidationLoss(
         _whole_image_losses(losses, how), getattr(eval_dataset, "ignore_index", 255)
     )
@@ -253,11 +255,11 @@ def _warn_of_one_class(confusion, names):
             confusion.ignore_index,
         )
     if len(present) == 1 and confusion.num_classes > 1:
+        more = "" if confusion.num_classes == 2 else "num_classes: 2 and "
         logger.warning(
-            "The labels hold no class but %s (and void, %d). Where masks hold 0 and 255, set "
-            "label_map: {0: 0, 255: 1} on both datasets.",
-            names[present[0]],
-            confusion.ignore_index,
+            "The labels hold no class but %s (and void, %d). Where masks hold 0 and 255, of one "
+            "class beside the background, set %slabel_map: {0: 0, 255: 1} on both datasets.",
+            *(names[present[0]], confusion.ignore_index, more),
         )
 
 

@@ -17,6 +17,7 @@ from paddleseg_deeplab.transforms.checks import Sample, Transform
 from paddleseg_deeplab.transforms.reading.files import nodata_of, read_image, read_label
 from paddleseg_deeplab.transforms.reading.values import VOID, mark_void, parse_nodata
 from paddleseg_deeplab.utils.errors import UserError, first_few
+from paddleseg_deeplab.utils.files.written import read_text
 from paddleseg_deeplab.utils.visualize import voc_palette
 
 Transforms = Sequence[Transform] | Compose
@@ -252,6 +253,32 @@ class BaseDataset:
         )
 
 
+def require_labels(dataset: object, section: str) -> None:
+    """What trains or is evaluated needs a label for each image.
+
+    Args:
+        dataset: Any dataset; one that makes its labels itself is left alone.
+        section (str): Its place in the config, for the message.
+
+    Raises:
+        UserError: It lists images without one.
+    """
+    kind = type(dataset)
+    if not isinstance(dataset, BaseDataset) or any(
+        getattr(kind, name) is not getattr(BaseDataset, name)
+        for name in ("__getitem__", "_read", "load_label")
+    ):
+        return
+    pairs = dataset.file_list
+    alone = [pair[0] for pair in pairs if len(pair) > 1 and pair[1] is None]
+    if alone:
+        raise UserError(
+            f"{section}: {len(alone)} of {len(pairs)} images have no label, such as {alone[0]} "
+            f"(mode {getattr(dataset, 'mode', None)!r}). Name a mask for each in the list, or use "
+            "predict, which needs none."
+        )
+
+
 def evenly(items: Sequence[_Item], count: int | None) -> list[_Item]:
     """`count` items of a sequence, evenly spread; all where there are no more, or it is None."""
     if count is None or count >= len(items):
@@ -318,10 +345,10 @@ def _names(name, class_names, num_classes):
         return _plain_names(num_classes)
     if isinstance(class_names, (str, os.PathLike)):
         try:
-            with open(class_names, encoding="utf-8-sig") as file:
-                found = [line.strip() for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{name}: cannot read class_names {class_names}: {error}.") from error
+            lines = read_text(class_names).splitlines()
+        except UserError as error:
+            raise UserError(f"{name}: cannot read class_names: {error}") from error
+        found = [line.strip() for line in lines if line.strip()]
         source = f"the file {class_names}"
     elif isinstance(class_names, (list, tuple)):
         found, source = [str(each) for each in class_names], "class_names"

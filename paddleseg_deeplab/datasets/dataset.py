@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dataset of one's own files: a list file names images and labels."""
 
+import collections
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,10 @@ from paddleseg_deeplab.datasets.base import BaseDataset, Faults, Pair, Transform
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, first_few
+from paddleseg_deeplab.utils.files import written
 from paddleseg_deeplab.utils.logger import logger
 
+_VAIN = 100  # missing files of a list that are looked for in other readings
 _LOOKED_AT = 4  # masks of a set that are looked at when it is opened
 
 
@@ -29,10 +32,12 @@ def read_list_file(
 
     Blank lines and lines that begin with # are skipped; a byte-order mark and Windows line
     endings do no harm. A blank separator means any run of blanks and tabs, so file names with
-    blanks need another separator, such as a tab or a comma.
+    blanks need another separator, such as a tab or a comma. A path that is not there as written
+    is looked for as it can only be meant (`utils.files.written`): backslashes, a slash before a
+    path below `root`, `~`, accents as another system writes them.
 
     Args:
-        path (str): The list file, UTF-8.
+        path (str): The list file, UTF-8, or UTF-16 with a byte-order mark.
         root (str): What relative paths start from.
         separator (str): What stands between image and label.
         labels (str): "required", or "optional" where a line may name an image only.
@@ -48,12 +53,11 @@ def read_list_file(
     if not isinstance(separator, str) or not separator:
         raise UserError(f"separator must be a character such as ' ' or ',', not {separator!r}.")
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read the list file {path}: {error}.") from error
-    pairs = []
-    for number, line in enumerate(lines, 1):
+        text = written.read_text(path)
+    except UserError as error:
+        raise UserError(f"Cannot read the list file: {error}") from error
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
         line = line.strip(" \r\n")
         if not line.strip() or line.startswith("#"):
             continue
@@ -68,14 +72,32 @@ def read_list_file(
                 f"{line!r}. If the paths hold blanks, use another separator and set it "
                 "(separator: ',' for example)."
             )
-        items += [None] * (2 - len(items))
-        pairs.append([item and os.path.normpath(os.path.join(root, item)) for item in items])
+        rows.append(items + [None] * (2 - len(items)))
+    pairs = _found(rows, root, path)
     if faults is None:
         if not pairs:
             raise UserError(f"The list file {path} names no files.")
         check_files_exist(pairs, path)
     elif not pairs:
         faults.append(("bad_line", str(path), "names no files"))
+    return pairs
+
+
+def _found(rows, root, source):
+    """Paths of the files that rows of a list name; what is not there as written is looked for."""
+    pairs = [[item and os.path.normpath(os.path.join(root, item)) for item in row] for row in rows]
+    missing, how, vain = set(missing_files(pairs)), collections.Counter(), 0
+    for pair, row in zip(pairs, rows) if missing else ():
+        for place, path in enumerate(pair):
+            # Where the first ones are nowhere, all the others will not be asked for, too.
+            if path in missing and (how or vain < _VAIN):
+                found = written.find(row[place], root)
+                vain += found is None
+                if found is not None:
+                    pair[place], told = found
+                    how[told] += 1
+    for told, count in how.items():
+        logger.info("%s: %d paths are read %s.", source, count, told)
     return pairs
 
 
@@ -102,15 +124,19 @@ def check_files_exist(pairs: Iterable[Pair], source: str | os.PathLike[str]) -> 
     missing = missing_files(pairs)
     if missing:
         shown = first_few(missing, more=", ...")
-        raise UserError(f"{len(missing)} of the files that {source} names are missing: {shown}.")
+        raise UserError(
+            f"{len(missing)} of the files that {source} names are missing: {shown}."
+            + written.hint(missing[0])
+        )
 
 
 def check_root(name: str, root: str | os.PathLike[str] | None, hint: str) -> str:
     """Returns `root` as a str; UserError with `hint` if it is no folder."""
+    root = root if root is None else written.expand_home(os.fspath(root))
     if root is None or not os.path.isdir(root):
         given = "dataset_root is not set" if root is None else f"there is no folder {root}"
         raise UserError(f"{name}: {given}. {hint}")
-    return os.fspath(root)
+    return root
 
 
 @registry.DATASETS.add_component
@@ -214,16 +240,24 @@ class Dataset(BaseDataset):
         if self.ignore_index in values and values <= {0, self.ignore_index}:
             logger.warning(
                 "Dataset: %d masks that were looked at, such as %s, hold no class but 0: %d is "
-                "void. If it stands for class 1, set label_map: {0: 0, %d: 1}.",
-                *(len(paths), paths[0], self.ignore_index, self.ignore_index),
+                "void. %s",
+                *(len(paths), paths[0], self.ignore_index),
+                f"If it stands for class 1, set label_map: {{0: 0, {self.ignore_index}: 1}}."
+                if self.num_classes == 2
+                else f"Which of the {self.num_classes} classes it was cannot be told from them.",
             )
 
     def _find(self, key, path):
         if not isinstance(path, (str, os.PathLike)):
             raise UserError(f"Dataset: {key} must be the path of a file, not {path!r}.")
+        path = written.expand_home(os.fspath(path))
         for candidate in (path, os.path.join(self.dataset_root, path)):
             if os.path.isfile(candidate):
                 return candidate
+        # Written on Windows, or from dataset_root with a slash before it.
+        found = written.find(path, self.dataset_root)
+        if found is not None:
+            return found[0]
         raise UserError(
             f"Dataset: {key} {path} is no file, neither in the working directory nor in "
             f"{self.dataset_root}."

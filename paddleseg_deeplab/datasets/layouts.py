@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from paddleseg_deeplab.datasets.base import Faults, Pair
 from paddleseg_deeplab.datasets.dataset import check_files_exist, read_list_file
 from paddleseg_deeplab.utils.errors import UserError, first_few
+from paddleseg_deeplab.utils.files.folders import walk
+from paddleseg_deeplab.utils.files.written import read_text
 
 
 def files_by_name(folder: str, suffix: str) -> dict[str, str]:
@@ -23,14 +25,11 @@ def files_by_name(folder: str, suffix: str) -> dict[str, str]:
 
     The name is the path inside the folder without the suffix, with forward slashes.
     """
-    found = {}
-    for parent, _, names in os.walk(folder, followlinks=True):
-        inside = os.path.relpath(parent, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else inside + "/"
-        for name in names:
-            if name.endswith(suffix):
-                found[prefix + name[: -len(suffix)]] = os.path.join(parent, name)
-    return found
+    return {
+        path[: -len(suffix)]: os.path.join(folder, *path.split("/"))
+        for path in walk(folder, (suffix.lower(),))
+        if path.endswith(suffix)
+    }
 
 
 def pair_by_name(
@@ -115,8 +114,8 @@ class NameLists:
             list_file = os.path.join(root, *list_file.split("/"))
             if not os.path.isfile(list_file):
                 raise FileNotFoundError(f"{name}: mode {mode!r} needs the file {list_file}.")
-            with open(list_file, encoding="utf-8-sig") as file:
-                names = [line.strip() for line in file if line.strip()]
+            lines = read_text(list_file).splitlines()
+            names = [line.strip() for line in lines if line.strip()]
             pairs += [
                 [
                     os.path.join(root, self.images, n + ".jpg"),

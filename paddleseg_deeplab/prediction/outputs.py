@@ -16,22 +16,20 @@ import numpy as np
 from paddleseg_deeplab.transforms.reading.values import mark_void
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files import written
+from paddleseg_deeplab.utils.files.folders import (
+    ARRAY_EXTENSION,
+    IMAGE_EXTENSIONS,
+    UNREAD_EXTENSIONS,
+    LeftOut,
+    is_hidden,
+    walk,
+)
 from paddleseg_deeplab.utils.logger import logger
 
-IMAGE_EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jp2",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-)
-ARRAY_EXTENSION = ".npy"
+# Between an image and its mask in a list; a blank comes last, as names may hold some.
+LIST_SEPARATORS = ("\t", ",", ";", "|")
+_LIST_EXTENSIONS = (".txt", ".lst", ".csv", ".tsv")
 
 # What can be written -> the sub folder it goes to and its extension. The first two folders carry
 # the names that PaddleSeg's predict.py gives them.
@@ -51,57 +49,72 @@ def collect_images(
     Args:
         path (str | os.PathLike | Sequence[str]): An image; a folder, searched recursively for
             the extensions in ``IMAGE_EXTENSIONS`` or, where it has none, for ``.npy``; a text file
-            with one image a line (whatever follows the first field is ignored, so a train list
-            serves too; relative paths start at the text file's folder, else at the current one);
-            a glob pattern (``**`` allowed); or a sequence of image paths.
+            with one image a line, or an image and its mask with any separator that the lists of
+            a dataset may have (relative paths start at the text file's folder, else at the
+            current one); a glob pattern (``**`` allowed); or a sequence of all these.
         exclude (str | None): A folder that is skipped while searching, such as the one that
             results are written to.
 
     Returns:
         tuple[list[str], str]: Paths, sorted except where a list gives the order, without
         duplicates, and the folder that their result names are relative to. Files named in a list
-        need not exist: they are reported when they are read.
+        or a sequence need not exist: they are reported when they are read.
 
     Raises:
         UserError: nothing there, no image in it, or a file that is neither image nor list.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        paths = list(dict.fromkeys(os.fspath(p) for p in path))
-        if not paths:
-            raise UserError("No image was given; name at least one.")
-        return paths, _common_root(paths)
-    path = os.fspath(path)
+    if isinstance(path, (str, os.PathLike)):
+        return _images_of(os.fspath(path), exclude)
+    paths = []
+    for each in (written.expand_home(os.fspath(p)) for p in path):
+        several = os.path.isdir(each) or _is_list(each)
+        several |= glob.has_magic(each) and not os.path.isfile(each)
+        paths += _images_of(each, exclude)[0] if several else [each]
+    paths = list(dict.fromkeys(paths))
+    return paths, common_root(paths)
+
+
+def _images_of(path, exclude):
+    path = written.expand_home(path)
     if os.path.isdir(path):
         paths, root = _search_folder(path, exclude), path
     elif os.path.isfile(path):
         if path.lower().endswith((*IMAGE_EXTENSIONS, ARRAY_EXTENSION)):
             return [path], os.path.dirname(path)
         paths = _read_list(path)
-        root = _common_root(paths) if paths else ""
+        root = common_root(paths) if paths else ""
     elif glob.has_magic(path):
         found = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-        paths = _images_among(found)
         root = _glob_root(path)
+        paths = [p for p in found if not any(map(is_hidden, _below(p, root)[:-1]))]
+        paths = _images_among(paths)
     else:
-        raise UserError(f"{path}: there is no such image, folder or list file.")
+        raise UserError(f"{path}: there is no such image, folder or list file.{written.hint(path)}")
     if not paths:
         known = " ".join(e[1:] for e in IMAGE_EXTENSIONS)
         raise UserError(f"{path}: no images there (extensions looked for: {known}).")
     return paths, root
 
 
+def _is_list(path):
+    return os.path.isfile(path) and path.lower().endswith(_LIST_EXTENSIONS)
+
+
+def _below(path, root):
+    return os.path.relpath(path, root or os.curdir).split(os.sep)
+
+
 def _search_folder(folder, exclude):
     skip = os.path.realpath(exclude) if exclude else None
     # A folder given as its own results folder is searched all the same: its sub folders of
     # results are what has to be left out then.
-    skipped = {skip}
+    skipped = {skip} if skip else set()
     if skip == os.path.realpath(folder):
         skipped = {os.path.join(skip, sub) for sub, _ in OUTPUTS.values()}
-    found = []
-    for where, subs, names in os.walk(folder):
-        subs[:] = [s for s in subs if os.path.realpath(os.path.join(where, s)) not in skipped]
-        found += [os.path.join(where, n) for n in names]
-    return _images_among(sorted(found))
+    left_out = LeftOut()
+    found = walk(folder, (*IMAGE_EXTENSIONS, ARRAY_EXTENSION), skipped, left_out)
+    left_out.tell(folder)
+    return _images_among([os.path.join(folder, *name.split("/")) for name in found])
 
 
 def _images_among(paths):
@@ -111,30 +124,52 @@ def _images_among(paths):
 
 
 def _read_list(path):
+    ending = os.path.splitext(path)[1].lower()
+    if ending in UNREAD_EXTENSIONS:
+        raise UserError(f"{path}: pictures of the kind {ending} are not read. Convert it to PNG.")
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            lines = [line.strip() for line in f]
-    except UnicodeDecodeError as e:
+        lines = [line.strip() for line in written.read_text(path).splitlines()]
+    except UserError as error:
         raise UserError(
-            f"{path}: neither an image (by its extension) nor a text file that lists images."
-        ) from e
+            f"{path}: neither an image (by its extension) nor a text file that lists images. "
+            f"As a list: {error}"
+        ) from error
     base = os.path.dirname(path)
     paths = [_find_listed(line, base) for line in lines if line and not line.startswith("#")]
+    if paths and not any(map(os.path.isfile, paths)):
+        raise UserError(
+            f"{path}: none of the {len(paths)} images that it lists is there, such as "
+            f"{paths[0]!r}.{written.hint(paths[0])}"
+        )
     return list(dict.fromkeys(paths))
 
 
 def _find_listed(line, base):
-    """The image that a line names: the whole line (it may hold spaces), or its first field."""
-    candidates = [line, line.split("\t")[0], line.split()[0]]
-    for name in candidates:
-        for p in (os.path.join(base, name), name):
-            if os.path.isfile(p):
-                return p
-    return os.path.join(base, candidates[-1])
+    """The image that a line names: the whole line (it may hold blanks), or its first field.
+
+    The separator is the first of `LIST_SEPARATORS` after which an image is there.
+    """
+    fields = [line, *(line.split(s)[0].strip() for s in LIST_SEPARATORS if s in line)]
+    words = line.split()
+    fields += [" ".join(words[:count]) for count in range(len(words) - 1, 0, -1)]
+    for name in fields:
+        for root in (base, ""):
+            found = written.find(name, root)
+            if found is not None:
+                # As it was given, where it is that: results are named by it.
+                plain = os.path.join(root, name)
+                return plain if os.path.isfile(plain) else found[0]
+    return os.path.join(base, fields[1] if len(fields) > 1 else line)
 
 
-def _common_root(paths):
-    """The deepest folder that holds all of ``paths``; empty when there is none (other drives)."""
+def common_root(paths: list[str]) -> str:
+    """The deepest folder that holds all of ``paths``; empty when there is none (other drives).
+
+    Raises:
+        UserError: There are no paths.
+    """
+    if not paths:
+        raise UserError("No image was given; name at least one.")
     try:
         return os.path.commonpath([os.path.dirname(os.path.abspath(p)) for p in paths])
     except ValueError:

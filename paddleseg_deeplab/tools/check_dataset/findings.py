@@ -246,7 +246,8 @@ def suggest(
         added = {v: ignore_index for v in classes if v not in label_map}
         return [flow_map({**label_map, **added})] if len(label_map) <= _LISTED_CLASSES else []
     if is_mask(values, None):
-        return [flow_map({0: 0, 255: 1})]
+        # Of more classes, 255 would make one.
+        return [flow_map({0: 0, 255: 1})] if num_classes == 2 else []
     lines = []
     if len(classes) == num_classes:
         lines.append(flow_map({v: k for k, v in enumerate(classes)}))
@@ -290,7 +291,15 @@ def values_finding(
     finding = Finding("mask_0_255" if mask else "label_values", where)
     finding.values = [[value, *raw[value]] for value in ([0, 255] if mask else bad) if value in raw]
     finding.paste = suggest(raw, num_classes, ignore, label_map, common=common)
-    finding.advice = KINDS["mask_0_255"].advice
+    finding.advice = (
+        KINDS["mask_0_255"].advice
+        if num_classes == 2
+        else (
+            f"No pixel is of the classes 1 to {num_classes - 1}. Where 255 stands for some of "
+            "them, make the masks again (from COCO: prepare_dataset coco --crowd class); where it "
+            "is one class beside the background, set num_classes: 2 and a label_map."
+        )
+    )
     if not mask:
         finding.advice = (
             f"Classes are 0 to {num_classes - 1} and {ignore} is void"

@@ -129,6 +129,7 @@ def test_values_say_which_where_and_how_many(folder):
     [
         ({0, 255}, 2, 255, None, True, ["label_map: {0: 0, 255: 1}"]),
         ({0, 255}, 2, 9, None, True, ["label_map: {0: 0, 255: 1}"]),
+        ({0, 255}, 3, 255, None, True, []),  # which of the two it was cannot be told
         # From one on, and every other number.
         ({1, 2, 3}, 3, 255, None, True, ["label_map: {1: 0, 2: 1, 3: 2}", "num_classes: 4"]),
         ({0, 100, 200, 255}, 3, 255, None, True, ["label_map: {0: 0, 100: 1, 200: 2}"]),

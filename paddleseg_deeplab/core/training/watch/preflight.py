@@ -13,6 +13,7 @@ from paddleseg_deeplab.core import infer
 from paddleseg_deeplab.core.dataset import AnyDataset
 from paddleseg_deeplab.core.training.data.batches import training_batches
 from paddleseg_deeplab.core.training.data.shared_memory import check_shared_memory
+from paddleseg_deeplab.datasets.base import require_labels
 from paddleseg_deeplab.models.forward import run_model
 from paddleseg_deeplab.models.losses.total import compute_losses
 from paddleseg_deeplab.utils.logger import logger
@@ -49,7 +50,9 @@ def check_start(
             the losses do not fit the network's outputs, the evaluation's settings are wrong, or
             the batches of the reading processes do not fit into shared memory.
     """
+    require_labels(train_dataset, "train_dataset")
     if val_dataset is not None:
+        require_labels(val_dataset, "val_dataset")
         settings = test_config or {}
         window: dict[str, Any] = {name: settings.get(name) for name in infer.WINDOW_SETTINGS}
         infer.window_for((0, 0), **window)

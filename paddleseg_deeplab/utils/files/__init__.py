@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding files: in folders, and by paths that somebody wrote down."""
