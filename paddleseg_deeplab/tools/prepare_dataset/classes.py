@@ -1,15 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class names and numbers of annotations whose labels are names."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, nearest
+from paddleseg_deeplab.utils.files.written import read_text
 
 MOST_CLASSES = 255  # 0 to 254; 255 is void
 _BACKGROUNDS = ("background", "_background_", "__background__")
 _IGNORED = ("__ignore__", "_ignore_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """Which classes a person asks for.
+
+    Attributes:
+        classes (list[str]): Names of the classes 1, 2, ... or one file of them; None takes all
+            that are found.
+        other_labels (str): What becomes of the others: "error", "background" or "void".
+    """
+
+    classes: list[str] | None = None
+    other_labels: str = "error"
 
 
 def read_classes(given: Sequence[str]) -> list[str]:
@@ -29,10 +45,9 @@ def read_classes(given: Sequence[str]) -> list[str]:
     if len(names) == 1 and (os.path.isfile(names[0]) or names[0].lower().endswith(".txt")):
         source = f"--classes {names[0]}"
         try:
-            with open(names[0], encoding="utf-8-sig") as file:
-                names = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{source} cannot be read: {error}.") from error
+            names = read_text(names[0]).splitlines()
+        except UserError as error:
+            raise UserError(f"--classes: {error}") from error
     names = [name.strip() for name in names]
     names = [name for name in names if name and name not in (*_BACKGROUNDS, *_IGNORED)]
     return check_names(names, source)

@@ -2,15 +2,17 @@
 """Masks from COCO's instance annotations; stands on no COCO library."""
 
 import collections
+import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from paddleseg_deeplab.tools.prepare_dataset import lists, polygons
+from paddleseg_deeplab.tools.prepare_dataset import polygons
 from paddleseg_deeplab.tools.prepare_dataset.classes import (
+    Wanted,
     check_names,
     class_numbers,
     found_names,
@@ -21,21 +23,37 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Options,
     Outcome,
     image_size,
-    run_jobs,
     write_mask,
 )
 from paddleseg_deeplab.tools.prepare_dataset.rle import decode_mask
+from paddleseg_deeplab.tools.prepare_dataset.whole_set import Entry, WholeSet, mask_place
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How to read an instance file.
+
+    Attributes:
+        crowd (str): What becomes of annotations with iscrowd: "void" (255), "class" or "skip".
+            None stands for "void", but stops where that takes a whole class away.
+        basename (bool): Of the images' paths only the file's name counts.
+        ignore_sizes (bool): The images' height and width in the JSON do not count.
+    """
+
+    crowd: str | None = None
+    basename: bool = False
+    ignore_sizes: bool = False
+
+
 def read_instances(
     path: str,
-) -> tuple[dict[int | str, dict[str, Any]], list[dict[str, Any]], dict[int | str, str]]:
+) -> tuple[dict[int | str, dict[str, Any]], list[dict[str, Any]], dict[int | str, Any]]:
     """Reads an instance file.
 
     Returns:
-        tuple: images {id: record}, annotations [record], categories {id: name}.
+        tuple: images {id: record}, annotations [record], categories {id: record}.
 
     Raises:
         UserError: It is no JSON, or no instance file.
@@ -71,15 +89,24 @@ def read_instances(
     if not parts["images"]:
         raise UserError(f"--json {path} has no images.")
     images, categories = (_by_id(parts[key], path, key) for key in ("images", "categories"))
-    return images, parts["annotations"], {k: str(c["name"]).strip() for k, c in categories.items()}
+    categories = {k: {**c, "name": str(c["name"]).strip()} for k, c in categories.items()}
+    return images, parts["annotations"], categories
 
 
 def _by_id(records, path, key):
     table = {}
     for record in records:
-        if table.setdefault(record["id"], record) is not record:
-            raise UserError(f"--json {path}: {key} has the id {record['id']!r} twice.")
+        if table.setdefault(record["id"], record) != record:
+            raise UserError(
+                f"--json {path}: {key} has the id {record['id']!r} twice, for "
+                f"{_called(table[record['id']])!r} and {_called(record)!r}. Give each an id of its "
+                "own in the JSON."
+            )
     return table
+
+
+def _called(record):
+    return record.get("name", record.get("file_name"))
 
 
 def annotation_mask(record: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -163,26 +190,54 @@ def convert_coco(
     records: Iterable[Mapping[str, Any]],
     numbers: Mapping[int | str, int],
     count: int,
-    crowd: str,
+    reading: Reading,
 ) -> None:
     """Writes the mask of one image."""
     size = image_size(image)
-    if None not in told and tuple(told) != size:
-        raise ValueError(f"the JSON says {tuple(told)} (height, width), the image is {size}")
-    write_mask(place, draw_coco(records, numbers, size, crowd), count)
+    if reading.ignore_sizes:
+        for record in records:
+            _check_inside(record, size)
+    elif None not in told and tuple(told) != size:
+        advice = "Where only these two numbers are wrong, give --ignore_sizes."
+        if tuple(told) == size[::-1]:
+            advice = (
+                "Its sides are swapped: where only these two numbers are, give --ignore_sizes; "
+                "where the picture was turned after it was drawn on, turn it back."
+            )
+        raise ValueError(
+            f"the JSON says {tuple(told)} (height, width), the image is {size}. {advice}"
+        )
+    write_mask(place, draw_coco(records, numbers, size, reading.crowd or "void"), count)
 
 
-def _inside(name):
+def _check_inside(record, size):
+    """Where sizes do not count, polygons have to show that they are this image's."""
+    segmentation = record.get("segmentation")
+    for numbers in segmentation if isinstance(segmentation, list) else ():
+        pairs = list(zip(numbers[::2], numbers[1::2])) if isinstance(numbers, list) else []
+        points = polygons.check_points(pairs, 1, f"the annotation {record.get('id')!r}")
+        if (points < -1).any() or (points > np.array(size[::-1]) + 1).any():
+            raise ValueError(
+                f"the annotation {record.get('id')!r} reaches beyond the image of {size[1]} x "
+                f"{size[0]}: it was drawn on another size, and --ignore_sizes cannot help."
+            )
+
+
+def _inside(name, basename):
     """Parts of a relative path that stays in its folder."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    if not parts or ".." in parts or os.path.isabs(name) or ":" in parts[0] or "\0" in name:
+    if basename and parts and parts[-1] != ".." and "\0" not in name:
+        return parts[-1:]
+    absolute = name.startswith(("/", "\\")) or os.path.isabs(name)
+    if not parts or ".." in parts or absolute or ":" in parts[0] or "\0" in name:
         raise UserError(
-            f"The JSON names the image {name!r}; a path inside the folder of images is needed."
+            f"The JSON names the image {name!r}; a path inside the folder of images is needed. "
+            "Where the file's name alone is enough to find it there, give --basename."
         )
     return parts
 
 
-def _classes(categories, annotations, classes, other_labels, path):
+def _classes(categories, annotations, wanted, path):
     """Names of the classes, {category id: class number}, and how often each name occurs."""
     used = collections.Counter(record["category_id"] for record in annotations)
     unknown = sorted((k for k in used if k not in categories), key=str)
@@ -195,17 +250,67 @@ def _classes(categories, annotations, classes, other_labels, path):
     found = collections.Counter()
     for key, name in categories.items():
         found[name] += used[key]
-    if classes:
-        names = read_classes(classes)
+    if wanted.classes:
+        names = read_classes(wanted.classes)
     else:
         ordered = sorted(categories, key=lambda k: (isinstance(k, str), k))
         kept = set(found_names(found))
         names = [categories[k] for k in ordered if categories[k] in kept]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            several = " ".join(repr(name) if " " in name else name for name in dict.fromkeys(names))
+            raise UserError(
+                f"--json {path} has the category {', '.join(twice)} twice, with several ids. To "
+                f"make one class of each name, give --classes {several}."
+            )
         names = check_names(names, f"--json {path}")
     # A category without a single annotation is no mistake, whether it is a class or not.
     counts = {name: count for name, count in found.items() if count or name in names}
-    numbers = class_numbers(names, counts, other_labels, "--classes")
+    numbers = class_numbers(names, counts, wanted.other_labels, "--classes")
     return names, {key: numbers.get(name, 0) for key, name in categories.items()}, found
+
+
+def _without_roots(records, annotations, wanted):
+    """{id: name} without categories that only group others, as some programs write them; notes."""
+    categories = {key: record["name"] for key, record in records.items()}
+    used = {record["category_id"] for record in annotations}
+    groups = {
+        str(record.get("supercategory")): record["id"]
+        for record in records.values()
+        if record.get("supercategory") != record["name"]
+    }
+    roots = [k for k, name in categories.items() if name in groups and k not in used]
+    if wanted.classes or not roots or len(roots) == len(categories):
+        return categories, []
+    named = ", ".join(f"{categories[k]!r} (id {k!r})" for k in roots)
+    note = f"{named} has no annotation and only groups others: left out; --classes keeps it"
+    return {k: name for k, name in categories.items() if k not in roots}, [note]
+
+
+def _crowds(annotations, categories, names, reading, path):
+    """A list of a sentence about annotations with iscrowd, empty where there are none.
+
+    Raises:
+        UserError: All annotations of a class are crowds, and nobody said what becomes of them.
+    """
+    crowds, total = collections.Counter(), collections.Counter()
+    for record in annotations:
+        name = categories[record["category_id"]]
+        total[name] += 1
+        crowds[name] += bool(record.get("iscrowd"))
+    whole = [name for name in names if crowds[name] and crowds[name] == total[name]]
+    counts = f"{sum(crowds.values())} of {len(annotations)} annotations are crowds (iscrowd)"
+    if whole and reading.crowd is None:
+        listed = ", ".join(f"{name} ({crowds[name]} of {total[name]})" for name in whole)
+        raise UserError(
+            f"--json {path}: {counts}, and all of {listed}: void, they would leave nothing to "
+            "learn. CVAT marks masks drawn by brush so: give --crowd class. To have them void all "
+            "the same, give --crowd void."
+        )
+    if not sum(crowds.values()):
+        return []
+    became = {"class": "of their class", "skip": "left out"}.get(reading.crowd, "void (255)")
+    return [f"{counts}, now {became}"]
 
 
 def prepare_coco(
@@ -214,9 +319,8 @@ def prepare_coco(
     save_dir: str,
     *,
     mode: str = "train",
-    classes: Sequence[str] | None = None,
-    other_labels: str = "error",
-    crowd: str = "void",
+    wanted: Wanted,
+    reading: Reading,
     options: Options,
 ) -> Outcome:
     """Writes annotations/<mode>/*.png, <mode>.txt and class_names.txt.
@@ -226,11 +330,8 @@ def prepare_coco(
         images (str): The folder that its file names start from; the images stay there.
         save_dir (str): Where everything goes; the same for train and val.
         mode (str): "train", "val" or "test".
-        classes (list[str]): Names of the classes 1, 2, ... or one file of them; None takes all
-            categories in the order of their ids.
-        other_labels (str): What becomes of categories outside `classes`: "error", "background",
-            "void".
-        crowd (str): See `draw_coco`.
+        wanted (Wanted): The classes; all categories come in the order of their ids.
+        reading (Reading): How to read the file.
         options (Options): How to work.
 
     Returns:
@@ -238,42 +339,53 @@ def prepare_coco(
 
     Raises:
         UserError: The JSON is broken, has unknown categories (all are listed with their counts),
-            or names paths outside `images`; nothing was written.
+            names paths outside `images`, or has a class of crowds alone; nothing was written.
     """
-    listed, annotations, categories = read_instances(json_path)
+    listed, annotations, records = read_instances(json_path)
     if not os.path.isdir(images):
         raise UserError(f"--images {images}: there is no such folder.")
-    names, numbers, found = _classes(categories, annotations, classes, other_labels, json_path)
+    categories, notes = _without_roots(records, annotations, wanted)
+    names, numbers, found = _classes(categories, annotations, wanted, json_path)
+    crowds = _crowds(annotations, categories, names, reading, json_path)
+    notes = ["annotations: " + ", ".join(f"{n} {found[n]}" for n in found), *notes, *crowds]
     outcome = Outcome()
+    records = _by_image(annotations, listed, json_path, outcome)
+    entries = {}
+    for key, record in listed.items():
+        name = "/".join(_inside(str(record["file_name"]), reading.basename))
+        image = os.path.join(images, *name.split("/"))
+        told = (record.get("height"), record.get("width"))
+        data = (image, told, records.get(key, []), numbers, len(names) + 1, reading)
+        job = Job(image, mask_place(save_dir, name, mode), convert_coco, data)
+        entries[key] = Entry(image, job)
+    order = sorted(entries, key=lambda key: entries[key].image)
+    whole = WholeSet(entries, {mode: order}, ["background", *names], save_dir, alone=False)
+    whole.write(options, outcome, notes)
+    elsewhere = [
+        entry.image
+        for entry in entries.values()
+        if not os.path.isfile(entry.image)
+        and os.path.isfile(os.path.join(images, os.path.basename(entry.image)))
+    ]
+    if elsewhere:
+        outcome.notes.append(
+            f"{len(elsewhere)} images are not where the JSON says, such as {elsewhere[0]}, but "
+            f"{images} has files of their names: --basename finds them"
+        )
+    return outcome
+
+
+def _by_image(annotations, listed, path, outcome):
+    """{image id: its annotations}; those of unknown images become failures."""
     records = collections.defaultdict(list)
     for record in annotations:
         records[record["image_id"]].append(record)
     if records and not records.keys() & listed.keys():
         raise UserError(
-            f"--json {json_path}: no annotation is of an image that it lists; image_id has to be "
+            f"--json {path}: no annotation is of an image that it lists; image_id has to be "
             "the same number or text as the image's id."
         )
     for key in sorted(records.keys() - listed.keys(), key=str):
         reason = f"{len(records[key])} annotations of an image that it does not list"
-        outcome.failures.append((f"{json_path}: image id {key!r}", reason))
-    jobs, rows = [], []
-    for key, record in listed.items():
-        parts = _inside(str(record["file_name"]))
-        image = os.path.join(images, *parts)
-        stem = os.path.splitext(os.path.join(*parts))[0]
-        mask = os.path.join(save_dir, "annotations", mode, stem + ".png")
-        told = (record.get("height"), record.get("width"))
-        data = (image, told, records.get(key, []), numbers, len(names) + 1, crowd)
-        jobs.append(Job(image, mask, convert_coco, data))
-        rows.append(tuple(lists.relative(path, save_dir) for path in (image, mask)))
-
-    texts, _ = lists.list_text({f"{mode}.txt": sorted(rows)}, options.separator, names)
-    lists.check_lists(texts, save_dir, options.overwrite)
-    made = run_jobs(jobs, options, outcome, "masks")
-    rows = [row for row, is_there in zip(rows, made) if is_there]
-    if rows:
-        texts, used = lists.list_text({f"{mode}.txt": sorted(rows)}, options.separator, names)
-        lists.write_lists(texts, save_dir, options, outcome)
-        outcome.notes.append("annotations: " + ", ".join(f"{n} {found[n]}" for n in found))
-        outcome.notes.append(lists.advice(save_dir, texts, used, len(names) + 1))
-    return outcome
+        outcome.failures.append((f"{path}: image id {key!r}", reason))
+    return records

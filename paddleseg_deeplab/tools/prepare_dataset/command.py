@@ -55,6 +55,14 @@ def _classes(parser):
     parser.add_argument("--save_dir", required=True, help="where masks and lists go")
 
 
+def _unlabelled(parser):
+    parser.add_argument(
+        "--unlabelled",
+        choices=("background", "skip"),
+        help="images without annotations: masks of background only, or left out (default: skip)",
+    )
+
+
 def _cityscapes(parser):
     parser.add_argument("--dataset_root", required=True, help="the folder with gtFine")
     parser.add_argument(
@@ -76,6 +84,7 @@ def _labelme(parser):
     parser.add_argument(
         "--point_radius", type=float, default=5.0, help="of points, in pixels (default: 5)"
     )
+    _unlabelled(parser)
     _lists(parser)
     _separator(parser)
 
@@ -90,8 +99,18 @@ def _coco(parser):
     parser.add_argument(
         "--crowd",
         choices=("void", "class", "skip"),
-        default="void",
-        help="what becomes of annotations with iscrowd (default: void, 255)",
+        help="what becomes of annotations with iscrowd (default: void, 255, but an error where "
+        "that takes all of a class)",
+    )
+    parser.add_argument(
+        "--basename",
+        action="store_true",
+        help="find images by the file's name alone, for paths of another machine",
+    )
+    parser.add_argument(
+        "--ignore_sizes",
+        action="store_true",
+        help="height and width in the JSON are wrong; the images' own sizes count",
     )
     _separator(parser)
 
@@ -132,6 +151,12 @@ def _deal(args):
     return Deal(args.val, args.test, args.seed, args.group_by_folder)
 
 
+def _wanted(args):
+    from paddleseg_deeplab.tools.prepare_dataset.classes import Wanted
+
+    return Wanted(args.classes, args.other_labels)
+
+
 def _prepare_cityscapes(args, options):
     from paddleseg_deeplab.tools.prepare_dataset.cityscapes import prepare_cityscapes
 
@@ -150,26 +175,25 @@ def _prepare_labelme(args, options):
     return prepare_labelme(
         args.annotations,
         args.save_dir,
-        classes=args.classes,
-        other_labels=args.other_labels,
+        wanted=_wanted(args),
         line_width=args.line_width,
         point_radius=args.point_radius,
+        unlabelled=args.unlabelled,
         deal=_deal(args),
         options=options,
     )
 
 
 def _prepare_coco(args, options):
-    from paddleseg_deeplab.tools.prepare_dataset.coco import prepare_coco
+    from paddleseg_deeplab.tools.prepare_dataset.coco import Reading, prepare_coco
 
     return prepare_coco(
         args.json,
         args.images,
         args.save_dir,
         mode=args.mode,
-        classes=args.classes,
-        other_labels=args.other_labels,
-        crowd=args.crowd,
+        wanted=_wanted(args),
+        reading=Reading(args.crowd, args.basename, args.ignore_sizes),
         options=options,
     )
 

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
 from paddleseg_deeplab.transforms.reading import limit
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS, LeftOut, walk
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -307,36 +307,23 @@ def image_size(path: str) -> tuple[int, int]:
 
 
 def find_files(
-    folder: str, flag: str, suffixes: tuple[str, ...] = IMAGE_EXTENSIONS, but: str | None = None
+    folder: str, flag: str, suffixes: Sequence[str] = IMAGE_EXTENSIONS, but: Sequence[str] = ()
 ) -> list[str]:
     """Relative paths, with forward slashes and sorted, of the files below a folder.
 
     Args:
-        folder (str): Searched with its sub folders; what begins with a point is left out.
+        folder (str): Searched with its sub folders, as `folders.walk` does; what is left out is
+            logged.
         flag (str): What gave it, for the message.
         suffixes (tuple): Endings wanted, lower case; letter case does not matter.
-        but (str): A folder that is left out.
+        but (Sequence[str]): Folders that are left out.
 
     Raises:
         UserError: There is no such folder.
     """
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: there is no such folder.")
-    seen = {os.path.realpath(folder), os.path.realpath(but) if but else None}
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            real = os.path.realpath(os.path.join(parent, name))
-            if real not in seen and not name.startswith("."):
-                kept.append(name)
-                seen.add(real)  # a link may lead to a folder above it
-        folders[:] = kept
-        inside = os.path.relpath(parent, folder).replace(os.sep, "/")
-        prefix = "" if inside == "." else inside + "/"
-        found += [
-            prefix + name
-            for name in names
-            if name.lower().endswith(suffixes) and not name.startswith(".")
-        ]
-    return sorted(found)
+    left_out = LeftOut()
+    found = walk(folder, suffixes, but, left_out)
+    left_out.tell(folder)
+    return found

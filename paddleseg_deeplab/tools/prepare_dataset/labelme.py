@@ -6,14 +6,14 @@ import collections
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
-from paddleseg_deeplab.tools.prepare_dataset import lists, polygons
+from paddleseg_deeplab.tools.prepare_dataset import polygons
 from paddleseg_deeplab.tools.prepare_dataset.classes import (
+    Wanted,
     check_names,
     class_numbers,
     found_names,
@@ -27,17 +27,27 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     image_size,
     in_order,
     read_header,
-    run_jobs,
     write_bytes,
     write_mask,
 )
+from paddleseg_deeplab.tools.prepare_dataset.lists import Deal
+from paddleseg_deeplab.tools.prepare_dataset.whole_set import (
+    UNLABELLED,
+    Entry,
+    WholeSet,
+    mask_place,
+    write_background,
+)
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
 
 # Points that each shape needs at least; None: any number from the least on.
 _POINTS = {
     "polygon": (3, None),
     "oriented_rectangle": (4, 4),
-    "rectangle": (2, 2),
+    "rotation": (4, 4),  # X-AnyLabeling's name for it
+    "quadrilateral": (4, 4),  # likewise
+    "rectangle": (2, 4),
     "circle": (2, 2),
     "line": (2, 2),
     "linestrip": (2, None),
@@ -45,6 +55,7 @@ _POINTS = {
     "points": (1, None),
     "mask": (2, 2),
 }
+_FILLED = ("polygon", "oriented_rectangle", "rotation", "quadrilateral")
 
 
 def read_annotation(path: str) -> dict[str, Any]:
@@ -145,9 +156,10 @@ def shape_mask(
         raise ValueError(f"{what} is of a kind that is not known: {', '.join(_POINTS)} are")
     least, most = _POINTS[kind]
     points = polygons.check_points(shape["points"], least, what)
-    if most and len(points) > most:
+    if (most and len(points) > most) or (kind == "rectangle" and len(points) == 3):
         raise ValueError(f"{what} has {len(points)} points, needs {most}")
-    if kind in ("polygon", "oriented_rectangle"):
+    # X-AnyLabeling writes all four corners of a rectangle.
+    if kind in _FILLED or len(points) == 4 == most:
         mask = polygons.polygon(points, size)
     elif kind == "rectangle":
         mask = polygons.rectangle(points, size)
@@ -223,7 +235,7 @@ def convert_labelme(
 
 def _survey_all(annotations, save_dir, options, outcome):
     """{path inside the folder: (image path or None, ending)} and the labels found."""
-    names = find_files(annotations, "--annotations", (".json",), but=save_dir)
+    names = find_files(annotations, "--annotations", (".json",), [save_dir])
     if not names:
         raise UserError(f"--annotations {annotations}: no .json files in it.")
     found, usable = collections.Counter(), {}
@@ -242,11 +254,11 @@ def prepare_labelme(
     annotations: str,
     save_dir: str,
     *,
-    classes: Sequence[str] | None = None,
-    other_labels: str = "error",
+    wanted: Wanted,
     line_width: float = 10.0,
     point_radius: float = 5.0,
-    deal: lists.Deal,
+    unlabelled: str | None = None,
+    deal: Deal,
     options: Options,
 ) -> Outcome:
     """Writes annotations/*.png, class_names.txt and lists; images inside files go to images/.
@@ -254,10 +266,11 @@ def prepare_labelme(
     Args:
         annotations (str): Folder of .json files, searched with its sub folders.
         save_dir (str): Where everything goes. Images that are files stay where they are.
-        classes (list[str]): Names of the classes 1, 2, ... or one file of them; None takes the
-            labels found, sorted. The background is 0, labels `__ignore__` are 255.
-        other_labels (str): What becomes of labels outside `classes`: "error", "background", "void".
+        wanted (Wanted): The classes; of all labels found, they are sorted. The background is 0,
+            labels `__ignore__` are 255.
         line_width, point_radius (float): See `shape_mask`.
+        unlabelled (str): What becomes of images without a JSON: "background", an empty mask, or
+            "skip", which None stands for.
         deal (Deal): How images are dealt out to train, val and test.
         options (Options): How to work.
 
@@ -271,38 +284,51 @@ def prepare_labelme(
     for flag, value in (("--line_width", line_width), ("--point_radius", point_radius)):
         if not 0 < value < math.inf:
             raise UserError(f"{flag} should be above 0, not {value}.")
-    names = read_classes(classes) if classes else None
+    names = read_classes(wanted.classes) if wanted.classes else None
     outcome = Outcome()
     usable, found = _survey_all(annotations, save_dir, options, outcome)
     if not usable:
         return outcome
     if names is None:
         names = check_names(found_names(found), f"The labels of {annotations}")
-    numbers = class_numbers(names, found, other_labels, "--classes")
-    jobs, keys = [], {}
+    numbers = class_numbers(names, found, wanted.other_labels, "--classes")
+    entries = {}
     for name, source, image, mask in _places(annotations, save_dir, usable):
         data = (source, numbers, len(names) + 1, line_width, point_radius, image)
-        jobs.append(Job(source, mask, convert_labelme, data))
-        keys[name] = tuple(lists.relative(path, save_dir) for path in (image, mask))
-    sets = deal.sets(keys)
-
-    def texts_of(keys):
-        rows = {
-            f"{part}.txt": [keys[key] for key in some if key in keys] for part, some in sets.items()
-        }
-        rows = {name: some for name, some in rows.items() if some}
-        return lists.list_text(rows, options.separator, names)
-
-    lists.check_lists(texts_of(keys)[0], save_dir, options.overwrite, whole=True)
-    made = run_jobs(jobs, options, outcome, "masks")
-    keys = {key: row for (key, row), is_there in zip(keys.items(), made) if is_there}
-    if keys:
-        texts, used = texts_of(keys)
-        lists.write_lists(texts, save_dir, options, outcome)
-        shapes = ", ".join(f"{label} {found[label]}" for label in sorted(found))
-        outcome.notes.append(f"shapes: {shapes or 'none'}")
-        outcome.notes.append(lists.advice(save_dir, texts, used, len(names) + 1))
+        entries[name] = Entry(image, Job(source, mask, convert_labelme, data))
+    alone = _without_annotation(annotations, save_dir, entries)
+    notes = [
+        "shapes: " + (", ".join(f"{label} {found[label]}" for label in sorted(found)) or "none")
+    ]
+    if alone:
+        notes.append(
+            f"{len(alone)} images have no JSON, such as {alone[0]}: "
+            + UNLABELLED[unlabelled or "skip"]
+            + ("" if unlabelled else " (--unlabelled background makes them empty masks)")
+        )
+    if unlabelled == "background":
+        for name in alone:
+            image, mask = os.path.join(annotations, *name.split("/")), mask_place(save_dir, name)
+            entries[name] = Entry(
+                image, Job(image, mask, write_background, (image, len(names) + 1))
+            )
+    whole = WholeSet(entries, deal.sets(entries), ["background", *names], save_dir)
+    whole.write(options, outcome, notes)
     return outcome
+
+
+def _without_annotation(annotations, save_dir, entries):
+    """Images in the folder that no file of annotations is about: paths inside it."""
+    known = {os.path.realpath(entry.image) for entry in entries.values()}
+    known_stems = find_files(annotations, "--annotations", (".json",), [save_dir])
+    stems = {os.path.splitext(name)[0] for name in known_stems}
+    made = [save_dir, os.path.join(save_dir, "annotations")]  # both may be the same folder
+    return [
+        name
+        for name in find_files(annotations, "--annotations", but=made)
+        if os.path.splitext(name)[0] not in stems
+        and os.path.realpath(os.path.join(annotations, *name.split("/"))) not in known
+    ]
 
 
 def _places(annotations, save_dir, usable):
@@ -311,5 +337,4 @@ def _places(annotations, save_dir, usable):
         stem = os.path.splitext(name)[0]
         source = os.path.join(annotations, *name.split("/"))
         inner = image or os.path.join(save_dir, "images", *f"{stem}{ending}".split("/"))
-        mask = os.path.join(save_dir, "annotations", *f"{stem}.png".split("/"))
-        yield name, source, inner, mask
+        yield name, source, inner, mask_place(save_dir, name)

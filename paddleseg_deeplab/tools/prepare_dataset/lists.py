@@ -42,7 +42,7 @@ def list_text(
         pairs (dict): "train.txt", ...: (image, mask) paths as they are to stand there.
         separator (str): Wanted between them; None takes the first of blank, comma, semicolon,
             tab and bar that stands in no path, the same for all lists.
-        names (list[str]): Of the classes beside the background, which is named before them.
+        names (list[str]): Of the classes 0, 1, ...
 
     Returns:
         tuple: {file name: text}; and the separator.
@@ -68,7 +68,7 @@ def list_text(
                 for name, rows in pairs.items()
             }
             if names:
-                texts["class_names.txt"] = "\n".join(["background", *names]) + "\n"
+                texts["class_names.txt"] = "\n".join(names) + "\n"
             return texts, candidate
     hint = "leave --separator out" if separator is not None else "rename it"
     raise UserError(f"{bad!r} holds the separator that would follow it: {hint}.")

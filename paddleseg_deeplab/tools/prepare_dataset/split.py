@@ -3,10 +3,10 @@
 
 import os
 
-from paddleseg_deeplab.prediction.outputs import IMAGE_EXTENSIONS
 from paddleseg_deeplab.tools.prepare_dataset import lists
 from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, find_files
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
 
 _SUFFIXES = (*IMAGE_EXTENSIONS, ".npy")
 
