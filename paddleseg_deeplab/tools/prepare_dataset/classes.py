@@ -10,7 +10,7 @@ from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.files.written import read_text
 
 MOST_CLASSES = 255  # 0 to 254; 255 is void
-_BACKGROUNDS = ("background", "_background_", "__background__")
+BACKGROUNDS = ("background", "_background_", "__background__")
 _IGNORED = ("__ignore__", "_ignore_")
 
 
@@ -49,7 +49,7 @@ def read_classes(given: Sequence[str]) -> list[str]:
         except UserError as error:
             raise UserError(f"--classes: {error}") from error
     names = [name.strip() for name in names]
-    names = [name for name in names if name and name not in (*_BACKGROUNDS, *_IGNORED)]
+    names = [name for name in names if name and name not in (*BACKGROUNDS, *_IGNORED)]
     return check_names(names, source)
 
 
@@ -67,7 +67,7 @@ def check_names(names: Sequence[str], source: str) -> list[str]:
             "background, since 255 is void. Choose some with --classes."
         )
     for name in names:
-        if not name.strip() or len(name.splitlines()) != 1 or name in _BACKGROUNDS:
+        if not name.strip() or len(name.splitlines()) != 1 or name in BACKGROUNDS:
             raise UserError(f"{source}: {name!r} cannot be the name of a class.")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -93,7 +93,7 @@ def class_numbers(
     Raises:
         UserError: With "error", labels that are no class; all that were found are listed.
     """
-    table = {**dict.fromkeys(_BACKGROUNDS, 0), **dict.fromkeys(_IGNORED, VOID)}
+    table = {**dict.fromkeys(BACKGROUNDS, 0), **dict.fromkeys(_IGNORED, VOID)}
     table.update({name: number for number, name in enumerate(names, 1)})
     unknown = sorted(label for label in found if label not in table)
     if unknown and other_labels == "error":
@@ -110,4 +110,4 @@ def class_numbers(
 
 def found_names(found: Iterable[str]) -> list[str]:
     """Class names from the labels found: sorted, without background and `__ignore__`."""
-    return sorted(label for label in found if label not in (*_BACKGROUNDS, *_IGNORED))
+    return sorted(label for label in found if label not in (*BACKGROUNDS, *_IGNORED))

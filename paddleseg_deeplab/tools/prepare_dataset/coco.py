@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from paddleseg_deeplab.tools.prepare_dataset import polygons
 from paddleseg_deeplab.tools.prepare_dataset.classes import (
     Wanted,
     check_names,
@@ -25,7 +24,8 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     image_size,
     write_mask,
 )
-from paddleseg_deeplab.tools.prepare_dataset.rle import decode_mask
+from paddleseg_deeplab.tools.prepare_dataset.pixels import polygons
+from paddleseg_deeplab.tools.prepare_dataset.pixels.rle import decode_mask
 from paddleseg_deeplab.tools.prepare_dataset.whole_set import Entry, WholeSet, mask_place
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError

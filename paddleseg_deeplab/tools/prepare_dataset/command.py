@@ -12,6 +12,11 @@ DESCRIPTION = """Makes what the datasets here read from what others give.
   paddleseg-deeplab prepare_dataset labelme --annotations data/drawn --save_dir data/mine
   paddleseg-deeplab prepare_dataset coco --json instances_train2017.json \\
       --images train2017 --save_dir data/coco --mode train
+  paddleseg-deeplab prepare_dataset eiseg --images data/photos --save_dir data/mine
+  paddleseg-deeplab prepare_dataset colours --images data/images --masks data/SegmentationClass \\
+      --colours data/labelmap.txt --save_dir data/mine
+  paddleseg-deeplab prepare_dataset binary --images data/images --masks data/masks \\
+      --mask_pattern {image}_{class} --save_dir data/mine
   paddleseg-deeplab prepare_dataset split --images data/mine/images --masks data/mine/masks
 
 Exit status: 0 all done, 1 some files could not be done (they are named, the others are done),
@@ -55,12 +60,23 @@ def _classes(parser):
     parser.add_argument("--save_dir", required=True, help="where masks and lists go")
 
 
-def _unlabelled(parser):
+def _unlabelled(parser, default="skip"):
     parser.add_argument(
         "--unlabelled",
         choices=("background", "skip"),
-        help="images without annotations: masks of background only, or left out (default: skip)",
+        help="images without annotations: masks of background only, or left out (default: "
+        f"{default})",
     )
+
+
+def _folders(parser, kind=""):
+    parser.add_argument("--images", required=True, help="folder of images")
+    parser.add_argument("--masks", required=True, help=f"folder of masks{kind and ' of ' + kind}")
+
+
+def _suffixes(parser):
+    parser.add_argument("--image_suffix", default="", help="end of image names, before the .")
+    parser.add_argument("--mask_suffix", default="", help="end of mask names, such as _mask")
 
 
 def _cityscapes(parser):
@@ -116,15 +132,69 @@ def _coco(parser):
 
 
 def _split(parser):
-    parser.add_argument("--images", required=True, help="folder of images")
-    parser.add_argument("--masks", required=True, help="folder of masks")
+    _folders(parser)
     parser.add_argument(
         "--save_dir",
         help="where the lists go and their paths start from, the later dataset_root (default: the "
         "folder that holds both)",
     )
-    parser.add_argument("--image_suffix", default="", help="end of image names, before the .")
-    parser.add_argument("--mask_suffix", default="", help="end of mask names, such as _mask")
+    _suffixes(parser)
+    _lists(parser)
+    _separator(parser)
+
+
+def _colours(parser):
+    _folders(parser, "colours")
+    parser.add_argument(
+        "--colours",
+        metavar="TABLE",
+        help="CVAT's labelmap.txt or another file with a name and its colour a line; or voc, "
+        "cityscapes, camvid",
+    )
+    parser.add_argument(
+        "--channel",
+        choices=("red", "green", "blue"),
+        help="its values are class numbers (CARLA: red), in place of --colours",
+    )
+    parser.add_argument(
+        "--void", nargs="+", default=[], metavar="NAME", help="names of --colours that become 255"
+    )
+    _suffixes(parser)
+    _unlabelled(parser, "named as not done, status 1")
+    _classes(parser)
+    _lists(parser)
+    _separator(parser)
+
+
+def _binary(parser):
+    _folders(parser, "one class each")
+    parser.add_argument(
+        "--mask_pattern",
+        default="{class}/{image}",
+        metavar="PATTERN",
+        help="path of a mask in its folder, without the ending; * is anything (default: "
+        "{class}/{image}; others: {image}_{class}, {image}/{class}, {image})",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="for masks of shades: the share of the highest value from which on a pixel is of the "
+        "class, such as 0.5",
+    )
+    _unlabelled(parser, "named as not done, status 1")
+    _classes(parser)
+    _lists(parser)
+    _separator(parser)
+
+
+def _eiseg(parser):
+    parser.add_argument("--images", required=True, help="the folder that was opened in EISeg")
+    parser.add_argument("--labels", help="what EISeg wrote (default: the folder label in it)")
+    parser.add_argument(
+        "--label_list", help="its list of labels (default: autosave_label.txt in --labels)"
+    )
+    _unlabelled(parser)
+    _classes(parser)
     _lists(parser)
     _separator(parser)
 
@@ -212,6 +282,57 @@ def _prepare_split(args, options):
     )
 
 
+def _prepare_colours(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.colours import Colours, prepare_colours
+
+    return prepare_colours(
+        args.images,
+        args.masks,
+        args.save_dir,
+        colours=Colours(args.colours, args.channel, tuple(args.void)),
+        wanted=_wanted(args),
+        pairing=_pairing(args),
+        deal=_deal(args),
+        options=options,
+    )
+
+
+def _prepare_binary(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.binary import Layers, prepare_binary
+
+    return prepare_binary(
+        args.images,
+        args.masks,
+        args.save_dir,
+        layers=Layers(args.mask_pattern, args.threshold),
+        wanted=_wanted(args),
+        unlabelled=args.unlabelled,
+        deal=_deal(args),
+        options=options,
+    )
+
+
+def _prepare_eiseg(args, options):
+    from paddleseg_deeplab.tools.prepare_dataset.eiseg import prepare_eiseg
+
+    return prepare_eiseg(
+        args.images,
+        args.labels,
+        args.save_dir,
+        label_list=args.label_list,
+        wanted=_wanted(args),
+        unlabelled=args.unlabelled,
+        deal=_deal(args),
+        options=options,
+    )
+
+
+def _pairing(args):
+    from paddleseg_deeplab.tools.prepare_dataset.split import Pairing
+
+    return Pairing(args.image_suffix, args.mask_suffix, args.unlabelled)
+
+
 # Kind: what it makes, its flags, and what prepares it.
 _KINDS = {
     "cityscapes": (
@@ -233,6 +354,21 @@ _KINDS = {
         "COCO's instance JSON: masks, class_names.txt and a list",
         _coco,
         _prepare_coco,
+    ),
+    "colours": (
+        "masks of colours, or of numbers in one channel: masks of classes and lists",
+        _colours,
+        _prepare_colours,
+    ),
+    "binary": (
+        "masks of one class each, sharp or of shades: masks of classes and lists",
+        _binary,
+        _prepare_binary,
+    ),
+    "eiseg": (
+        "what PaddleSeg's EISeg writes: masks, class_names.txt and lists",
+        _eiseg,
+        _prepare_eiseg,
     ),
     "split": (
         "a folder of images and one of masks: train, val and test lists",

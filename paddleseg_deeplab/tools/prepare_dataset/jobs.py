@@ -89,12 +89,14 @@ class Outcome:
         kept (list[str]): Files that were there already.
         failures (list[tuple]): (source, reason) of what could not be done.
         notes (list[str]): Sentences for the person: what was found, settings to paste.
+        results (dict): File written: what its job's `work` returned.
     """
 
     done: list[str] = dataclasses.field(default_factory=list)
     kept: list[str] = dataclasses.field(default_factory=list)
     failures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    results: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _start_worker():
@@ -225,8 +227,9 @@ def run_jobs(
     calls = [(job,) for job in missing]
     failed = set()
     results = in_order(_run, calls, options, word)
-    for (_, reason), job in zip(results, missing):
+    for (result, reason), job in zip(results, missing):
         if reason is None:
+            outcome.results[job.target] = result
             outcome.done.append(job.target)
         else:
             outcome.failures.append((job.source, reason))
@@ -237,7 +240,7 @@ def run_jobs(
 def _run(job):
     os.makedirs(os.path.dirname(job.target) or ".", exist_ok=True)
     with atomic(job.target) as place:
-        job.work(place, *job.data)
+        return job.work(place, *job.data)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from paddleseg_deeplab.tools.prepare_dataset import polygons
 from paddleseg_deeplab.tools.prepare_dataset.classes import (
     Wanted,
     check_names,
@@ -31,12 +30,13 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     write_mask,
 )
 from paddleseg_deeplab.tools.prepare_dataset.lists import Deal
+from paddleseg_deeplab.tools.prepare_dataset.pixels import polygons
 from paddleseg_deeplab.tools.prepare_dataset.whole_set import (
     UNLABELLED,
     Entry,
     WholeSet,
+    background_entry,
     mask_place,
-    write_background,
 )
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
@@ -308,10 +308,7 @@ def prepare_labelme(
         )
     if unlabelled == "background":
         for name in alone:
-            image, mask = os.path.join(annotations, *name.split("/")), mask_place(save_dir, name)
-            entries[name] = Entry(
-                image, Job(image, mask, write_background, (image, len(names) + 1))
-            )
+            entries[name] = background_entry(annotations, name, save_dir, len(names) + 1)
     whole = WholeSet(entries, deal.sets(entries), ["background", *names], save_dir)
     whole.write(options, outcome, notes)
     return outcome

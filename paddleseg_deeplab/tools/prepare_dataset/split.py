@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists of train, val and test from a folder of images and one of masks."""
 
+import dataclasses
 import os
+from collections.abc import Sequence
 
 from paddleseg_deeplab.tools.prepare_dataset import lists
 from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, find_files
+from paddleseg_deeplab.tools.prepare_dataset.whole_set import UNLABELLED
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
 
@@ -37,40 +40,73 @@ def _hint(images, masks):
     return " A pair has the same path in both folders, up to the ending and the suffixes."
 
 
-def find_pairs(
-    images: str, masks: str, image_suffix: str, mask_suffix: str, outcome: Outcome
-) -> list[tuple[str, str]]:
-    """(image, mask) of each pair, relative to their folders; the others become failures.
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """How images and masks in two folders are put together.
 
-    Raises:
-        UserError: No files, no pairs, or two that one name stands for.
+    Attributes:
+        image_suffix, mask_suffix (str): What names end with before the ending, such as "_mask".
+        unlabelled (str): What becomes of images without a mask: "background", "skip", or None,
+            which names them as failures.
     """
-    image_files = find_files(images, "--images", _SUFFIXES)
-    mask_files = find_files(masks, "--masks", _SUFFIXES)
-    if os.path.realpath(images) == os.path.realpath(masks):
-        if not mask_suffix:
+
+    image_suffix: str = ""
+    mask_suffix: str = ""
+    unlabelled: str | None = None
+
+    def find(
+        self, images: str, masks: str, outcome: Outcome, but: Sequence[str] = ()
+    ) -> tuple[list[tuple[str, str]], list[str], list[str]]:
+        """Pairs of two folders; files without a partner become failures.
+
+        Args:
+            images, masks (str): The folders.
+            outcome (Outcome): Gets the failures.
+            but (Sequence[str]): Folders that are left out.
+
+        Returns:
+            tuple: (image, mask) of each pair and the images that shall be background, relative to
+            their folders; sentences about images without a mask.
+
+        Raises:
+            UserError: No files, no pairs, or two that one name stands for.
+        """
+        by_image, by_mask = self._files(images, masks, but)
+        alone = [by_image[name] for name in sorted(by_image.keys() - by_mask.keys())]
+        for name in alone if self.unlabelled is None else ():
+            outcome.failures.append((os.path.join(images, name), "has no mask"))
+        for name in sorted(by_mask.keys() - by_image.keys()):
+            outcome.failures.append((os.path.join(masks, by_mask[name]), "has no image"))
+        notes = []
+        if alone and self.unlabelled is not None:
+            notes = [f"{len(alone)} images without a mask: {UNLABELLED[self.unlabelled]}"]
+        pairs = [(by_image[name], by_mask[name]) for name in sorted(by_image) if name in by_mask]
+        return pairs, alone if self.unlabelled == "background" else [], notes
+
+    def _files(self, images, masks, but):
+        """{name without suffix and ending: path} of images and of masks."""
+        image_files = find_files(images, "--images", _SUFFIXES, but)
+        mask_files = find_files(masks, "--masks", _SUFFIXES, but)
+        if os.path.realpath(images) == os.path.realpath(masks):
+            if not self.mask_suffix:
+                raise UserError(
+                    f"--images and --masks are both {images}: give --mask_suffix to tell them "
+                    "apart."
+                )
+            chosen = set(_by_stem(mask_files, self.mask_suffix, "--masks").values())
+            image_files = [path for path in image_files if path not in chosen]
+        folders = (("--images", images, image_files), ("--masks", masks, mask_files))
+        for flag, folder, files in folders:
+            if not files:
+                raise UserError(f"{flag} {folder}: no image files in it.")
+        by_image = _by_stem(image_files, self.image_suffix, "--images")
+        by_mask = _by_stem(mask_files, self.mask_suffix, "--masks")
+        if not by_image.keys() & by_mask.keys():
             raise UserError(
-                f"--images and --masks are both {images}: give --mask_suffix to tell them apart."
+                f"None of {len(by_image)} images in {images} has one of {len(by_mask)} masks in "
+                f"{masks}." + _hint(by_image, mask_files)
             )
-        chosen = set(_by_stem(mask_files, mask_suffix, "--masks").values())
-        image_files = [path for path in image_files if path not in chosen]
-    for flag, folder, files in (("--images", images, image_files), ("--masks", masks, mask_files)):
-        if not files:
-            raise UserError(f"{flag} {folder}: no image files in it.")
-    by_image = _by_stem(image_files, image_suffix, "--images")
-    by_mask = _by_stem(mask_files, mask_suffix, "--masks")
-    if not by_image.keys() & by_mask.keys():
-        raise UserError(
-            f"None of {len(by_image)} images in {images} has one of {len(by_mask)} masks in "
-            f"{masks}." + _hint(by_image, mask_files)
-        )
-    for here, there, folder, lacks in (
-        (by_image, by_mask, images, "no mask"),
-        (by_mask, by_image, masks, "no image"),
-    ):
-        for name in sorted(here.keys() - there.keys()):
-            outcome.failures.append((os.path.join(folder, here[name]), f"has {lacks}"))
-    return [(by_image[name], by_mask[name]) for name in sorted(by_image) if name in by_mask]
+        return by_image, by_mask
 
 
 def prepare_split(
@@ -100,7 +136,7 @@ def prepare_split(
         UserError: No pairs, or a list that exists.
     """
     outcome = Outcome()
-    pairs = find_pairs(images, masks, image_suffix, mask_suffix, outcome)
+    pairs, _, _ = Pairing(image_suffix, mask_suffix).find(images, masks, outcome)
     root = save_dir or os.path.commonpath([os.path.abspath(images), os.path.abspath(masks)])
     masks_of = dict(pairs)
     sets = deal.sets(masks_of)

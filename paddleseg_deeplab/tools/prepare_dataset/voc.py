@@ -9,15 +9,14 @@ import numpy as np
 from paddleseg_deeplab.datasets.base import label_table
 from paddleseg_deeplab.tools.prepare_dataset import lists
 from paddleseg_deeplab.tools.prepare_dataset.cityscapes import map_values
-from paddleseg_deeplab.tools.prepare_dataset.jobs import (
-    Job,
-    Options,
-    Outcome,
-    image_size,
-    run_jobs,
-    write_mask,
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Job, Options, Outcome, run_jobs
+from paddleseg_deeplab.tools.prepare_dataset.pixels.colour_table import (
+    code_of,
+    read_codes,
+    to_classes,
 )
-from paddleseg_deeplab.transforms.reading.files import read_image, read_label
+from paddleseg_deeplab.tools.prepare_dataset.whole_set import write_like
+from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.visualize import VOID_COLOR, voc_palette
@@ -30,10 +29,7 @@ def _write(place, label, image):
     """Writes classes as a palette PNG, if they are VOC's and of the image's size."""
     table = label_table(None, _CLASSES, VOID)
     labels = map_values(label, table, "classes are 0 to 20, and 255 is void")
-    size = image_size(image)
-    if labels.shape != size:
-        raise ValueError(f"is {labels.shape} (height, width), the image {image} is {size}")
-    write_mask(place, labels, _CLASSES)
+    write_like(place, labels, image, _CLASSES)
 
 
 def convert_sbd(place: str, source: str, image: str) -> None:
@@ -62,20 +58,8 @@ def convert_voc(place: str, source: str, image: str) -> None:
 
 def _from_colours(source):
     """Classes of a mask in VOC's colours: uint8 [H, W]; other colours are listed in an error."""
-    colours = read_image(source, 3, True).astype(np.int64)
-    codes = (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
-    known = np.vstack([voc_palette(_CLASSES), [VOID_COLOR]]).astype(np.int64)
-    labels = np.full(codes.shape, -1)
-    for number, (red, green, blue) in zip([*range(_CLASSES), VOID], known):
-        labels[codes == (red << 16 | green << 8 | blue)] = number
-    if (labels < 0).any():
-        values, counts = np.unique(codes[labels < 0], return_counts=True)
-        listed = ", ".join(
-            f"({v >> 16}, {v >> 8 & 255}, {v & 255}) ({n} pixels)"
-            for v, n in list(zip(values.tolist(), counts.tolist()))[:8]
-        )
-        raise ValueError(f"holds colours that are none of VOC's: {listed}")
-    return labels.astype(np.uint8)
+    numbers = {code_of(c): k for k, c in enumerate(voc_palette(_CLASSES))}
+    return to_classes(read_codes(source), {**numbers, code_of(VOID_COLOR): VOID}, None)
 
 
 def _inner(root, inside, needed, flag):

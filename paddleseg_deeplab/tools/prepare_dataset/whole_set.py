@@ -40,6 +40,24 @@ def mask_place(save_dir: str, name: str, *folders: str) -> str:
     return os.path.join(save_dir, "annotations", *folders, *f"{stem}.png".split("/"))
 
 
+def background_entry(images: str, name: str, save_dir: str, count: int) -> Entry:
+    """An image on which there is nothing."""
+    image = os.path.join(images, *name.split("/"))
+    return Entry(image, Job(image, mask_place(save_dir, name), write_background, (image, count)))
+
+
+def write_like(place: str, labels: np.ndarray, image: str, count: int) -> None:
+    """Writes the mask of an image, if it is of the image's size.
+
+    Raises:
+        ValueError: It is of another.
+    """
+    size = image_size(image)
+    if labels.shape != size:
+        raise ValueError(f"is {labels.shape} (height, width), the image {image} is {size}")
+    write_mask(place, labels, count)
+
+
 def write_background(place: str, image: str, count: int) -> None:
     """Writes the mask of an image on which there is nothing."""
     write_mask(place, np.zeros(image_size(image), np.uint8), count)

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from paddleseg_deeplab.tools.prepare_dataset import coco, labelme, polygons, rle
+from paddleseg_deeplab.tools.prepare_dataset import coco, labelme
+from paddleseg_deeplab.tools.prepare_dataset.pixels import polygons, rle
 
 SIZE = (13, 17)
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pixels drawn shapes, run lengths and colours stand for."""
