@@ -4,6 +4,7 @@
 The only file that knows all component packages.
 """
 
+import paddleseg_deeplab.utils.needs_paddle  # noqa: F401  isort: skip
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
