@@ -175,7 +175,7 @@ def _check_sizes(sample):
             raise UserError(
                 f"{key} {sample.get('label_path', '')} is {width}x{height} (width x height), its "
                 f"image {sample.get('im_path', '')} is {size[1]}x{size[0]}. Make them equal; if "
-                "sides are swapped, the image carries an EXIF rotation, which is obeyed."
+                "sides are swapped, one of them carries an EXIF rotation, which is obeyed."
             )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.prediction import restore
-from paddleseg_deeplab.transforms.reading import files, limit
+from paddleseg_deeplab.transforms.reading import exif, files
 from paddleseg_deeplab.utils.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
@@ -84,14 +84,15 @@ def test_read_image_npy(tmp_path, channels):
 @pytest.mark.parametrize("orientation", range(10))
 def test_read_image_obeys_exif_rotation(tmp_path, orientation):
     image = Image.fromarray(np.zeros((12, 17, 3), np.uint8))
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(tmp_path / "a.jpg", exif=exif)
+    field = image.getexif()
+    field[0x0112] = orientation
+    image.save(tmp_path / "a.jpg", exif=field)
     turned = orientation in (5, 6, 7, 8)  # 0 and 9 are no orientations
     expected = (17, 12, 3) if turned else (12, 17, 3)
     assert files.read_image(tmp_path / "a.jpg").shape == expected
     with Image.open(tmp_path / "a.jpg") as file:  # what the tools for data ask
-        assert limit.is_turned(file) == turned
+        number = exif.orientation((tmp_path / "a.jpg").read_bytes(), file)
+    assert exif.swaps_sides(number) == turned
 
 
 def test_read_image_errors(tmp_path):

@@ -15,19 +15,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from paddleseg_deeplab.datasets.base import BaseDataset, evenly
 from paddleseg_deeplab.datasets.dataset import missing_files
 from paddleseg_deeplab.tools.check_dataset.files import read_pair, read_sample
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, Finding, in_order, level_counts
 from paddleseg_deeplab.tools.check_dataset.one_set import SetCheck, loads_files
 from paddleseg_deeplab.transforms.reading.values import VOID
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import UserError, first_few
+from paddleseg_deeplab.utils.logger import logger
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _AHEAD = 4  # pairs a thread may be ahead of the evaluation: bounds the memory
 _QUICK = 16  # pairs that are read before training
+_TOLD = ("turned_images", "palettes_differ", "dim_images")  # warnings of which training tells
 _CONFIRMED = 200  # labels that are read before a set without classes is refused
 
 
@@ -146,6 +150,39 @@ def _find_leaks(train, val):
     return [leak] if leak.count else []
 
 
+def largest_std(transforms: Iterable[object] | None) -> float | None:
+    """The largest std of a list's `Normalize`, objects or as a config has them; None without."""
+    for step in transforms or ():
+        kind = step.get("type") if isinstance(step, dict) else type(step).__name__
+        if kind == "Normalize":
+            std = step.get("std", [0.5]) if isinstance(step, dict) else getattr(step, "std", 0.5)
+            return float(np.abs(std).max())
+    return None
+
+
+def _find_palettes(checks):
+    """Numbers that have a colour in some palettes and another one in others, over all sets."""
+    files: dict[tuple, list[str]] = {}
+    votes: dict[int, Counter] = {}
+    for check in checks:
+        for colours, labels in check.palettes.items():
+            files.setdefault(colours, []).extend(labels)
+    for colours, labels in files.items():
+        for value, colour in colours:
+            votes.setdefault(value, Counter())[colour] += len(labels)
+    where = " and ".join(check.name for check in checks if check.palettes)
+    found = Finding("palettes_differ", where, advice=KINDS["palettes_differ"].advice)
+    for colours, labels in files.items():
+        told = []
+        for value, colour in colours:
+            usual, count = votes[value].most_common(1)[0]
+            if colour != usual:
+                told.append(f"{value} is {colour}, and {usual} in {count} others")
+        for label in labels if told else ():
+            found.add(label, first_few(told, 3, ", ..."))
+    return [found] if found.count else []
+
+
 def default_workers() -> int:
     """Threads that a check uses unless told: one for each processor, at most 8."""
     return min(8, os.cpu_count() or 1)
@@ -158,6 +195,7 @@ def check_datasets(
     num_workers: int | None = None,
     max_samples: int | None = None,
     crop_size: tuple[int, int] | None = None,
+    stds: Mapping[str, float | None] | None = None,
     progress: Callable[[int], tqdm] | None = None,
 ) -> Check:
     """Reads all files of datasets and finds what is wrong with them.
@@ -170,6 +208,7 @@ def check_datasets(
         max_samples (int): Read no more than this many pairs of each set, evenly spread (that all
             files exist is asked all the same).
         crop_size (tuple): (width, height) of training's crop, for hints.
+        stds (dict): Set: `largest_std` of its transforms.
         progress (callable): Given the number of pairs, returns an object with ``update(n)`` and
             ``close()``, such as a `tqdm`.
 
@@ -179,7 +218,7 @@ def check_datasets(
     start = time.perf_counter()
     num_workers = default_workers() if num_workers is None else num_workers
     checks = [
-        SetCheck(name, dataset, crop_size if name == "train" else None)
+        SetCheck(name, dataset, crop_size if name == "train" else None, (stds or {}).get(name))
         for name, dataset in datasets.items()
     ]
     for check in checks:
@@ -200,6 +239,7 @@ def check_datasets(
     _find_duplicates(checks)
     sets = {check.name: check for check in checks}
     findings = _find_leaks(sets["train"], sets["val"]) if {"train", "val"} <= sets.keys() else []
+    findings += _find_palettes(checks)
     for check in checks:
         check.finish()
         findings.extend(check.findings.values())
@@ -242,8 +282,14 @@ def quick_check(datasets: Mapping[str, BaseDataset], config_path: str) -> None:
     for name, dataset in datasets.items():
         if not hasattr(dataset, "file_list") or not loads_files(dataset):
             continue
-        result = check_datasets({name: dataset}, num_workers=0, max_samples=_QUICK)
+        stds = {name: largest_std(getattr(getattr(dataset, "transforms", None), "transforms", ()))}
+        result = check_datasets({name: dataset}, num_workers=0, max_samples=_QUICK, stds=stds)
         check = result.sets[name]
+        for found in (finding for finding in result.findings if finding.kind in _TOLD):
+            path, detail = found.files[0]
+            logger.warning(
+                "%s: %s, such as %s (%s). %s", name, found.title, path, detail, found.advice
+            )
         for first in (finding for finding in result.findings if finding.level == "error"):
             doubtful = first.kind in ("mask_0_255", "nothing_labelled")
             if doubtful and not _labels_say_so(check, first.kind):

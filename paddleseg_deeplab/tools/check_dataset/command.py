@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
     import paddleseg_deeplab.datasets  # noqa: F401  for its registrations
     from paddleseg_deeplab.cvlibs import Config
-    from paddleseg_deeplab.tools.check_dataset.check import check_datasets
+    from paddleseg_deeplab.tools.check_dataset.check import check_datasets, largest_std
     from paddleseg_deeplab.tools.check_dataset.report import summary, write_report
     from paddleseg_deeplab.utils.logger import logger
 
@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     present = [name for name in ("train", "val") if getattr(config, f"{name}_dataset_cfg")]
     if not present:
         config.fail("train_dataset", "is missing, and val_dataset too: nothing to check.")
+    # Looked at before `_open`, which takes the section apart.
+    stds = {n: largest_std(getattr(config, f"{n}_dataset_cfg").get("transforms")) for n in present}
     opened = {name: _open(config, name) for name in present}
     crop_size = _crop_size(config)
     check = check_datasets(
@@ -113,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         num_workers=args.num_workers,
         max_samples=args.max_samples,
         crop_size=crop_size,
+        stds=stds,
         progress=lambda total: tqdm(total=total, desc="check", unit="pair", disable=None),
     )
     try:

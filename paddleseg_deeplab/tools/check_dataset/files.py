@@ -18,8 +18,8 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from paddleseg_deeplab.datasets.base import BaseDataset
-from paddleseg_deeplab.transforms.reading import limit, source
-from paddleseg_deeplab.transforms.reading.files import label_pixels
+from paddleseg_deeplab.tools.check_dataset import turned
+from paddleseg_deeplab.transforms.reading import exif, labels, limit, source, tiff
 from paddleseg_deeplab.transforms.reading.values import describe_faults, nodata_mask
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.pictures import png_chunks
@@ -56,6 +56,12 @@ class PairFacts:
         nodata (int): Pixels of the image without data.
         nodata_values (dict): Pixels of each value in the label file where the image has no data.
         example (str): A value of the image that is not finite or too large, as YAML has it; "".
+        peak (float): The greatest value of an image of other numbers than 8 bits, as training sees
+            it, or None.
+        orientation (int): Of the image's EXIF field.
+        fit (turned.Fit): How the two fit where one is turned and the other not likewise, or None.
+        palette (dict): {value: (red, green, blue)} of the values in a palette label, or None.
+        others (int): See `labels.LabelPixels`.
     """
 
     problems: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
@@ -69,6 +75,11 @@ class PairFacts:
     nodata: int = 0
     nodata_values: dict[int, int] = dataclasses.field(default_factory=dict)
     example: str = ""
+    peak: float | None = None
+    orientation: int = 1
+    fit: turned.Fit | None = None
+    palette: dict[int, tuple[int, ...]] | None = None
+    others: int | None = None
 
 
 def check_jpeg(content: bytes) -> None:
@@ -146,12 +157,13 @@ def _strict_load(content):
 
 
 def _header(content):
-    """(mode, whether EXIF turns it) of an image; ("", False) where Pillow does not know it."""
+    """(mode, orientation) of an image, as Pillow names it; a TIFF that it does not know tells."""
     try:
         with limit.open_image(content) as file:
-            return file.mode, limit.is_turned(file)
+            return file.mode, exif.orientation(content, file)
     except Exception:  # decoders raise anything on damaged files
-        return "", False
+        header = tiff.look(content)
+        return ("", 1) if header is None else (str(header), header.orientation)
 
 
 def _load_npy(content):
@@ -170,19 +182,18 @@ def _load_npy(content):
 
 
 def decode_image(
-    content: bytes, img_channels: int, is_array: bool = False, own_values: bool = False
-) -> tuple[np.ndarray, np.ndarray, str, bool]:
+    content: bytes, img_channels: int, is_array: bool = False
+) -> tuple[np.ndarray, float, str, int]:
     """Decodes an image as training does.
 
     Args:
         content (bytes): The file.
         img_channels (int): Channels that training asks for.
         is_array (bool): It is a .npy file.
-        own_values (bool): See `source.decode_image`.
 
     Returns:
-        tuple: the array [H, W] or [H, W, C]; its values in the file, likewise; the mode in the
-        file; whether EXIF swaps its sides.
+        tuple: the file's own numbers [H, W] or [H, W, C]; which of them becomes 1; the mode in the
+        file; its orientation.
 
     Raises:
         Truncated, Unreadable: See there.
@@ -191,48 +202,51 @@ def decode_image(
         array = _load_npy(content)
         if array.ndim not in (2, 3) or not array.size:
             raise Unreadable(f"an array of the shape {array.shape}")
-        return array, array, str(1 if array.ndim == 2 else array.shape[2]), False
+        return array, 1, str(1 if array.ndim == 2 else array.shape[2]), 1
     if not _check_structure(content):
         _strict_load(content)
-    mode, turned = _header(content)
+    mode, orientation = _header(content)
     try:
-        array, values = source.decode_image(content, img_channels, own_values)
+        array = source.decode_image(content, img_channels, orientation)
     except (cv2.error, MemoryError) as error:
         raise Unreadable(" ".join(str(error).split())) from error
     if array is None:
         raise Unreadable("broken, or of a format that OpenCV does not read")
-    return array, array if values is None else values, mode, turned
+    return array, source.unit_of(array, content), mode, orientation
 
 
-def decode_label(content: bytes, is_array: bool = False) -> np.ndarray:
+def decode_label(content: bytes, is_array: bool = False) -> labels.LabelPixels:
     """Decodes a label as training does.
 
     Returns:
-        numpy.ndarray: integers [H, W].
+        labels.LabelPixels: Its numbers are integers [H, W].
 
     Raises:
         Truncated, Unreadable: See there.
         NoClassIds: Colours, fractions or several channels.
     """
     if is_array:
-        label, mode = _load_npy(content), "array"
-        if label.ndim != 2:
-            raise NoClassIds("label_not_ids", f"an array of the shape {label.shape}")
+        label = labels.LabelPixels(_load_npy(content), "array")
+        if label.numbers.ndim != 2:
+            raise NoClassIds("label_not_ids", f"an array of the shape {label.numbers.shape}")
     else:
         _check_structure(content)
         try:
-            label, mode = label_pixels(content)
+            label = labels.decode_label(content)
         except UnidentifiedImageError as error:
             raise Unreadable("of a format that Pillow does not read") from error
         except Exception as error:  # decoders raise anything on damaged files
             kind = Truncated if "truncated" in str(error) else Unreadable
             raise kind(" ".join(str(error).split())) from error
-    if label.ndim == 3:
-        distinct = len(np.unique(label.reshape(-1, label.shape[2]), axis=0))
-        raise NoClassIds("label_colours", f"mode {mode}, {distinct} colours")
-    if label.dtype.kind not in "bui":
-        raise NoClassIds("label_not_ids", f"{label.dtype} values")
-    return label.astype(np.uint8) if label.dtype == np.bool_ else label
+    numbers = label.numbers
+    if numbers.ndim == 3:
+        distinct = len(np.unique(numbers.reshape(-1, numbers.shape[2]), axis=0))
+        raise NoClassIds("label_colours", f"mode {label.mode}, {distinct} colours")
+    if numbers.dtype.kind not in "bui":
+        raise NoClassIds("label_not_ids", f"{numbers.dtype} values")
+    if numbers.dtype == np.bool_:
+        label = dataclasses.replace(label, numbers=numbers.astype(np.uint8))
+    return label
 
 
 def pixel_hash(array: np.ndarray) -> bytes:
@@ -267,16 +281,19 @@ def _content(path, what, facts):
 
 
 def _read_image(facts, path, img_channels, nodata):
-    """Notes what an image holds; returns where it has no data, bool [H, W] or None.
+    """Notes what an image holds.
+
+    Returns:
+        tuple: its array, and where it has no data, bool [H, W]; or None for either.
 
     Raises:
         Truncated, Unreadable: See there; `_noting` notes them.
     """
     content = _content(path, "image", facts)
     if content is None:
-        return None
-    array, values, facts.mode, turned = decode_image(
-        content, img_channels, path.lower().endswith(".npy"), nodata is not None
+        return None, None
+    array, unit, facts.mode, facts.orientation = decode_image(
+        content, img_channels, path.lower().endswith(".npy")
     )
     facts.size = (array.shape[1], array.shape[0])
     facts.image_hash = pixel_hash(array)
@@ -285,9 +302,11 @@ def _read_image(facts, path, img_channels, nodata):
         facts.problems.append(
             ("image_channels", path, f"{channels} channels, img_channels is {img_channels}")
         )
-    if turned:
-        facts.mode += ", turned by EXIF"
-    return _look_at_values(facts, path, values, nodata)
+    mask = _look_at_values(facts, path, array, nodata)
+    if array.dtype != np.uint8 and not facts.example:
+        data = array if mask is None else array[~mask]
+        facts.peak = float(data.max(initial=0)) / unit
+    return array, mask
 
 
 def _look_at_values(facts, path, values, nodata):
@@ -299,7 +318,7 @@ def _look_at_values(facts, path, values, nodata):
     return mask
 
 
-def _read_label(facts, path, nodata):
+def _read_label(facts, path, image, nodata):
     """Notes what a label holds, as a whole and where `nodata`, bool [H, W] or None, is True.
 
     Raises:
@@ -309,11 +328,17 @@ def _read_label(facts, path, nodata):
     if content is None:
         return
     label = decode_label(content, path.lower().endswith(".npy"))
-    facts.label_size = (label.shape[1], label.shape[0])
-    facts.label_hash = pixel_hash(label)
-    facts.values, facts.other_values = count_values(label)
-    if nodata is not None and nodata.shape == label.shape:
-        facts.nodata_values = count_values(label[nodata])[0]
+    numbers = label.numbers
+    facts.label_size = (numbers.shape[1], numbers.shape[0])
+    facts.label_hash = pixel_hash(numbers)
+    facts.values, facts.other_values = count_values(numbers)
+    facts.others = label.others
+    if label.palette is not None:
+        facts.palette = {value: tuple(label.palette[value].tolist()) for value in facts.values}
+    if nodata is not None and nodata.shape == numbers.shape:
+        facts.nodata_values = count_values(numbers[nodata])[0]
+    if image is not None:
+        facts.fit = turned.compare(image, numbers, (facts.orientation, label.orientation))
 
 
 def read_pair(
@@ -332,13 +357,13 @@ def read_pair(
     Returns:
         PairFacts: What they hold; no exception says what is wrong with a file.
     """
-    facts, mask = PairFacts(), None
+    facts, array, mask = PairFacts(), None, None
     if image is not None:
         with _noting(facts, "image", image):
-            mask = _read_image(facts, os.fspath(image), img_channels, nodata)
+            array, mask = _read_image(facts, os.fspath(image), img_channels, nodata)
     if label is not None:
         with _noting(facts, "label", label):
-            _read_label(facts, os.fspath(label), mask)
+            _read_label(facts, os.fspath(label), array, mask)
     _compare_sizes(facts, image, label)
     return facts
 
@@ -347,8 +372,9 @@ def _compare_sizes(facts, image, label):
     if facts.size is None or facts.label_size is None or facts.size == facts.label_size:
         return
     text = "image {}x{}, label {}x{}".format(*facts.size, *facts.label_size)
-    if facts.mode.endswith("EXIF") and facts.size == facts.label_size[::-1]:
-        text += " (the image is turned by its EXIF orientation, the label is not)"
+    if facts.fit is not None and facts.size == facts.label_size[::-1]:
+        which = ("image", "label") if exif.swaps_sides(facts.fit.image) else ("label", "image")
+        text += " (the {} is turned by its EXIF orientation, the {} is not)".format(*which)
     facts.problems.append(("size_mismatch", str(label or image), text))
 
 

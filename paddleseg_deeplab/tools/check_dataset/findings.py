@@ -144,11 +144,33 @@ KINDS = {
         "Labels that are JPEG files",
         "JPEG changes values at every border between classes: write labels as PNG.",
     ),
+    "turned_images": Kind(
+        WARNING,
+        "Pictures that their EXIF field turns, whose masks fit both ways by their size",
+        "",
+    ),
+    "palettes_differ": Kind(
+        WARNING,
+        "Labels in whose palettes a number has another colour than in others",
+        "The numbers count, not the colours: if a class has one colour and several numbers, write "
+        "the labels anew with one palette for all.",
+    ),
+    "dim_images": Kind(
+        WARNING,
+        "Images of 16 bits or floats that are nearly black",
+        "",
+    ),
     "mixed_channels": Kind(
         WARNING,
         "Images converted from other channels",
         "Grey is copied to three channels, colour turned to grey, and transparency dropped; "
         "see that this is meant.",
+    ),
+    "numbers_differ": Kind(
+        HINT,
+        "Labels that other programs read otherwise",
+        "The numbers in the files are taken as classes. Programs that take the picture that a "
+        "viewer shows get others: write labels as 8-bit grey or palette PNG.",
     ),
     "small_images": Kind(
         HINT,

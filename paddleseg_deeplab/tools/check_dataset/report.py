@@ -11,6 +11,7 @@ import numpy as np
 from paddleseg_deeplab.tools.check_dataset.charts import draw_aspects, draw_classes, draw_sizes
 from paddleseg_deeplab.tools.check_dataset.check import Check
 from paddleseg_deeplab.tools.check_dataset.findings import KINDS, level_counts
+from paddleseg_deeplab.transforms.reading import exif
 from paddleseg_deeplab.utils.visualize import save_image
 
 FORMAT = 1  # of report.json
@@ -58,6 +59,7 @@ def as_dict(check: Check, config: str) -> dict[str, Any]:
             "sizes": _sizes(one),
             "images_by_size": [[*size, count] for size, count in one.sizes.most_common()],
             "images_by_mode": dict(one.modes.most_common()),
+            "images_by_orientation": dict(sorted(one.orientations.items())),
             "class_names": [str(each) for each in one.class_names],
             "class_pixels": one.counts.tolist(),
             "class_images": one.images_with.tolist(),
@@ -175,6 +177,9 @@ def _set_table(check):
                 "",
                 f"{name}: {one.nodata_pixels} pixels have no data (nodata: {one.nodata}).",
             ]
+        if one.orientations:
+            told = [f"{n} ({exif.describe(k)})" for k, n in sorted(one.orientations.items())]
+            lines += ["", f"{name}: images that their EXIF field turns: {', '.join(told)}."]
     return [*lines, ""]
 
 

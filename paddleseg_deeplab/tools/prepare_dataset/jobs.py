@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from paddleseg_deeplab.transforms.reading import limit
+from paddleseg_deeplab.transforms.reading import exif, limit
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS, LeftOut, walk
@@ -284,7 +284,10 @@ def read_header(content: bytes) -> tuple[tuple[int, int], str | None]:
     try:
         with limit.open_image(content) as file:
             width, height = file.size
-            size = (width, height) if limit.is_turned(file) else (height, width)
+            number = exif.orientation(content, file)
+            if file.format == "TIFF":  # newer releases of Pillow give the size as it is turned
+                width, height = file.tag_v2[256], file.tag_v2[257]
+            size = (width, height) if exif.swaps_sides(number) else (height, width)
             return size, file.format
     except UserError:
         raise

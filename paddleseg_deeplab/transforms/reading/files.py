@@ -9,6 +9,7 @@ import numpy as np
 
 from paddleseg_deeplab import kernels
 from paddleseg_deeplab.transforms.reading import limit
+from paddleseg_deeplab.transforms.reading.labels import decode_label
 from paddleseg_deeplab.transforms.reading.source import load_npy, open_image, read_content
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -22,11 +23,14 @@ def read_image(
     """Reads an image file.
 
     One or three channels: any format OpenCV reads, converted between grey and colour where needed;
-    16-bit files are brought to 8 bits, transparency is dropped, and an EXIF rotation is obeyed (as
-    PaddleSeg, image viewers and annotation tools do; masks carry none). Other numbers of channels:
-    the file has to hold that many, is read as it is, and 16-bit values are divided by 257.
-    ``.npy`` files hold [H, W] or [H, W, C] and are taken as they are, channel order and value range
-    included. So are TIFF files of floats or of 32-bit numbers, but for their order of channels.
+    transparency is dropped. Other numbers of channels: the file has to hold that many. An EXIF
+    orientation is obeyed, see `exif`.
+
+    Numbers: those of 8 bits stay; those of 16 bits are divided by 257 and keep their fractions, so
+    that white, 65535, becomes 255; AVIF's 10 and 12 bits become 8. In a TIFF, floats and numbers
+    with a sign or of 32 bits are taken as they are. So is all of a ``.npy`` file, [H, W] or
+    [H, W, C], order of channels included. The floats of HDR, PFM and EXR files are multiplied by
+    255.
 
     Args:
         path (str | os.PathLike): The file; any characters.
@@ -35,7 +39,7 @@ def read_image(
         nodata (float, optional): Pixels of which a channel has this value in the file become 0.
 
     Returns:
-        np.ndarray: float32 [H, W, img_channels], 0..255.
+        np.ndarray: float32 [H, W, img_channels], 0..255 but for what is taken as it is.
 
     Raises:
         UserError: The file is missing, not an image, has another number of channels, or values
@@ -54,8 +58,11 @@ def nodata_of(
 def read_label(path: str | os.PathLike[str]) -> np.ndarray:
     """Reads a label file: palette indices (not their colours), grey values, or an array.
 
+    The numbers are those that stand in the file, whatever a picture viewer makes of them (see
+    `labels`); of one bit, white is 1. An EXIF orientation is obeyed, as of an image: see `exif`.
+
     Args:
-        path (str | os.PathLike): An image file of one channel with 1, 8 or 16 bits, an image file
+        path (str | os.PathLike): An image file of one channel with 1 to 16 bits, an image file
             whose colour channels are all equal, or a ``.npy`` file of whole numbers.
 
     Returns:
@@ -86,40 +93,17 @@ def _decode_label(path):
         if label is not None and label.shape == file.size and label.dtype == np.uint8:
             return label  # Pillow gives the same and takes a fifth longer
     try:
-        label, mode = label_pixels(content)
+        pixels = decode_label(content)
     except UserError as e:
         raise UserError(f"Label {path} {e}.") from e
     except Exception as e:  # decoders raise anything over damaged files
         raise UserError(f"Label {path} cannot be read: {e}") from e
+    label = pixels.numbers
     if label.ndim == 3:
         raise UserError(
-            f"Label {path} holds colours (mode {mode}); a label has one channel of class "
+            f"Label {path} holds colours (mode {pixels.mode}); a label has one channel of class "
             "numbers. Convert it to a palette or grey PNG."
         )
     if label.dtype.kind not in "bui":
         raise UserError(f"Label {path} holds {label.dtype}, expected whole numbers.")
     return label
-
-
-def label_pixels(content: bytes) -> tuple[np.ndarray, str]:
-    """Decodes a label with Pillow, since OpenCV turns palette indices into colours.
-
-    Args:
-        content (bytes): The file.
-
-    Returns:
-        tuple: The array, [H, W], or [H, W, C] where it holds colours; Pillow's mode of the file.
-
-    Raises:
-        UserError: More pixels than the limit, see `limit.open_image`.
-        Exception: Damaged files; Pillow raises anything over them.
-    """
-    with limit.open_image(content) as file:
-        mode = file.mode
-        label = np.array(file)
-    if label.ndim == 3:
-        without_alpha = {"LA": 1, "PA": 1, "RGBA": 3}.get(mode, label.shape[2])
-        label = label[:, :, :without_alpha]
-        if (label == label[:, :, :1]).all():
-            label = np.ascontiguousarray(label[:, :, 0])
-    return label, mode

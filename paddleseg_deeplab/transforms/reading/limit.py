@@ -10,11 +10,11 @@ import os
 
 from PIL import Image
 
+from paddleseg_deeplab.transforms.reading import exif
 from paddleseg_deeplab.utils.errors import UserError
 
 VARIABLE = "PADDLESEG_DEEPLAB_MAX_PIXELS"
 DEFAULT = 178_956_970
-_EXIF_ORIENTATION = 0x0112
 # Pictures of pixels. Pillow knows others too, some of which (EPS) start a program to be decoded.
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "TGA", "JPEG2000"),
@@ -60,28 +60,37 @@ def open_image(content: bytes) -> Image.Image:
         image = Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
         raise UserError(_fault("an image far", limit)) from error
-    if image.size[0] * image.size[1] > limit:
-        raise UserError(_fault(f"{image.size[0]} x {image.size[1]} pixels,", limit))
+    check_size(*image.size)
     return image
 
 
-def is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation of an image of Pillow's swaps its sides when it is read."""
-    return int(image.getexif().get(_EXIF_ORIENTATION, 1) or 1) in (5, 6, 7, 8)
+def check_size(width: int, height: int) -> None:
+    """Refuses an image of more pixels than the limit.
+
+    Raises:
+        UserError: as `open_image`.
+    """
+    limit = max_pixels()
+    if width * height > limit:
+        raise UserError(_fault(f"{width} x {height} pixels,", limit))
 
 
-def check(content: bytes) -> None:
+def check(content: bytes) -> int:
     """Refuses an image file of more pixels than the limit; other faults are left to the decoder.
+
+    Returns:
+        int: Its orientation, see `exif.orientation`; 1 too where Pillow does not know the file.
 
     Raises:
         UserError: as `open_image`.
     """
     try:
-        open_image(content).close()
+        with open_image(content) as image:
+            return exif.orientation(content, image)
     except UserError:
         raise
     except Exception:  # not for Pillow: OpenCV's own limit holds
-        return
+        return 1
 
 
 def _fault(what, limit):

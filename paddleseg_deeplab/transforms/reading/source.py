@@ -29,15 +29,17 @@ import numpy as np
 
 from paddleseg_deeplab import kernels
 from paddleseg_deeplab.transforms import functional
-from paddleseg_deeplab.transforms.reading import limit, tiff
+from paddleseg_deeplab.transforms.reading import exif, limit, tiff
 from paddleseg_deeplab.transforms.reading.values import check_values, nodata_mask
 from paddleseg_deeplab.utils.errors import UserError
 
 _SWAPS = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
 # Above this share of its rows, a PNG takes as long as the whole, which has no way around then.
 _MOST_ROWS = 0.9
-# Radiance HDR, PFM, OpenEXR: OpenCV gives 8 bits of them, in which NaN is 0 and infinity is 255.
+_DEEP = 257  # the number of a 16-bit file that becomes 1, so that 65535 becomes 255
+# Radiance HDR, PFM, OpenEXR: their white is 1.
 _FLOAT_FORMATS = (b"#?RGBE", b"#?RADIANCE", b"PF", b"Pf", b"\x76\x2f\x31\x01")
+_AVIF = b"ftypavi"  # OpenCV gives its 10 and 12 bits as they are, far from the range of 16
 _looked_at: set[int] = set()  # mapped files whose values are known to be good
 
 
@@ -47,7 +49,7 @@ class ArraySource:
     Args:
         array (np.ndarray): [H, W, C] of numbers; it is not changed.
         swap (bool): Three or four channels are BGR or BGRA and wanted as RGB or RGBA.
-        scale (float): What values are multiplied by.
+        unit (float): The value that becomes 1.
         void (np.ndarray, optional): bool [H, W], pixels without data, which become 0; None where
             there are none.
     """
@@ -56,13 +58,13 @@ class ArraySource:
         self,
         array: np.ndarray,
         swap: bool = False,
-        scale: float = 1,
+        unit: float = 1,
         void: np.ndarray | None = None,
     ) -> None:
         self.void = void
         self._array = np.asarray(array)  # not a memmap, which would hand its class on
         self._swap = _SWAPS.get(array.shape[2]) if swap else None
-        self._scale = scale
+        self._unit = unit
         self.shape = array.shape
 
     def window(self, top: int, left: int, size: Sequence[int]) -> np.ndarray:
@@ -77,8 +79,8 @@ class ArraySource:
                 part = part.astype(np.float32)
             part = cv2.cvtColor(part, self._swap)
         part = part.astype(np.float32, order="C")
-        if self._scale != 1:
-            part = part * np.float32(self._scale)
+        if self._unit != 1:
+            part /= np.float32(self._unit)  # what is a whole number of 8 bits stays one
         if self.void is not None:
             part[functional.crop(self.void, top, left, size)] = 0
         return part
@@ -94,7 +96,7 @@ class PngSource:
     Args:
         file (kernels.png.Png): The file.
         content (bytes): The same.
-        decode (callable): Decodes a file's bytes: uint8 [H, W], or BGR uint8 [H, W, 3].
+        decode (callable): Decodes a file's bytes: uint8 or uint16, [H, W] or BGR [H, W, 3].
         channels (int): 1 or 3, what `decode` gives.
         to_rgb (bool): Give three channels as RGB, else as BGR.
     """
@@ -118,14 +120,16 @@ class PngSource:
         Raises:
             UserError: The file cannot be decoded down to the window's last row.
         """
-        return ArraySource(self._rows(top + size[0]), self._to_rgb).window(top, left, size)
+        rows = self._rows(top + size[0])
+        unit = _DEEP if rows.dtype == np.uint16 else 1
+        return ArraySource(rows, self._to_rgb, unit).window(top, left, size)
 
     def whole(self) -> np.ndarray:
         """float32 [H, W, C] that belongs to the caller."""
         return self.window(0, 0, self.shape[:2])
 
     def _rows(self, count):
-        """uint8 [at least `count`, W, C], in OpenCV's order of channels."""
+        """[at least `count`, W, C], in OpenCV's order of channels."""
         if kernels.reads_png_fast() or count <= _MOST_ROWS * self.shape[0]:
             first = self._file.first_rows(count)
             if first is not None:
@@ -167,7 +171,7 @@ def open_image(
         return _mapped_source(path, img_channels, nodata)
     content = read_content(path, "Image")
     try:
-        limit.check(content)
+        orientation = limit.check(content)
     except UserError as e:
         raise UserError(f"Image {path} {e}.") from e
 
@@ -177,22 +181,34 @@ def open_image(
     if file is not None:
 
         def decode(part):
-            return _decode(part, path, img_channels)[0]
+            return _decode(part, path, img_channels)
 
         return PngSource(file, content, decode, img_channels, to_rgb)
-    img, values = _decode(content, path, img_channels, nodata is not None)
-    img = _with_channels(path, img, img_channels)
-    scale = 1 / 257 if img.dtype == np.uint16 else 1
-    return array_source(img, f"Image {path}", to_rgb, scale, values=values, nodata=nodata)
+    img = _with_channels(path, _decode(content, path, img_channels, orientation), img_channels)
+    return array_source(img, f"Image {path}", to_rgb, unit_of(img, content), nodata=nodata)
+
+
+def unit_of(img: np.ndarray, content: bytes) -> float:
+    """The number in an image file that becomes 1.
+
+    Args:
+        img: As `decode_image` gives it.
+        content: The file.
+
+    Returns:
+        257 for 16 bits; 1/255 in formats of floats whose white is 1; else 1.
+    """
+    if img.dtype == np.uint16:
+        return _DEEP
+    return 1 / 255 if content.startswith(_FLOAT_FORMATS) else 1
 
 
 def array_source(
     img: np.ndarray,
     name: str,
     swap: bool = False,
-    scale: float = 1,
+    unit: float = 1,
     *,
-    values: np.ndarray | None = None,
     nodata: float | None = None,
 ) -> ArraySource:
     """An `ArraySource` whose values have been looked at.
@@ -200,18 +216,15 @@ def array_source(
     Args:
         img (np.ndarray): [H, W, C].
         name (str): For the message.
-        swap, scale: As for `ArraySource`.
-        values (np.ndarray, optional): The file's own values, [H, W] or [H, W, C], where they are
-            not those of `img`.
+        swap, unit: As for `ArraySource`.
         nodata (float, optional): As for `open_image`.
 
     Raises:
         UserError: Values are NaN, infinite or beyond 1e6.
     """
-    values = img if values is None else values
-    void = nodata_mask(values, nodata)
-    check_values(values, name, void)
-    return ArraySource(img, swap, scale, void)
+    void = nodata_mask(img, nodata)
+    check_values(img, name, void)
+    return ArraySource(img, swap, unit, void)
 
 
 def _mapped_source(path, img_channels, nodata):
@@ -240,45 +253,48 @@ def _with_channels(path, img, img_channels):
     return img
 
 
-def decode_image(
-    content: bytes, img_channels: int, own_values: bool = False
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def decode_image(content: bytes, img_channels: int, orientation: int = 1) -> np.ndarray | None:
     """Decodes an image file.
 
     Args:
         content (bytes): The file.
         img_channels (int): Channels wanted.
-        own_values (bool): The values in the file matter, before they are brought to 8 bits.
+        orientation (int): Of its EXIF field, see `limit.check`; of a TIFF it is known here.
 
     Returns:
-        tuple: The image, and its values in the file where they are others and matter (see
-        `own_values`; they always do in formats of float numbers), else None. The image is uint8
-        [H, W] for one channel, uint8 BGR for three, anything for other numbers of channels; a TIFF
-        of floats or of 32-bit numbers is what the file holds. None where OpenCV cannot read it.
+        np.ndarray: The file's own numbers, [H, W] or [H, W, C], three and four channels in
+        OpenCV's order; see `unit_of`. Pictures of 8 and 16 bits have the channels wanted if these
+        are 1 or 3, others what the file holds. None where OpenCV cannot read it.
 
     Raises:
         cv2.error: OpenCV cannot read it.
+        UserError: Nor can what reads TIFF files; the text is the rest of a sentence.
     """
+    header = tiff.look(content)
+    if header is not None and not header.opencv_reads(img_channels):
+        return tiff.read(content, header, img_channels)
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(img_channels, cv2.IMREAD_UNCHANGED)
-    if tiff.is_wide(content):
+    if header is not None and header.is_wide:
         flags = cv2.IMREAD_UNCHANGED
-    data = np.frombuffer(content, np.uint8)
-    img, values = (cv2.imdecode(data, flags) if content else None), None
-    has_more = own_values or content.startswith(_FLOAT_FORMATS)
-    if img is not None and has_more and flags != cv2.IMREAD_UNCHANGED:
-        values = cv2.imdecode(data, flags | cv2.IMREAD_ANYDEPTH)
-    return img, values
+    elif flags != cv2.IMREAD_UNCHANGED:
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION  # OpenCV obeys it in some formats and not in others
+        flags |= 0 if content[4:11] == _AVIF else cv2.IMREAD_ANYDEPTH
+    img = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    # OpenCV turns every TIFF itself.
+    return img if img is None or header is not None else exif.turn(img, orientation)
 
 
-def _decode(content, path, img_channels, own_values=False):
+def _decode(content, path, img_channels, orientation=1):
     """`decode_image`, with a `UserError` that names the file."""
     try:
-        img, values = decode_image(content, img_channels, own_values)
+        img = decode_image(content, img_channels, orientation)
+    except UserError as e:
+        raise UserError(f"Image {path} {e}{'' if str(e).endswith('.') else '.'}") from e
     except cv2.error as e:
         raise UserError(f"Image {path} cannot be decoded: {e}") from e
     if img is None:
         raise UserError(f"Image {path} is broken or of a format that OpenCV does not read.")
-    return img, values
+    return img
 
 
 def read_content(path: str | os.PathLike[str], what: str) -> bytes:

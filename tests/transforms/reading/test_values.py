@@ -142,9 +142,9 @@ def test_width_of_a_tiff(tmp_path, dtype, channels, wide):
     dtype = np.int32 if dtype is int else dtype
     path = write(tmp_path / "a.tiff", picture(channels, dtype))
     content = Path(path).read_bytes()
-    assert tiff.is_wide(content) == wide
+    assert tiff.look(content).is_wide == wide
     for cut in range(len(content)):  # a damaged header is no reason to raise
-        tiff.is_wide(content[:cut])
+        tiff.look(content[:cut])
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -159,7 +159,7 @@ def test_width_in_both_byte_orders_and_in_bigtiff(order, big):
         body += struct.pack(order + tag, 258, 3, 1) + struct.pack(order + "H", bits).ljust(
             struct.calcsize(word), b"\0"
         )
-        assert tiff.is_wide(head + body) == (bits == 32)
+        assert tiff.look(head + body).is_wide == (bits == 32)
 
 
 # -- what is not looked at again -------------------------------------------------------------------

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label files as the numbers that stand in them.
+
+Decoders make pictures. A grey file of 2 bits holds 0 to 3, and its picture 0, 85, 170 and 255; one
+of 16 bits and three channels loses its lower half. A label's numbers are classes, so what a decoder
+did to them is undone here. Of one bit, white is 1 in every format.
+"""
+
+import dataclasses
+import re
+
+import cv2
+import numpy as np
+
+from paddleseg_deeplab.transforms.reading import exif, limit
+from paddleseg_deeplab.utils.errors import UserError
+
+# What Pillow calls grey of less than 8 bits, and grey whose 0 is white ("I"). "R" is the order of
+# bits in a byte, which it has seen to.
+_GREY = re.compile(r"L(?:;([248]?)(I?)R?)?")
+_COLOURS = {"LA": 1, "La": 1, "PA": 1, "RGBA": 3, "RGBa": 3}  # channels without transparency
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelPixels:
+    """A decoded label.
+
+    Attributes:
+        numbers: [H, W], or [H, W, C] where the file holds colours.
+        mode: Pillow's name of the file's channels.
+        orientation: Of its EXIF field, which is obeyed.
+        palette: uint8 [256, 3] RGB of a palette file, else None.
+        others: What a decoder that makes pictures gives for the number 1, where it is not 1.
+    """
+
+    numbers: np.ndarray
+    mode: str
+    orientation: int = 1
+    palette: np.ndarray | None = None
+    others: int | None = None
+
+
+def decode_label(content: bytes) -> LabelPixels:
+    """Decodes a label with Pillow, since OpenCV turns palette indices into colours.
+
+    Args:
+        content: The file.
+
+    Raises:
+        UserError: More pixels than the limit, see `limit.open_image`.
+        Exception: Damaged files; Pillow raises anything over them.
+    """
+    with limit.open_image(content) as file:
+        mode, orientation = file.mode, exif.orientation(content, file)
+        raw, most = _stored_as(file)
+        pixels = np.array(file)  # before the palette, which some formats have behind the pixels
+        palette = _palette(file) if mode == "P" else None
+        turned = file.format == "TIFF"  # by Pillow
+    others = None
+    if (";16" in raw or most > 255) and not mode.startswith("I"):
+        pixels, others = _deep(content), 0
+    elif most:
+        top, dtype = (65535, np.int32) if mode == "I" else (255, np.uint8)
+        pixels, others = np.rint(pixels * (most / top)).astype(dtype), round(top / most)
+    elif mode == "L" and (found := _GREY.fullmatch(raw)):
+        pixels, others = _grey(pixels, int(found[1] or 8), bool(found[2]))
+    if pixels.ndim == 3:
+        pixels = pixels[:, :, : _COLOURS.get(mode, pixels.shape[2])]
+        if (pixels == pixels[:, :, :1]).all():
+            pixels = np.ascontiguousarray(pixels[:, :, 0])
+    if not turned:
+        pixels = exif.turn(pixels, orientation)
+    return LabelPixels(pixels, mode, orientation, palette, others)
+
+
+def _stored_as(file):
+    """(Pillow's name of the numbers in an opened file, the greatest number of a PGM or PPM or 0).
+
+    0 too where it is the greatest of 8 or 16 bits, which Pillow leaves as they are.
+    """
+    args = file.tile[0][3] if file.tile else ""
+    args = args if isinstance(args, tuple) else (args,)
+    most = args[1] if file.format == "PPM" and len(args) == 2 else 0
+    return str(args[0]) if args else "", 0 if most in (255, 65535) else most
+
+
+def _grey(pixels, bits, inverted):
+    step = 255 // (2**bits - 1)
+    numbers = (255 - pixels if inverted else pixels) // step
+    first = 255 - step if inverted else step
+    return numbers, None if first == 1 else first
+
+
+def _deep(content):
+    """Numbers of 16 bits and several channels, of which Pillow keeps the upper half."""
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise UserError("holds 16 bits in a format of which only 8 can be read: write it as PNG")
+    return pixels
+
+
+def _palette(file):
+    flat = file.getpalette() or []
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(flat) // 3] = np.reshape(flat[: len(flat) // 3 * 3], (-1, 3))[:256]
+    return table
