@@ -12,7 +12,7 @@ import re
 import cv2
 import numpy as np
 
-from paddleseg_deeplab.transforms.reading import exif, limit
+from paddleseg_deeplab.transforms.reading import exif, limit, tiff
 from paddleseg_deeplab.utils.errors import UserError
 
 # What Pillow calls grey of less than 8 bits, and grey whose 0 is white ("I"). "R" is the order of
@@ -43,6 +43,9 @@ class LabelPixels:
 def decode_label(content: bytes) -> LabelPixels:
     """Decodes a label with Pillow, since OpenCV turns palette indices into colours.
 
+    A TIFF of 16 bits and more is not left to Pillow, which gives wrong numbers where it is
+    compressed, has a sign and the greater byte first.
+
     Args:
         content: The file.
 
@@ -50,38 +53,43 @@ def decode_label(content: bytes) -> LabelPixels:
         UserError: More pixels than the limit, see `limit.open_image`.
         Exception: Damaged files; Pillow raises anything over them.
     """
+    header = tiff.look(content)
+    if header is not None and header.bits >= 16:
+        limit.check_size(header.width, header.height)
+        return LabelPixels(_one(_of_tiff(content, header)), str(header), header.orientation)
     with limit.open_image(content) as file:
         mode, orientation = file.mode, exif.orientation(content, file)
         raw, most = _stored_as(file)
         pixels = np.array(file)  # before the palette, which some formats have behind the pixels
         palette = _palette(file) if mode == "P" else None
-        turned = file.format == "TIFF"  # by Pillow
     others = None
     if (";16" in raw or most > 255) and not mode.startswith("I"):
         pixels, others = _deep(content), 0
-    elif most:
+    elif most not in (0, 255, 65535):  # the greatest of their types stay as they are
         top, dtype = (65535, np.int32) if mode == "I" else (255, np.uint8)
         pixels, others = np.rint(pixels * (most / top)).astype(dtype), round(top / most)
     elif mode == "L" and (found := _GREY.fullmatch(raw)):
         pixels, others = _grey(pixels, int(found[1] or 8), bool(found[2]))
     if pixels.ndim == 3:
-        pixels = pixels[:, :, : _COLOURS.get(mode, pixels.shape[2])]
-        if (pixels == pixels[:, :, :1]).all():
-            pixels = np.ascontiguousarray(pixels[:, :, 0])
-    if not turned:
+        pixels = _one(pixels[:, :, : _COLOURS.get(mode, pixels.shape[2])])
+    if header is None:  # Pillow turns a TIFF itself
         pixels = exif.turn(pixels, orientation)
     return LabelPixels(pixels, mode, orientation, palette, others)
 
 
-def _stored_as(file):
-    """(Pillow's name of the numbers in an opened file, the greatest number of a PGM or PPM or 0).
+def _one(pixels):
+    """[H, W] of an array whose channels are all equal."""
+    if pixels.ndim == 3 and (pixels == pixels[:, :, :1]).all():
+        return np.ascontiguousarray(pixels[:, :, 0])
+    return pixels
 
-    0 too where it is the greatest of 8 or 16 bits, which Pillow leaves as they are.
-    """
+
+def _stored_as(file):
+    """Pillow's name of the numbers in an opened file; the greatest number of a PGM or PPM, or 0."""
     args = file.tile[0][3] if file.tile else ""
     args = args if isinstance(args, tuple) else (args,)
     most = args[1] if file.format == "PPM" and len(args) == 2 else 0
-    return str(args[0]) if args else "", 0 if most in (255, 65535) else most
+    return str(args[0]) if args else "", most
 
 
 def _grey(pixels, bits, inverted):
@@ -95,8 +103,14 @@ def _deep(content):
     """Numbers of 16 bits and several channels, of which Pillow keeps the upper half."""
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise UserError("holds 16 bits in a format of which only 8 can be read: write it as PNG")
+        raise UserError("holds 16 bits in a form that cannot be read: write it as a grey PNG")
     return pixels
+
+
+def _of_tiff(content, header):
+    if header.opencv_reads(header.samples):
+        return _deep(content)
+    return tiff.read(content, header, header.samples)
 
 
 def _palette(file):

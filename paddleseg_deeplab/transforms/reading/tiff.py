@@ -11,6 +11,7 @@ extra `tiff`).
 import contextlib
 import dataclasses
 import io
+import logging
 import struct
 
 import cv2
@@ -196,6 +197,8 @@ def _by_pillow(content, header):
 def _by_tifffile(content, header):
     if header.samples > _MOST_PAGES:
         raise UserError(f"holds {header.samples} channels; at most {_MOST_PAGES} are read")
+    # It logs what it finds damaged; where nobody listens, that would go to the console.
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     tifffile = import_extra("tifffile", need=f"holds {header}: reading it", extra="tiff")
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -207,6 +210,8 @@ def _by_tifffile(content, header):
             if len(order) > 3 or np.prod([shape[k] for k in order[2:]]) > _MOST_PAGES:
                 raise UserError(f"holds an array of the shape {shape}, which is no one image")
             image = series.asarray(maxworkers=1)
+            if image.shape != shape:
+                raise ValueError(f"its pixels do not fill the shape {shape}")
     except UserError:
         raise
     except Exception as error:  # a decoder raises anything over damaged files
