@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import yaml
+from picture_files import png, turned
 from PIL import Image
 
 from paddleseg_deeplab.cli.main import run_verb
@@ -147,7 +148,68 @@ def data_after_the_end(folder):
     folder.lists["train"][0] = "train0.jpg train0_l.png"
 
 
+def colour_labels_of(folder, palettes):
+    """Label files with palettes: {name: colours of 0, 1, 2}."""
+    for name, colours in palettes.items():
+        image = Image.fromarray(label())
+        image.putpalette(np.uint8([*colours, *[(9, 9, 9)] * 252, (255, 255, 255)]).ravel())
+        image.save(folder.root / name)
+
+
+BLACK, RED, GREEN, BLUE = (0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)
+
+
+def palettes_that_agree(folder):
+    """A class that only some of them have, greys, and no palette at all."""
+    one, other = (BLACK, RED, GREEN), (BLACK, RED, BLUE)
+    colour_labels_of(folder, {"train0_l.png": one, "val0_l.png": one})
+    palette_label(folder)
+    colour_labels_of(folder, {"train1_l.png": one})
+    image = Image.fromarray(label((0, 1)))  # its 2 has another colour, and no pixel
+    image.putpalette(np.uint8([*other, *[(9, 9, 9)] * 253]).ravel())
+    image.save(folder.root / "train2_l.png")
+
+
+def turned_likewise(folder):
+    """Picture and mask with the same orientation, as tools write them that keep the field."""
+    folder.bytes("train0.png", turned(picture(9), 3, "PNG"))
+    folder.bytes("train0_l.png", turned(label(), 3, "PNG"))
+
+
+def deep(folder, most, normalize=None):
+    """All pictures of 16 bits, up to a number."""
+    folder.transforms = [{"type": "Normalize", **(normalize or {})}]
+    for mode, count in COUNTS.items():
+        for k in range(count):
+            numbers = picture([k, count]).astype(np.uint16) * (most // 255)
+            folder.bytes(f"{mode}{k}.png", png(numbers, 16, 2))
+
+
+def deep_and_bright(folder):
+    deep(folder, 65535)
+
+
+def deep_and_one_is_dark(folder):
+    deep(folder, 65535)
+    folder.bytes("train0.png", png(picture(9).astype(np.uint16), 16, 2))
+
+
+def twelve_bits_as_expected(folder):
+    deep(folder, 4095, {"mean": [0.03], "std": [0.03]})
+
+
+def floats_without_normalize(folder):
+    np.save(folder.root / "train0.npy", picture(9).astype(np.float32) / 255)
+    folder.lists["train"][0] = "train0.npy train0_l.png"
+
+
 SOUND = [
+    palettes_that_agree,
+    turned_likewise,
+    deep_and_bright,
+    deep_and_one_is_dark,
+    twelve_bits_as_expected,
+    floats_without_normalize,
     grey_jpeg,
     turned_with_its_label,
     grey_label_in_colour_file,
@@ -341,6 +403,56 @@ def larger_crop(folder):
     folder.label("train0_l.png", label(size=(H + 4, W)))
 
 
+def scene(labels):
+    """A picture that shows what its mask says, and some noise: [H, W, 3]."""
+    grey = np.uint8([40, 120, 200, 250])[np.minimum(labels, 3)]
+    noise = np.random.default_rng(0).integers(0, 10, (*labels.shape, 3), dtype=np.uint8)
+    return grey[:, :, None] - noise
+
+
+def turned_by_180(folder):
+    """Its mask was drawn on the pixels as they are stored."""
+    folder.bytes("train0.jpg", turned(scene(label()), 3, "JPEG", quality=95))
+    folder.lists["train"][0] = "train0.jpg train0_l.png"
+
+
+def mirrored_mask(folder):
+    folder.image("train1.png", scene(label()))
+    folder.bytes("train1_l.png", turned(label(), 2, "PNG"))
+
+
+def turned_squares(folder):
+    """One of three masks fits as it is read, one the stored pixels, one is all of a class."""
+    square = label(size=(32, 32))
+    for k, (number, drawn) in enumerate(((6, np.rot90(square)), (8, square), (6, square))):
+        flat = k == 2
+        labels = np.ones_like(square) if flat else square
+        folder.bytes(f"val{k}.png", turned(scene(1 * labels if flat else drawn), number, "PNG"))
+        folder.label(f"val{k}_l.png", labels)
+
+
+def palettes_that_differ(folder):
+    """Red is 1 in most, and 2 in one."""
+    usual = (BLACK, RED, GREEN)
+    names = ("train0_l.png", "train2_l.png", "val1_l.png")
+    colour_labels_of(folder, dict.fromkeys(names, usual))
+    colour_labels_of(folder, {"train3_l.png": (BLACK, GREEN, RED)})
+
+
+def two_and_four_bits(folder):
+    for k, bits in enumerate((2, 4)):
+        folder.bytes(f"train{k}_l.png", png(np.minimum(label(), 2), bits))
+
+
+def twelve_bits(folder):
+    deep(folder, 4095)
+
+
+def floats_up_to_one(folder):
+    floats_without_normalize(folder)
+    folder.transforms = [{"type": "Normalize"}]
+
+
 # Change; kind, set and count of what is found; the first file; words of its detail.
 FAULTS = [
     (bad_line, "bad_line train 1", "train.txt:3", "alone.png"),
@@ -387,6 +499,18 @@ FAULTS = [
     (no_class_2, "empty_class val 1", "2 class_2", ""),
     (grey_and_transparent, "mixed_channels train 2", "train0.png", "mode L"),
     (larger_crop, "small_images train 5", "train1.png", "24x16"),
+    (turned_by_180, "turned_images train 1", "train0_l.png", "mask 1: not turned; edges below"),
+    (mirrored_mask, "turned_images train 1", "train1_l.png", "mask 2: left and right swapped"),
+    (turned_squares, "turned_images val 3", "val1_l.png", "picture 8: turned to the left"),
+    (
+        palettes_that_differ,
+        "palettes_differ train and val 1",
+        "train3_l.png",
+        "1 is (0, 200, 0), and (200, 0, 0) in 3 others",
+    ),
+    (two_and_four_bits, "numbers_differ train 2", "train0_l.png", "1 is 85 there"),
+    (twelve_bits, "dim_images train 6, dim_images val 3", "train0.png", "at most 15.9 of 255"),
+    (floats_up_to_one, "dim_images train 1", "train0.npy", "at most 1 of 255"),
 ]
 # The first line that is to paste.
 PASTE = {
