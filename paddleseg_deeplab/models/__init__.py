@@ -2,46 +2,15 @@
 """Models, backbones and losses under PaddleSeg's names; importing this registers them all."""
 
 import paddleseg_deeplab.utils.needs_paddle  # noqa: F401  isort: skip
-from paddleseg_deeplab.models.backbones import (
-    MobileNetV2,
-    MobileNetV2_x0_5,
-    MobileNetV2_x0_25,
-    MobileNetV2_x0_75,
-    MobileNetV2_x1_0,
-    MobileNetV2_x1_5,
-    MobileNetV2_x2_0,
-    ResNet,
-    ResNet18_vd,
-    ResNet34_vd,
-    ResNet50,
-    ResNet50_vd,
-    ResNet101,
-    ResNet101_vd,
-    ResNet152,
-    ResNet152_vd,
-    ResNet_vd,
-    VGG16_LargeFOV,
-    Xception41_deeplab,
-    Xception65_deeplab,
-    Xception71_deeplab,
-    XceptionDeeplab,
-)
+from paddleseg_deeplab.models import backbones, losses
+from paddleseg_deeplab.models.backbones import *  # noqa: F403  (its __all__)
 from paddleseg_deeplab.models.deeplab_v1 import DeepLabV1
 from paddleseg_deeplab.models.deeplab_v2 import DeepLabV2
 from paddleseg_deeplab.models.deeplab_v3 import DeepLabV3, DeepLabV3Head
 from paddleseg_deeplab.models.deeplab_v3p import Decoder, DeepLabV3P, DeepLabV3PHead
-from paddleseg_deeplab.models.losses import (
-    CrossEntropyLoss,
-    DiceLoss,
-    FocalLoss,
-    LovaszSoftmaxLoss,
-    MixedLoss,
-    OhemCrossEntropyLoss,
-    RMILoss,
-)
+from paddleseg_deeplab.models.losses import *  # noqa: F403  (its __all__)
 
 __all__ = [
-    "CrossEntropyLoss",
     "Decoder",
     "DeepLabV1",
     "DeepLabV2",
@@ -49,32 +18,6 @@ __all__ = [
     "DeepLabV3Head",
     "DeepLabV3P",
     "DeepLabV3PHead",
-    "DiceLoss",
-    "FocalLoss",
-    "LovaszSoftmaxLoss",
-    "MixedLoss",
-    "MobileNetV2",
-    "MobileNetV2_x0_5",
-    "MobileNetV2_x0_25",
-    "MobileNetV2_x0_75",
-    "MobileNetV2_x1_0",
-    "MobileNetV2_x1_5",
-    "MobileNetV2_x2_0",
-    "OhemCrossEntropyLoss",
-    "RMILoss",
-    "ResNet",
-    "ResNet18_vd",
-    "ResNet34_vd",
-    "ResNet50",
-    "ResNet50_vd",
-    "ResNet101",
-    "ResNet101_vd",
-    "ResNet152",
-    "ResNet152_vd",
-    "ResNet_vd",
-    "VGG16_LargeFOV",
-    "Xception41_deeplab",
-    "Xception65_deeplab",
-    "Xception71_deeplab",
-    "XceptionDeeplab",
 ]
+__all__ += backbones.__all__
+__all__ += losses.__all__

@@ -94,7 +94,7 @@ class DeepLabV2(Segmenter):
         """Logits of the image at one scale (see `layers.resize_by`), on that scale's grid."""
         if scale != 1.0:
             x = resize_by(x, scale, self.align_corners, self.data_format)
-        return self.head(self.backbone(x))[0]
+        return self.head(self.features(x))[0]
 
     def fuse(self, maps: list[Tensor]) -> list[Tensor]:
         """[the maximum on scale 1's grid, then the maps]; one map is all there is."""

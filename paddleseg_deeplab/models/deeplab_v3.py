@@ -131,7 +131,7 @@ class DeepLabV3(Segmenter):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """See `Segmenter`; in training the auxiliary logits follow where there are any."""
-        features = self.backbone(x)
+        features = self.features(x)
         logits = self.head(features)
         if self.has_aux and self.training:
             logits = logits + self.head.aux(features)

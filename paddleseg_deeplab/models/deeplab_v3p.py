@@ -130,7 +130,7 @@ class DeepLabV3P(Segmenter):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """See `Segmenter`; the head knows how its logits reach the input's size."""
-        logits = self.head(self.backbone(x))
+        logits = self.head(self.features(x))
         if self.training and self.logits_size == "stride":
             return logits
         size = spatial_size(x, self.data_format)

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+import paddle
 from paddle import Tensor, nn
 
 from paddleseg_deeplab.models.layers import (
@@ -18,6 +19,7 @@ from paddleseg_deeplab.models.layers import (
     set_batch_norm,
     spatial_size,
 )
+from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import load_entire_model
 
@@ -101,7 +103,19 @@ class Segmenter(nn.Layer):
             list[Tensor]: float [N, num_classes, H, W], unbounded, the main output first;
                 [N, H, W, num_classes] for "NHWC".
         """
-        return self.finish(self.head(self.backbone(x)), x)
+        return self.finish(self.head(self.features(x)), x)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The backbone's features, compared with what it declares of them.
+
+        Raises:
+            UserError: They are no list, or of other channels or strides; a wrong stride would
+                change the rates that follow it without a word.
+        """
+        features = self.backbone(x)
+        if paddle.in_dynamic_mode():  # a program that is traced has no sizes
+            _check_features(self.backbone, features, x, self.data_format)
+        return features
 
     def finish(self, logits: list[Tensor], x: Tensor) -> list[Tensor]:
         """Brings logits to the input's size, unless they train on their own grid.
@@ -117,6 +131,32 @@ class Segmenter(nn.Layer):
             return logits
         size = spatial_size(x, self.data_format)
         return [resize(y, size, self.align_corners, self.data_format) for y in logits]
+
+
+def _check_features(backbone, features, x, data_format):
+    name, channels = type(backbone).__name__, backbone.feat_channels
+    if not isinstance(features, (list, tuple)) or len(features) < len(channels):
+        count = f"{len(features)}" if isinstance(features, (list, tuple)) else "no list of"
+        raise UserError(
+            f"The backbone {name} gives {count} features, and its feat_channels declares "
+            f"{len(channels)}: give a list of so many tensors."
+        )
+    axis = channel_axis(data_format)
+    found = [feature.shape[axis] for feature in features]
+    if found[: len(channels)] != list(channels):
+        raise UserError(
+            f"The backbone {name} gives features of {found} channels, and its feat_channels says "
+            f"{list(channels)}: declare what it gives."
+        )
+    height = spatial_size(x, data_format)[0]
+    for stride, feature in zip(getattr(backbone, "feat_strides", None) or (), features):
+        got = spatial_size(feature, data_format)[0]
+        # Paddings differ, by less than two pixels.
+        if abs(got - height / stride) >= 2:
+            raise UserError(
+                f"The backbone {name} gives a feature of height {got} for an input of height "
+                f"{height}, and its feat_strides says stride {stride}: declare the stride it has."
+            )
 
 
 class ClassifierHead(nn.Layer):

@@ -20,6 +20,7 @@ from paddleseg_deeplab.models import (
     ResNet_vd,
 )
 from paddleseg_deeplab.models.layers import DEFAULT_ASPP_RATIOS, ASPPModule, ConvBN, SyncBatchNorm
+from paddleseg_deeplab.utils.errors import UserError
 
 
 def _image(n=1, c=3, h=64, w=64, seed=0):
@@ -330,3 +331,41 @@ def test_sync_batch_norm(device, ranks, kind, monkeypatch):
     layer = SyncBatchNorm(4)
     assert isinstance(layer, kind)
     assert set(layer.state_dict()) == {"weight", "bias", "_mean", "_variance"}
+
+
+class _Declares(nn.Layer):
+    """Two features, of strides 4 and 8 and of 6 and 10 channels, and what it says of them."""
+
+    def __init__(self, channels=(6, 10), strides=(4, 8), gives=lambda features: features):
+        super().__init__()
+        self.feat_channels, self.feat_strides, self.gives = list(channels), strides, gives
+        self.low = nn.Conv2D(3, 6, 3, stride=4, padding=1)
+        self.high = nn.Conv2D(6, 10, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        low = self.low(x)
+        return self.gives([low, self.high(low)])
+
+
+@pytest.mark.parametrize(
+    ("declares", "message"),
+    [
+        (
+            {"channels": (6, 12)},
+            r"features of \[6, 10\] channels, and its feat_channels says \[6, 12\]",
+        ),
+        ({"strides": (4, 16)}, "a feature of height 8 for an input of height 64, .* stride 16"),
+        ({"gives": lambda features: features[0]}, "no list of features, .* declares 2"),
+        ({"gives": lambda features: features[1:]}, "1 features, .* declares 2"),
+    ],
+)
+def test_a_backbone_gives_what_it_declares(declares, message):
+    model = DeepLabV3P(5, _Declares(**declares), (0, 1), (1, 2), 8)
+    with pytest.raises(UserError, match=f"The backbone _Declares gives {message}"):
+        model(_image())
+
+
+@pytest.mark.parametrize("strides", [(4, 8), None])
+def test_a_right_declaration_passes(strides):
+    for size in (64, 33, 17, 9):
+        assert DeepLabV3P(5, _Declares(strides=strides), (0, 1), (1, 2), 8)(_image(h=size))
