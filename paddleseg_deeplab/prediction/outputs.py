@@ -65,7 +65,7 @@ def collect_images(
     """
     if isinstance(path, (str, os.PathLike)):
         return _images_of(os.fspath(path), exclude)
-    paths = []
+    paths: list[str] = []
     for each in (written.expand_home(os.fspath(p)) for p in path):
         several = os.path.isdir(each) or _is_list(each)
         several |= glob.has_magic(each) and not os.path.isfile(each)

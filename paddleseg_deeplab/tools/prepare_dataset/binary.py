@@ -215,7 +215,7 @@ def prepare_binary(
     files = find_files(images, "--images", _SUFFIXES, [save_dir, *_inner(masks, images)])
     by_stem = {os.path.splitext(path)[0]: path for path in files}
     found, counts = _by_image(by_stem, masks, layers, outcome, [save_dir])
-    if "{class}" not in layers.pattern:
+    if names is not None and "{class}" not in layers.pattern:
         counts = collections.Counter({names[0]: sum(counts.values())})
         found = {key: [(path, names[0]) for path, _ in rows] for key, rows in found.items()}
     if names is None:

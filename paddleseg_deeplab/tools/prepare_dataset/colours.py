@@ -191,6 +191,7 @@ def prepare_colours(
         if reason is not None:
             outcome.failures.append((os.path.join(masks, pair[1]), reason))
             continue
+        assert counts is not None  # else there is a reason
         usable.append(pair)
         found.update(counts)
         for code in counts:
@@ -213,7 +214,7 @@ def prepare_colours(
     if entries:
         pixels: collections.Counter[int] = collections.Counter()
         for code, count in found.items():
-            pixels[numbers.get(code, other)] += count
+            pixels[numbers[code] if other is None else numbers.get(code, other)] += count
         listed = [f"{name} {pixels[number]}" for number, name in enumerate(names)]
         notes.append("pixels: " + ", ".join([*listed, f"void {pixels[VOID]}"]))
         if unknown:

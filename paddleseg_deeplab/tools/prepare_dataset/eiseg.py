@@ -72,7 +72,7 @@ def read_label_list(path: str) -> dict[int, tuple[str, int | None]]:
                 f"{path}:{number}: a line must be an id of its own from 1 to 254, a name and a "
                 f"colour, such as '1 road 128 64 128', not {line.strip()!r}."
             )
-        colour = None if match[3] is None else code_of((match[3], match[4], match[5]))
+        colour = None if match[3] is None else code_of(int(match[k]) for k in (3, 4, 5))
         labels[int(match[1])] = match[2], colour
     if not labels:
         raise UserError(f"{path} names no labels.")
@@ -129,7 +129,7 @@ def draw_polygons(path: str, numbers: Mapping[int, int], size: tuple[int, int]) 
     for place, record in enumerate(content):
         if not isinstance(record, dict) or not isinstance(record.get("points"), list):
             raise ValueError(f"its polygon {place} has no points")
-        number = numbers.get(record.get("labelIdx"))
+        number = numbers.get(record["labelIdx"]) if "labelIdx" in record else None
         if number is None:
             raise ValueError(
                 f"its polygon {place} has the id {record.get('labelIdx')!r}, which the list of "
@@ -202,7 +202,8 @@ def prepare_eiseg(
     by_name = class_numbers(names, found, wanted.other_labels, "--classes")
     numbers = {key: by_name[name] for key, (name, _) in listed.items()}
     codes = {c: numbers[key] for key, (_, c) in listed.items() if c is not None}
-    outcome, entries, kinds, alone = Outcome(), {}, collections.Counter(), []
+    kinds: collections.Counter[str] = collections.Counter()
+    outcome, entries, alone = Outcome(), {}, []
     for name in find_files(images, "--images", but=[labels, save_dir]):
         source = find_source(labels, name) if "/" not in name else None
         if source is None:

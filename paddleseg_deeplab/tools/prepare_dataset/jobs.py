@@ -76,7 +76,7 @@ class Job:
 
     source: str
     target: str
-    work: Callable[..., None]
+    work: Callable[..., Any]
     data: tuple[Any, ...] = ()
 
 

@@ -3,7 +3,8 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
 
 # What becomes of images without annotations: said with their number.
 UNLABELLED = {"background": "background", "skip": "left out"}
+
+_Name = TypeVar("_Name", bound=Hashable)  # a path, or COCO's id of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,24 +67,24 @@ def write_background(place: str, image: str, count: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeSet:
+class WholeSet(Generic[_Name]):
     """A set as it is to be written.
 
     Attributes:
-        entries (dict[str, Entry]): By a name, such as the path inside a folder.
-        sets (dict[str, list[str]]): "train", "val" or "test": names of its entries.
+        entries (dict): By a name, such as the path inside a folder.
+        sets (dict): "train", "val" or "test": names of its entries.
         class_names (list[str]): Of the classes 0, 1, ...
         save_dir (str): Where lists and class_names.txt go; paths in lists start from there.
         alone (bool): No other list may lie there, since it would share images with these.
     """
 
-    entries: dict[str, Entry]
-    sets: dict[str, Sequence[str]]
+    entries: Mapping[_Name, Entry]
+    sets: Mapping[str, Sequence[_Name]]
     class_names: Sequence[str]
     save_dir: str
     alone: bool = True
 
-    def _texts(self, names: set[str], separator: str | None) -> tuple[dict[str, str], str]:
+    def _texts(self, names: set[_Name], separator: str | None) -> tuple[dict[str, str], str]:
         rows = {
             f"{part}.txt": [self._row(name) for name in some if name in names]
             for part, some in self.sets.items()
@@ -89,7 +92,7 @@ class WholeSet:
         rows = {name: some for name, some in rows.items() if some}
         return lists.list_text(rows, separator, self.class_names)
 
-    def _row(self, name: str) -> tuple[str, str]:
+    def _row(self, name: _Name) -> tuple[str, str]:
         entry = self.entries[name]
         image, mask = (
             lists.relative(path, self.save_dir) for path in (entry.image, entry.job.target)

@@ -74,7 +74,8 @@ def walk(
     left_out = LeftOut() if left_out is None else left_out
     seen = {os.path.realpath(each) for each in but}
     # Links wait until all real folders are done, so that files keep their own path.
-    found, ahead, links = [], [""], []
+    found, ahead = [], [""]
+    links: list[str] = []
     while ahead or links:
         inside = ahead.pop() if ahead else links.pop(0)
         place = os.path.join(folder, inside)

@@ -63,8 +63,8 @@ def read_table(source: str) -> dict[int, str]:
     """
     if source.lower() in KNOWN:
         dataset, void = KNOWN[source.lower()]
-        table = dict(zip(map(code_of, dataset.PALETTE), dataset.CLASS_NAMES))
-        return {**table, code_of(void): VOID_NAME}
+        classes = dict(zip(map(code_of, dataset.PALETTE), dataset.CLASS_NAMES))
+        return {**classes, code_of(void): VOID_NAME}
     table: dict[int, str] = {}
     rows = enumerate(read_text(source).splitlines(), 1)
     lines = [(k, line.strip()) for k, line in rows if line.strip()]
