@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from paddleseg_deeplab.transforms.reading import exif, limit
 from paddleseg_deeplab.utils import visualize
@@ -285,7 +286,8 @@ def read_header(content: bytes) -> tuple[tuple[int, int], str | None]:
         with limit.open_image(content) as file:
             width, height = file.size
             number = exif.orientation(content, file)
-            if file.format == "TIFF":  # newer releases of Pillow give the size as it is turned
+            # Newer releases of Pillow give the size as it is turned.
+            if isinstance(file, TiffImageFile):
                 width, height = file.tag_v2[256], file.tag_v2[257]
             size = (width, height) if exif.swaps_sides(number) else (height, width)
             return size, file.format
