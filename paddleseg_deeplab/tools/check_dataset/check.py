@@ -162,8 +162,7 @@ def largest_std(transforms: Iterable[object] | None) -> float | None:
 
 def _find_palettes(checks):
     """Numbers that have a colour in some palettes and another one in others, over all sets."""
-    files: dict[tuple, list[str]] = {}
-    votes: dict[int, Counter] = {}
+    files, votes = {}, {}
     for check in checks:
         for colours, labels in check.palettes.items():
             files.setdefault(colours, []).extend(labels)

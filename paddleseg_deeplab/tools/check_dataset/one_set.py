@@ -72,6 +72,7 @@ class SetCheck:
         self.checked = self.labelled = self.void = self.unknown = self.nodata_pixels = 0
         self.counts = np.zeros(self.num_classes, np.int64)
         self.images_with = np.zeros(self.num_classes, np.int64)
+        self.sizes: Counter[tuple[int, int]] = Counter()
         self.modes: Counter[str] = Counter()
         self.orientations: Counter[int] = Counter()
         self.palettes: dict[tuple, list[str]] = {}

@@ -39,8 +39,10 @@ class Fit:
     @property
     def verdict(self) -> str:
         """`READ`, `STORED` or `UNKNOWN`."""
-        if not self.is_open:
-            return STORED if self.as_read is None else READ
+        if self.as_read is None:
+            return STORED
+        if self.as_stored is None:
+            return READ
         if self.as_read > _CLEARER * self.as_stored:
             return READ
         return STORED if self.as_stored > _CLEARER * self.as_read else UNKNOWN
