@@ -26,6 +26,7 @@ from paddleseg_deeplab.prediction import pictures
 from paddleseg_deeplab.prediction.batching import equal_size_batches, workers_for
 from paddleseg_deeplab.prediction.pictures import Failures
 from paddleseg_deeplab.transforms import Compose
+from paddleseg_deeplab.transforms.preprocessing import refuse_misplaced
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.weights.load import load_entire_model
@@ -144,7 +145,8 @@ def predict(
         a broken file, or a network that gives NaN or infinite values for it.
 
     Raises:
-        UserError: A setting is wrong, or the weights do not fit. OSError: The disk is full or gone.
+        UserError: A setting is wrong, a transform moves pixels for good, or the weights do not fit.
+            OSError: The disk is full or gone.
     """
     refuse_multilabel(use_multilabel)
     how = NetworkSettings(
@@ -162,6 +164,7 @@ def predict(
         batch_size=batch_size,
     )
     how.check()
+    refuse_misplaced(transforms, "predict: transforms")
     outputs = prediction_files.parse_outputs(outputs)
     palette = _palette(palette, custom_color, class_names)
     paths = [str(path) for path in image_list]

@@ -35,6 +35,7 @@ from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction.batching import equal_size_batches, read_ahead, workers_for
 from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.transforms import functional
+from paddleseg_deeplab.transforms.preprocessing import refuse_misplaced
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix, check_class_names
 
@@ -180,9 +181,10 @@ def evaluate(
         EvaluationResult: Unpacks into mIoU, accuracy, class IoU, class precision, kappa.
 
     Raises:
-        UserError: A setting is wrong, an image cannot be read, the network gives NaN or infinite
-            values for it, sizes of label and image differ, or a label's value is out of range;
-            the file is named. `out_of_memory.OutOfMemory` says which settings help.
+        UserError: A setting is wrong, a transform moves pixels for good, an image cannot be read,
+            the network gives NaN or infinite values for it, sizes of label and image differ, or a
+            label's value is out of range; the file is named.
+            `out_of_memory.OutOfMemory` says which settings help.
     """
     refuse_multilabel(use_multilabel)
     if auc_roc:
@@ -203,6 +205,8 @@ def evaluate(
     )
     how.check()
     require_labels(eval_dataset, "val_dataset")
+    if not str(getattr(eval_dataset, "mode", "train")).startswith("train"):  # labels stay in place
+        refuse_misplaced(getattr(eval_dataset, "transforms", None), "evaluate: transforms")
     loss = _ValidationLoss(
         _whole_image_losses(losses, how), getattr(eval_dataset, "ignore_index", 255)
     )

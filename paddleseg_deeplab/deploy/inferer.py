@@ -19,15 +19,21 @@ from paddleseg_deeplab.prediction.crf import refined
 from paddleseg_deeplab.prediction.pictures import Failures
 from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.prediction.scores import check_finite
+from paddleseg_deeplab.transforms import preprocessing
 from paddleseg_deeplab.transforms.checks import Sample
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
 
 _WARM_UP_RUNS = 3
 _TUNING_IMAGES = 10
 
 
 def build_compose(info: DeployInfo) -> transforms.Compose:
-    """The preprocessing that deploy.yaml describes."""
+    """The preprocessing that deploy.yaml describes.
+
+    Raises:
+        UserError: A step is unknown, has a wrong parameter, or moves pixels for good.
+    """
     steps = []
     for item in info.transforms:
         item = dict(item)
@@ -36,7 +42,24 @@ def build_compose(info: DeployInfo) -> transforms.Compose:
         except (KeyError, TypeError, ValueError) as e:
             text = e.args[0] if e.args else e
             raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
+    _check_preprocessing(info)
     return transforms.Compose(steps, info.to_rgb, info.img_channels, nodata=info.nodata)
+
+
+def _check_preprocessing(info):
+    """A file may be older than export's own look at these, or another program's."""
+    path = f"{info.folder}/{deploy_yaml.FILE_NAME}"
+    found = preprocessing.steps_of(info.transforms, "Deploy.transforms")
+    for place, message in preprocessing.misplaced(found):
+        raise UserError(f"{path}: {place}: {message} Export again without it.")
+    for place, message in [*preprocessing.disorder(found), *preprocessing.random_steps(found)]:
+        logger.warning("%s: %s: %s", path, place, message)
+    if not found:
+        logger.warning(
+            "%s: Deploy.transforms is empty: images go into the network as they are, 0 to 255. If "
+            "the training had a Normalize, export again with it.",
+            path,
+        )
 
 
 def postprocess(

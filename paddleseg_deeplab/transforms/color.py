@@ -33,6 +33,8 @@ class RandomBlur:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "colour"
+    random = True
 
     def __init__(self, prob: float = 0.1, blur_type: str = "gaussian") -> None:
         self.prob = check_number("RandomBlur", "prob", prob, 0, 1)
@@ -65,6 +67,8 @@ class RandomNoise:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "colour"
+    random = True
 
     def __init__(self, prob: float = 0.5, max_sigma: float = 10.0) -> None:
         self.prob = check_number("RandomNoise", "prob", prob, 0, 1)
@@ -101,6 +105,8 @@ class RandomDistort:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "colour"
+    random = True
 
     def __init__(
         self,
@@ -158,6 +164,7 @@ class Normalize:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "colour"
 
     def __init__(
         self,

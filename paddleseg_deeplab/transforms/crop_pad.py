@@ -55,6 +55,7 @@ class Padding:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class PaddingByAspectRatio:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class ScalePadding:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     def __init__(
         self,
@@ -178,6 +181,7 @@ class RandomPaddingCrop:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(
         self,
@@ -272,6 +276,7 @@ class RandomCenterCrop:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(self, retain_ratio: Sequence[float] = (0.5, 0.5)) -> None:
         if not isinstance(retain_ratio, (list, tuple)):

@@ -7,11 +7,28 @@
   generator that follows from the key). The global states of `random` and `numpy.random` are left
   alone.
 
-A class without an attribute counts as False. A class speaks for itself alone: what its parent
-declares does not count, since it may run other code.
+Of a transform also:
+
+- ``effect``, what it does to an image: "colour", it changes values and moves nothing; "undone", it
+  moves pixels and notes in ``trans_info`` how to move them back; "geometry", it moves them for
+  good.
+- ``random = True``: an image comes out different each time. Said of those that change colours.
+
+A class without an attribute counts as False, and one without ``effect`` as "geometry". A class
+speaks for itself alone: what its parent declares does not count, since it may run other code.
 """
 
+from collections.abc import Callable
+
 from paddleseg_deeplab.transforms.compose import Compose
+
+EFFECTS = ("colour", "undone", "geometry")
+
+
+def effect_of(component: Callable) -> str | None:
+    """What a transform's class declares as its ``effect``; None where it says nothing."""
+    effect = vars(component).get("effect") if hasattr(component, "__dict__") else None
+    return effect if effect in EFFECTS else None
 
 
 def declares(dataset: object, name: str) -> bool:

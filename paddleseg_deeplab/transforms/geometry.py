@@ -41,6 +41,7 @@ class RandomHorizontalFlip:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(self, prob: float = 0.5) -> None:
         self.prob = check_number("RandomHorizontalFlip", "prob", prob, 0, 1)
@@ -60,6 +61,7 @@ class RandomVerticalFlip:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(self, prob: float = 0.1) -> None:
         self.prob = check_number("RandomVerticalFlip", "prob", prob, 0, 1)
@@ -83,6 +85,7 @@ class RandomRotation:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class RandomScaleAspect:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(self, min_scale: float = 0.5, aspect_ratio: float = 0.33) -> None:
         self.min_scale = check_number("RandomScaleAspect", "min_scale", min_scale, 0, 1)
@@ -166,6 +170,7 @@ class RandomAffine:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class Resize:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     interp_dict = functional.INTERPOLATIONS
 
@@ -82,6 +83,7 @@ class ResizeByLong:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     def __init__(self, long_size: int) -> None:
         self.long_size = check_int("ResizeByLong", "long_size", long_size)
@@ -105,6 +107,7 @@ class ResizeByShort:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     def __init__(
         self, short_size: int | list[int] | tuple[int, ...], max_size: float = 1e10
@@ -138,6 +141,7 @@ class LimitLong:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "undone"
 
     def __init__(self, max_long: int | None = None, min_long: int | None = None) -> None:
         for name, value in (("max_long", max_long), ("min_long", min_long)):
@@ -171,6 +175,7 @@ class ResizeRangeScaling:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(self, min_value: int = 400, max_value: int = 600) -> None:
         self.min_value, self.max_value = check_range(
@@ -198,6 +203,7 @@ class ResizeStepScaling:
     """
 
     thread_safe = draws_from_rng = True
+    effect = "geometry"
 
     def __init__(
         self,

@@ -44,6 +44,8 @@ class Network(nn.Layer):
 class Marked:
     """A transform that raises for the marked picture."""
 
+    effect = "colour"
+
     def __call__(self, data):
         if data["img"][0, 0, 0] == MARK:
             raise ZeroDivisionError("in a transform")
@@ -53,6 +55,8 @@ class Marked:
 class Spoiling:
     """A transform of one's own that makes NaN of the marked picture."""
 
+    effect = "colour"
+
     def __call__(self, data):
         return {**data, "img": np.where(data["img"][0, 0, 0] == MARK, np.nan, data["img"])}
 
@@ -61,6 +65,7 @@ def raises(error):
     def function(*_, **__):
         raise error
 
+    function.effect = "colour"
     return function
 
 
