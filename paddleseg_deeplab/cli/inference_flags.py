@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddleseg_deeplab.cli.common import add_crf_arguments
 from paddleseg_deeplab.deploy.settings import ENGINES
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import MissingData
 from paddleseg_deeplab.utils.logger import logger
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def dataset_facts(builder: SegBuilder) -> tuple[BaseDataset | None, list[str], n
     """Validation set, class names and colours, as far as they can be had.
 
     A trained model is often used where its dataset is not: then names and colours are the
-    config's, the dataset class', or made up (the VOC colour table, as datasets have it).
+    config's, the dataset class', or made up (the VOC colour table, as datasets have it). Nothing
+    else about the dataset may be wrong.
 
     Args:
         builder (SegBuilder): Of the run.
@@ -110,7 +111,7 @@ def dataset_facts(builder: SegBuilder) -> tuple[BaseDataset | None, list[str], n
         component = registry.DATASETS[config["type"]]
         try:
             dataset = builder.val_dataset
-        except (UserError, OSError) as error:
+        except (MissingData, FileNotFoundError) as error:
             logger.info("Going on without the dataset itself: %s", error)
     facts: list[Any] = []
     for key, made_up in (

@@ -5,6 +5,7 @@ The only file that knows all component packages.
 """
 
 import paddleseg_deeplab.utils.needs_paddle  # noqa: F401  isort: skip
+import copy
 import inspect
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,6 +19,7 @@ from paddle.optimizer.lr import LRScheduler
 from paddleseg_deeplab import datasets, models, optimizers, transforms  # noqa: F401
 from paddleseg_deeplab import registry as manager
 from paddleseg_deeplab.cvlibs.config import Config
+from paddleseg_deeplab.cvlibs.preprocessing import check_preprocessing
 from paddleseg_deeplab.datasets.base import BaseDataset
 from paddleseg_deeplab.datasets.sampling import Sampling
 from paddleseg_deeplab.optimizers.lr import build_lr_scheduler
@@ -25,7 +27,7 @@ from paddleseg_deeplab.postprocess.settings import make_crf
 from paddleseg_deeplab.transforms.checks import Transform
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
 from paddleseg_deeplab.utils.class_weights import class_weights_from_counts
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import MissingData, UserError
 from paddleseg_deeplab.utils.logger import logger
 
 # Which registry a `type` at this place is looked up in; deeper keys come first.
@@ -110,6 +112,7 @@ class SegBuilder:
             self.build("sampler", config.sampler_cfg, manager.SAMPLERS)
         self._check_nodata()
         self._synchronise()
+        check_preprocessing(config)
 
     # -- checking -------------------------------------------------------------------------------
 
@@ -184,6 +187,12 @@ class SegBuilder:
             for name in ("ignore_index", "num_classes"):
                 self._agree(place, part, manager.LOSSES, name, name, name.upper())
 
+        val, export = (self.config.dic.get(name) or {} for name in ("val_dataset", "export"))
+        if "transforms" in export and val and "transforms" not in val:
+            parameters = inspect.signature(manager.DATASETS[val["type"]]).parameters
+            if "transforms" in parameters:
+                val["transforms"] = copy.deepcopy(export["transforms"])
+
         test = self.config.dic.get("test_config", {})
         if test.get("slide_above") is not None and test.get("crop_size") is None:
             test["crop_size"] = training_crop(self.config)  # None: an error where it is used
@@ -247,7 +256,9 @@ class SegBuilder:
         required = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIABLE]
         missing = [name for name in required if name not in params]
         if missing:
-            self.config.fail(place, f"{cfg['type']} needs {', '.join(missing)}.")
+            kind = MissingData if missing == ["dataset_root"] else UserError
+            text = f"{self.config.path}: {place}: {cfg['type']} needs {', '.join(missing)}."
+            raise kind(text)
         try:
             return component(**params)
         except (ValueError, TypeError, KeyError, OSError) as error:
@@ -255,9 +266,10 @@ class SegBuilder:
 
     def _told(self, place, error, of=""):
         """A `UserError` that puts file and place before a component's own words."""
+        kind = MissingData if isinstance(error, (MissingData, FileNotFoundError)) else UserError
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         text = text[len(place) + 2 :] if text.startswith(f"{place}: ") else text
-        return UserError(f"{self.config.path}: {place}{of}: {text}")
+        return kind(f"{self.config.path}: {place}{of}: {text}")
 
     def _section(self, name):
         cfg = getattr(self.config, f"{name}_cfg")
@@ -297,15 +309,21 @@ class SegBuilder:
 
     @cached_property
     def val_transforms(self) -> list[Transform]:
-        """The validation set's transforms as a list, without opening the set itself."""
-        return self._transforms("val_dataset", self.config.val_dataset_cfg)
+        """The validation set's transforms as a list, without opening the set itself; the export's
+        where it has none."""
+        return self._preprocessing("val_dataset", "export")
 
     @cached_property
     def export_transforms(self) -> list[Transform]:
         """Preprocessing that belongs to an exported model: ``export.transforms`` or val's."""
-        if "transforms" in self.config.export_cfg:
-            return self._transforms("export", self.config.export_cfg)
-        return self.val_transforms
+        return self._preprocessing("export", "val_dataset")
+
+    def _preprocessing(self, *sections):
+        section, items = self.config.preprocessing(*sections)
+        if not items:
+            text = "%s: %s.transforms is empty: images go into the network as they are, 0 to 255."
+            logger.info(text, self.config.path, section)
+        return self._transforms(section, {"transforms": items})
 
     def _transforms(self, place, cfg):
         return [

@@ -407,6 +407,30 @@ class Config:
     def ema_cfg(self) -> dict[str, Any]:
         return self._section("ema")
 
+    def preprocessing(self, *sections: str) -> tuple[str, list]:
+        """How images are prepared for the network.
+
+        Args:
+            *sections (str): "val_dataset" and "export", in the order in which they count.
+
+        Returns:
+            tuple[str, list]: The first of them with ``transforms``, and these, which may be empty.
+
+        Raises:
+            UserError: None of them has ``transforms``.
+        """
+        for section in sections:
+            items = self.dic.get(section, {}).get("transforms")
+            if items is not None:
+                return section, copy.deepcopy(items)
+        places = " nor ".join(f"{section}.transforms" for section in sections)
+        return self.fail(
+            "transforms",
+            f"neither {places} is given, so it is not known how images are prepared. Give the "
+            "steps that the network was trained with, such as transforms: [{type: Normalize}], or "
+            "transforms: [] where images go into it as they are.",
+        )
+
     def set_data_format(self, data_format: str) -> None:
         """Sets "NCHW" or "NHWC" on the model and its backbone; the losses follow (`SegBuilder`)."""
         model = self.dic.get("model", {})

@@ -14,7 +14,7 @@ from paddleseg_deeplab.datasets.dataset import check_root
 from paddleseg_deeplab.datasets.layouts import Folders, NameLists, PairLists
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.download import fetch
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import MissingData
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.visualize import voc_palette
 
@@ -103,7 +103,7 @@ class CatalogDataset(BaseDataset):
         try:
             self.file_list = self._list_files()
         except FileNotFoundError as error:
-            raise UserError(f"{error} {row.hint}") from error
+            raise MissingData(f"{error} {row.hint}") from error
 
     def _find_root(self, dataset_root):
         return dataset_root

@@ -12,7 +12,7 @@ from paddleseg_deeplab import registry
 from paddleseg_deeplab.datasets.base import BaseDataset, Faults, Pair, Transforms
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
-from paddleseg_deeplab.utils.errors import UserError, first_few
+from paddleseg_deeplab.utils.errors import MissingData, UserError, first_few
 from paddleseg_deeplab.utils.files import written
 from paddleseg_deeplab.utils.logger import logger
 
@@ -124,7 +124,7 @@ def check_files_exist(pairs: Iterable[Pair], source: str | os.PathLike[str]) -> 
     missing = missing_files(pairs)
     if missing:
         shown = first_few(missing, more=", ...")
-        raise UserError(
+        raise MissingData(
             f"{len(missing)} of the files that {source} names are missing: {shown}."
             + written.hint(missing[0])
         )
@@ -135,7 +135,7 @@ def check_root(name: str, root: str | os.PathLike[str] | None, hint: str) -> str
     root = root if root is None else written.expand_home(os.fspath(root))
     if root is None or not os.path.isdir(root):
         given = "dataset_root is not set" if root is None else f"there is no folder {root}"
-        raise UserError(f"{name}: {given}. {hint}")
+        raise MissingData(f"{name}: {given}. {hint}")
     return root
 
 
@@ -258,7 +258,7 @@ class Dataset(BaseDataset):
         found = written.find(path, self.dataset_root)
         if found is not None:
             return found[0]
-        raise UserError(
+        raise MissingData(
             f"Dataset: {key} {path} is no file, neither in the working directory nor in "
             f"{self.dataset_root}."
         )

@@ -15,6 +15,10 @@ class UserError(ValueError):
     """
 
 
+class MissingData(UserError):
+    """A folder or file of a dataset is not there; all else may be right."""
+
+
 class NonFiniteLoss(RuntimeError):
     """The loss became NaN or infinite; nothing is saved from that iteration on."""
 
