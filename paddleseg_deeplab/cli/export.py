@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
     from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.deploy import export as exporting
     from paddleseg_deeplab.deploy.deploy_yaml import DeployFacts
     from paddleseg_deeplab.utils.logger import logger
@@ -175,9 +176,10 @@ def run(args: argparse.Namespace) -> int:
     _nchw_unless_asked(config, args, form)
     crf = exporting.check_crf(config.test_config.get("crf"), args.output_op)
     builder = SegBuilder(config)
+    warn_of_other_config(config, args.model_path, section="export")
     _load_weights(builder.model, args.model_path)
     compose = compose_for(builder, builder.export_transforms)
-    dicts = config.export_cfg.get("transforms", config.val_dataset_cfg.get("transforms", []))
+    _, dicts = config.preprocessing("export", "val_dataset")
     dataset, names, palette = dataset_facts(builder)
     sample, resized = _sample(args, compose, dataset)
     shape = exporting.check_input_shape(args.input_shape, sample.shape[0])

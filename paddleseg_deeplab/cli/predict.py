@@ -12,7 +12,6 @@ from paddleseg_deeplab.cli.inference_flags import (
     dataset_facts,
 )
 from paddleseg_deeplab.utils.device import select_device
-from paddleseg_deeplab.utils.errors import UserError
 
 _DESCRIPTION = """Predicts images with a trained model.
 
@@ -56,12 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _preprocessing(builder, dataset):
     """The validation set's Compose, made from the config alone where the set cannot be opened."""
-    if dataset is not None:
+    if dataset is not None and builder.config.val_dataset_cfg.get("transforms"):
         return dataset.transforms
-    if not builder.config.val_dataset_cfg:
-        raise UserError(
-            f"{builder.config.path}: val_dataset is missing; its transforms are needed."
-        )
     return compose_for(builder, builder.val_transforms)
 
 
@@ -82,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from paddleseg_deeplab.core.predict import predict, report
     from paddleseg_deeplab.cvlibs import SegBuilder
     from paddleseg_deeplab.cvlibs.inference import inference_settings
+    from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.utils.logger import logger
 
     settings = inference_settings(config, args, "aug_pred")
@@ -90,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         dataset, class_names, palette = dataset_facts(builder)
         transforms = _preprocessing(builder, dataset)
         model = builder.model
+        if ranks.is_main:
+            warn_of_other_config(config, args.model_path)
     logger.info("Predicting %d images on %s.", len(images), device)
     result = predict(
         model,

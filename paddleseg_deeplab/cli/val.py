@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from paddleseg_deeplab.core.val import evaluate
     from paddleseg_deeplab.cvlibs import SegBuilder
     from paddleseg_deeplab.cvlibs.inference import inference_settings
+    from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.utils.logger import logger
     from paddleseg_deeplab.utils.weights.load import load_entire_model
 
@@ -52,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     with ranks.guard():
         builder = SegBuilder(config)
         dataset, model = builder.val_dataset, builder.model
+        if ranks.is_main:
+            warn_of_other_config(config, args.model_path, labels=True)
         load_entire_model(model, args.model_path)
     if args.model_path is None:
         logger.warning("No --model_path: the weights are the config's pretrained or random ones.")

@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from paddleseg_deeplab.core.stream import NetworkSettings
     from paddleseg_deeplab.cvlibs import Config, SegBuilder
     from paddleseg_deeplab.cvlibs.inference import inference_settings
+    from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.utils.device import select_device
 
     device = select_device(args.device)
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
     builder = SegBuilder(config)
     dataset, model = builder.val_dataset, builder.model
+    warn_of_other_config(config, args.model_path, labels=True)
     load_entire_model(model, args.model_path)
     workers = thread_count() if args.processes is None else args.processes
     with tempfile.TemporaryDirectory(prefix="crf_search_") as folder:
