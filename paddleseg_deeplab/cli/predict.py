@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     settings = inference_settings(config, args, "aug_pred")
     with ranks.guard():
         builder = SegBuilder(config)
+        config.preprocessing("val_dataset", "export")  # refuses one that has none
         dataset, class_names, palette = dataset_facts(builder)
         transforms = _preprocessing(builder, dataset)
         model = builder.model

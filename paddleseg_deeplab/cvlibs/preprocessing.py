@@ -89,8 +89,8 @@ def _warn_of_unlike_sections(config):
     if len(set(found.values())) > 1:
         told = "; ".join(f"{section}: {colours}" for section, colours in found.items())
         logger.warning(
-            "%s: transforms and to_rgb give a network other colours here and there. %s. Make them "
-            "equal, or the network is used on values that it was not trained on.",
+            "%s: the sections prepare colours in different ways. %s. Make their transforms and "
+            "to_rgb equal: a network is right only for values like those that it was trained on.",
             config.path,
             told,
         )

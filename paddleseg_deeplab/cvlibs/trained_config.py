@@ -49,7 +49,7 @@ def warn_of_other_config(
         return []
     if found:
         logger.warning(
-            "%s were trained with %s, and %s differs from it. The results will differ too:%s",
+            "The weights %s were trained with %s. %s differs from it, so results will differ:%s",
             model_path,
             path,
             config.path,

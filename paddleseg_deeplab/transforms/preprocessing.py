@@ -149,7 +149,7 @@ def disorder(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
         if normalize is None:
             normalize = step if step.component is Normalize else None
         elif step.component is Normalize:
-            yield step.place, "is a second Normalize: values are divided by 255 twice. Keep one."
+            yield step.place, "Normalize comes a second time: values are divided by 255 twice."
         elif step.effect == "colour" and step.is_random:
             yield (
                 step.place,
