@@ -15,8 +15,12 @@ from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
 _NAME, _BEST = "config.yml", "best_model"
-# Parameters of networks that change nothing once the weights are there and training is over.
-_IDLE = ("type", "backbone", "pretrained", "pretrained_skip", "data_format", "freeze_bn")
+# Parameters of networks that change nothing once the weights are there and training is over; and
+# two without which the weights do not fit, which loading refuses.
+_IDLE = (
+    *("type", "backbone", "pretrained", "pretrained_skip", "data_format", "freeze_bn"),
+    *("num_classes", "in_channels"),
+)
 _IDLE_ENDS = ("dropout", "bn_momentum")
 _MEANING = ("label_map", "ignore_index")  # of the values of masks
 
