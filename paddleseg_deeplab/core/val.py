@@ -114,6 +114,15 @@ def _whole_image_losses(losses, how):
     return losses
 
 
+def check_transforms(dataset: LabelledDataset) -> None:
+    """Refuses a dataset whose transforms move pixels for good while its labels stay in place.
+
+    In mode "train" the labels move along.
+    """
+    if not str(getattr(dataset, "mode", "train")).startswith("train"):
+        refuse_misplaced(getattr(dataset, "transforms", None), "evaluate: transforms")
+
+
 def evaluate(
     model: nn.Layer,
     eval_dataset: LabelledDataset,
@@ -205,8 +214,7 @@ def evaluate(
     )
     how.check()
     require_labels(eval_dataset, "val_dataset")
-    if not str(getattr(eval_dataset, "mode", "train")).startswith("train"):  # labels stay in place
-        refuse_misplaced(getattr(eval_dataset, "transforms", None), "evaluate: transforms")
+    check_transforms(eval_dataset)
     loss = _ValidationLoss(
         _whole_image_losses(losses, how), getattr(eval_dataset, "ignore_index", 255)
     )

@@ -2,11 +2,13 @@
 """Transforms that move pixels for good are refused from Python too, where masks are predicted."""
 
 import numpy as np
+import paddle
 import pytest
 from paddle import nn
 
-from paddleseg_deeplab.core import evaluate, predict
+from paddleseg_deeplab.core import evaluate, predict, train
 from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.models.losses import CrossEntropyLoss
 from paddleseg_deeplab.transforms import Compose, Normalize, RandomHorizontalFlip, Resize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.visualize import save_image
@@ -34,6 +36,19 @@ def shapes(*steps, mode="val"):
 def test_evaluate(step):
     with pytest.raises(UserError, match=f"evaluate: transforms: {type(step).__name__} "):
         evaluate(Net(), shapes(Normalize(), step), print_detail=False, progress=False)
+
+
+def test_train_says_so_before_it_begins(tmp_path):
+    model = Net()
+    with pytest.raises(UserError, match="evaluate: transforms: RandomHorizontalFlip "):
+        train(
+            *(model, shapes(Normalize(), mode="train"), shapes(RandomHorizontalFlip())),
+            optimizer=paddle.optimizer.SGD(0.01, parameters=model.parameters()),
+            losses={"types": [CrossEntropyLoss()], "coef": [1.0]},
+            save_dir=str(tmp_path),
+            iters=9,
+        )
+    assert not [*tmp_path.glob("iter_*")]
 
 
 def test_evaluate_where_labels_move_along():
