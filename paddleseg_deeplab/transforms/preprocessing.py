@@ -52,9 +52,9 @@ class Step:
 
     @property
     def is_random(self) -> bool:
-        key, draws = _DRAWS.get(self.name, (None, None))
-        if key is not None and self.settings.get(key) is not None:
-            return bool(draws(self.settings[key]))
+        if self.name in _DRAWS:
+            key, draws = _DRAWS[self.name]
+            return bool(draws(self.settings.get(key)))
         return vars(self.component).get("random") is True
 
     @property
@@ -94,11 +94,11 @@ def misplaced(steps: Sequence[Step]) -> Iterator[tuple[str, str]]:
             yield step.place, reason
 
 
-def refuse_misplaced(transforms: Callable, owner: str) -> None:
+def refuse_misplaced(transforms: object, owner: str) -> None:
     """`misplaced` for a `Compose` that is built; anything else is taken as it is.
 
     Args:
-        transforms (Callable): Of whoever predicts masks.
+        transforms (object): Of whoever predicts masks.
         owner (str): Who that is, for the message.
 
     Raises:
