@@ -18,7 +18,7 @@ from paddleseg_deeplab.utils.download import cache_home
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
-_FORMAT = 1  # of the remembered files
+_FORMAT = 2  # of the remembered files, and of what is read of a label
 _THREADS = 8  # at most; decoding leaves Python's lock
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orientation that a camera notes in a file, which is obeyed in every format, by images and by
-labels: what counts is what a viewer shows. Labelling programs (labelme, CVAT, Label Studio and all
-that run in a browser) draw on it too.
+labels: what counts is what a viewer shows. Labelling programs draw on it too.
 
 The rule is the file's own EXIF field: of a JPEG, WebP or AVIF, a PNG's eXIf chunk, a TIFF's tag.
 XMP and texts that hold EXIF data do not count, for browsers and OpenCV do not look at them.
@@ -43,6 +42,11 @@ def orientation(content: bytes, image: Image.Image) -> int:
     else:
         value = _of_exif(image.info.get("exif") or _late_exif(content))
     return value if value in _NAMES else 1
+
+
+def left_by_pillow(content: bytes, image: Image.Image) -> int:
+    """What is left to `turn` when Pillow has decoded an image: it turns a TIFF by itself."""
+    return 1 if image.format == "TIFF" else orientation(content, image)
 
 
 def describe(number: int) -> str:

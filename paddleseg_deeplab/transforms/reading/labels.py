@@ -59,6 +59,7 @@ def decode_label(content: bytes) -> LabelPixels:
         return LabelPixels(_one(_of_tiff(content, header)), str(header), header.orientation)
     with limit.open_image(content) as file:
         mode, orientation = file.mode, exif.orientation(content, file)
+        left = exif.left_by_pillow(content, file)
         raw, most = _stored_as(file)
         pixels = np.array(file)  # before the palette, which some formats have behind the pixels
         palette = _palette(file) if mode == "P" else None
@@ -72,9 +73,7 @@ def decode_label(content: bytes) -> LabelPixels:
         pixels, others = _grey(pixels, int(found[1] or 8), bool(found[2]))
     if pixels.ndim == 3:
         pixels = _one(pixels[:, :, : _COLOURS.get(mode, pixels.shape[2])])
-    if header is None:  # Pillow turns a TIFF itself
-        pixels = exif.turn(pixels, orientation)
-    return LabelPixels(pixels, mode, orientation, palette, others)
+    return LabelPixels(exif.turn(pixels, left), mode, orientation, palette, others)
 
 
 def _one(pixels):

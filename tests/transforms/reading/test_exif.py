@@ -88,7 +88,7 @@ def test_labels(tmp_path, number, form, mode):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_mask_made_of_its_picture_fits(tmp_path, number):
-    """Tools that copy the EXIF field with the pixels (ImageMagick does) give such pairs."""
+    """Programs that copy the EXIF field with the pixels give such pairs."""
     for form in ("PNG", "TIFF"):
         image, label = tmp_path / f"a.{form.lower()}", tmp_path / f"l.{form.lower()}"
         image.write_bytes(turned(RGB, number, form))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from paddleseg_deeplab.datasets import CamVid, Cityscapes, PascalVOC
-from paddleseg_deeplab.transforms.reading import limit
+from paddleseg_deeplab.transforms.reading import exif, limit
 from paddleseg_deeplab.transforms.reading.source import read_content
 from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.files.written import read_text
@@ -99,7 +99,8 @@ def read_codes(path: str) -> np.ndarray:
         with limit.open_image(content) as file:
             if file.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
                 raise UserError(f"is of the kind {file.mode}, which holds no colours of 8 bits")
-            colours = np.asarray(file.convert("RGB"), np.int32)
+            number = exif.left_by_pillow(content, file)
+            colours = exif.turn(np.asarray(file.convert("RGB"), np.int32), number)
     except UserError as error:
         raise UserError(f"Label {path} {error}.") from error
     except Exception as error:  # decoders raise anything over damaged files
