@@ -169,9 +169,15 @@ def read(content: bytes, header: Header, img_channels: int) -> np.ndarray:
         UserError: tifffile is missing or cannot read it; the text is the rest of a sentence.
     """
     limit.check_size(header.width, header.height)
+    if header.width * header.height * header.samples > limit.max_pixels() * max(4, img_channels):
+        raise UserError(
+            f"declares {header}, {header.width} x {header.height}: too much for an image of "
+            f"{img_channels}. Set img_channels to what the files hold"
+        )
     image = _by_pillow(content, header)
     if image is None:
-        image = exif.turn(_by_tifffile(content, header), header.orientation)
+        count = img_channels if header.has_pages(img_channels) else 1
+        image = exif.turn(_by_tifffile(content, header, count), header.orientation)
     if img_channels in (1, 3):
         if header.has_alpha:
             image = image[:, :, :-1]
@@ -194,26 +200,16 @@ def _by_pillow(content, header):
     return None
 
 
-def _by_tifffile(content, header):
+def _by_tifffile(content, header, count):
+    """[H, W, C] of the first `count` pages, which is not asked what other files it belongs to."""
     if header.samples > _MOST_PAGES:
         raise UserError(f"holds {header.samples} channels; at most {_MOST_PAGES} are read")
+    tifffile = import_extra("tifffile", need=f"holds {header}: reading it", extra="tiff")
     # It logs what it finds damaged; where nobody listens, that would go to the console.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
-    tifffile = import_extra("tifffile", need=f"holds {header}: reading it", extra="tiff")
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            series = file.series[0]
-            axes, shape = series.axes, series.shape
-            kept = [k for k in range(len(shape)) if axes[k] in "YX" or shape[k] > 1]
-            order = [*(k for k in kept if axes[k] == "Y"), *(k for k in kept if axes[k] == "X")]
-            order += [k for k in kept if axes[k] not in "YX"]
-            if len(order) > 3 or np.prod([shape[k] for k in order[2:]]) > _MOST_PAGES:
-                raise UserError(f"holds an array of the shape {shape}, which is no one image")
-            image = series.asarray(maxworkers=1)
-            if image.shape != shape:
-                raise ValueError(f"its pixels do not fill the shape {shape}")
-    except UserError:
-        raise
+            return np.concatenate([_page(file.pages[k]) for k in range(count)], axis=2)
     except Exception as error:  # a decoder raises anything over damaged files
         text = " ".join(str(error).split())
         if "imagecodecs" in text:
@@ -222,5 +218,11 @@ def _by_tifffile(content, header):
                 "imagecodecs, or save it without compression"
             ) from error
         raise UserError(f"cannot be read: {text}") from error
-    image = image.transpose([*order, *(k for k in range(len(shape)) if k not in order)])
-    return image.reshape(*image.shape[:2], -1)
+
+
+def _page(page):
+    image = page.asarray(maxworkers=1)
+    if image.shape != page.shape or not set("YX") <= set(page.axes) <= set("YXS"):
+        raise ValueError(f"its pixels are no image: {page.axes} {page.shape}")
+    order = [page.axes.index(axis) for axis in ("YXS" if "S" in page.axes else "YX")]
+    return image.transpose(order).reshape(*(image.shape[k] for k in order[:2]), -1)

@@ -187,7 +187,7 @@ def test_without_imagecodecs(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise told
 
-    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", fails)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", fails)
     assert "needs the package imagecodecs (<COMPRESSION.LZW: 5>" in refused(path, 5)
 
 
@@ -208,6 +208,10 @@ def test_damaged_files(tmp_path):
 
 def test_limit_of_pixels(tmp_path, monkeypatch):
     """Pillow does not know these files, so their own header is asked before memory is."""
+    monkeypatch.setenv(limit.VARIABLE, str(H * W))
+    assert "declares 8 channels of 32-bit floats, 17 x 12: too much for an image of 3" in refused(
+        written(tmp_path, tiff(picture(8, "float32"))), 3
+    )
     monkeypatch.setenv(limit.VARIABLE, str(H * W - 1))
     assert "17 x 12 pixels, above the limit" in refused(
         written(tmp_path, tiff(picture(5, "float32"))), 5
