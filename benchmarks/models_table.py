@@ -7,7 +7,7 @@
 A row of a table whose head has a column "tensors" says in its other cells what it is about: a link
 to a config, followed by changes such as `model.upsample=deconv`, or a backbone's name in
 backquotes, followed by settings such as `stride_in=1x1`. Other cells and lines stay as they are.
-No weights are made: each row takes about a second.
+No weights are made: a row takes one to five seconds.
 """
 
 import argparse

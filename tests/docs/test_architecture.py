@@ -11,7 +11,7 @@ from house import FLOORS
 from PIL import Image
 from places import ROOT
 
-from paddleseg_deeplab.cli import train
+from paddleseg_deeplab.cli.main import main
 from paddleseg_deeplab.cvlibs import Config, SegBuilder, manager
 
 TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -77,7 +77,7 @@ def test_the_examples_train_together(registered, tmp_path):
     path = tmp_path / "mine.yml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     flags = ["--config", str(path), "--save_dir", str(tmp_path / "out"), "--device", "cpu"]
-    assert train.main([*flags, "--do_eval"]) == 0
+    assert main(["train", *flags, "--do_eval"]) == 0
     assert (tmp_path / "out" / "best_model" / "model.pdparams").is_file()
 
     builder = SegBuilder(Config(str(path)))
