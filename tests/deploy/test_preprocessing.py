@@ -4,7 +4,9 @@
 import logging
 
 import pytest
+import yaml
 
+from paddleseg_deeplab.deploy import deploy_yaml
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.inferer import build_compose
 from paddleseg_deeplab.utils.errors import UserError
@@ -70,3 +72,17 @@ def test_geometry_is_refused(step, caplog):
 def test_doubtful_files_are_told(steps, word, caplog):
     _, [told] = built(steps, caplog)
     assert told.startswith(f"exported/deploy.yaml: {word}")
+
+
+def test_a_file_without_transforms_is_told(tmp_path, caplog):
+    info = DeployInfo("legacy", FREE, num_classes=5, folder=str(tmp_path))
+    for name in (info.model, info.params):
+        (tmp_path / name).write_bytes(b"")
+    path = tmp_path / "deploy.yaml"
+    deploy_yaml.write(info, str(path))
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del content["Deploy"]["transforms"]
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with caplog.at_level(logging.WARNING, logger="paddleseg_deeplab"):
+        assert build_compose(deploy_yaml.read(str(tmp_path))).transforms == []
+    assert "Deploy.transforms is empty" in caplog.text
