@@ -98,6 +98,8 @@ CASES = [
     (predict, "--image_path none.png", ["none.png"]),
     (predict, "--image_path empty", ["empty", "no images"]),
     (predict, "--image_path none/*.png", ["none/*.png"]),
+    (predict, "--image_path=", ["--image_path is empty"]),
+    (predict, "--image_path=~none/x", ["~none/x"]),
     (predict, "--outputs mask", ["--outputs", "'mask'"]),
     (predict, "--custom_color 1 2", ["custom_color", "2"]),
     (predict, "--custom_color 1 2 300", ["custom_color", "300"]),

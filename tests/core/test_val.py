@@ -8,9 +8,11 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from PIL import Image
 
 from paddleseg_deeplab.core.report import write_report
 from paddleseg_deeplab.core.val import evaluate, label_like_input
+from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.transforms import Compose, Padding, Resize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.metrics import ConfusionMatrix
@@ -203,6 +205,40 @@ def test_masks_of_0_and_255_are_noticed(caplog):
     [record] = caplog.records
     assert "no class but red" in record.getMessage()
     assert "label_map: {0: 0, 255: 1}" in record.getMessage()
+
+
+def test_masks_of_0_and_255_of_two_classes(caplog):
+    """There the line to set is label_map alone."""
+    data = Scenes(class_names=("red", "rest"))
+    data.num_classes = 2
+    data.labels = [np.where(label == 0, 0, 255) for label in data.labels]
+
+    class Two(Brightest):
+        def forward(self, x):
+            return [super().forward(x)[0][:, :2]]
+
+    quiet(Two(), data)
+    [record] = caplog.records
+    assert "set label_map: {0: 0, 255: 1} on both" in record.getMessage()
+
+
+def test_images_without_labels_end_in_one_line(tmp_path):
+    """Of a list, before anything runs; of one's own samples, when they come."""
+    for name in ("a.png", "b.png", "m.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    (tmp_path / "l.txt").write_text("a.png\nb.png m.png\n")
+    data = Dataset("test", str(tmp_path), [], 4, test_path="l.txt")
+    with pytest.raises(UserError, match=r"1 of 2 images have no label, such as .*a\.png"):
+        quiet(Brightest(), data)
+
+    class Unlabelled(Scenes):
+        def __getitem__(self, i):
+            sample = super().__getitem__(i)
+            del sample["label"]
+            return sample
+
+    with pytest.raises(UserError, match="sample 0 has no label"):
+        quiet(Brightest(), Unlabelled())
 
 
 def test_what_paddleseg_has_beyond_this(caplog):

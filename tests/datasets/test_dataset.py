@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from paddleseg_deeplab import transforms as T
-from paddleseg_deeplab.datasets import Dataset, class_pixel_counts, label_table, voc_palette
+from paddleseg_deeplab.datasets import (
+    Dataset,
+    Shapes,
+    class_pixel_counts,
+    label_table,
+    voc_palette,
+)
+from paddleseg_deeplab.datasets.base import require_labels
 from paddleseg_deeplab.datasets.dataset import missing_files, read_list_file
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -93,6 +100,45 @@ def test_test_lists_may_leave_labels_out(root):
     np.testing.assert_array_equal(data[1]["label"], LABEL)
     with pytest.raises(UserError, match=r"t\.txt:1"):
         make(root, "val", val_path="t.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("a.png\n", 1), ("a.png\nb.png\n", 2), ("a.png\nb.png b_label.png\n", 1),
+     ("a.png a_label.png\nb.png b_label.png\n", 0)],
+)  # fmt: skip
+def test_what_is_evaluated_needs_labels(root, text, count):
+    (root / "t.txt").write_text(text)
+    data = make(root, "test", test_path="t.txt")
+    if not count:
+        require_labels(data, "val_dataset")
+        return
+    with pytest.raises(UserError) as caught:
+        require_labels(data, "val_dataset")
+    for words in ("val_dataset", f"{count} of {len(data)} images", "a.png", "'test'", "predict"):
+        assert words in str(caught.value)
+
+
+def test_sets_that_make_their_labels_are_left_alone(root):
+    class Own(Dataset):
+        def load_label(self, index):
+            return LABEL
+
+    (root / "t.txt").write_text("a.png\n")
+    data = Own("test", str(root), [], 3, test_path="t.txt")
+    for each in (data, Shapes([], num_samples=1, mode="val"), [1, 2]):
+        require_labels(each, "val_dataset")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(2, "set label_map: {0: 0, 255: 1}"), (3, "Which of")]
+)
+def test_masks_of_0_and_255(root, count, words, caplog):
+    for name in ("a", "b"):
+        cv2.imwrite(str(root / f"{name}_label.png"), np.where(LABEL == 0, 0, 255).astype(np.uint8))
+    make(root, num_classes=count)
+    [record] = caplog.records
+    assert words in record.getMessage()
 
 
 def test_list_paths_are_found_from_the_working_directory_first(root, tmp_path, monkeypatch):

@@ -154,7 +154,9 @@ def test_masks_equal_those_of_predict(
         assert run_export(trained, folder, "--format", form, *opts) == 0
     # The default operator: scores where the result has to be resized.
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]["output_op"] == output_op
-    both = ["--image_path", str(images), "--outputs", "raw", "--device", "cpu"]
+    # A folder and an image of it: both commands take several paths, and an image once.
+    paths = [str(images), str(next(p for p in images.rglob("*") if p.is_file()))]
+    both = ["--image_path", *paths, "--outputs", "raw", "--device", "cpu"]
     arguments = ["--model_dir", str(folder), "--save_dir", str(tmp_path / "infer"), *both]
     run = without_paddle if form == "onnx" else infer
     assert run([*arguments, "--batch_size", "2"]) == 0

@@ -17,6 +17,7 @@ from paddleseg_deeplab.prediction.outputs import (
     write_ids,
     write_outputs,
 )
+from paddleseg_deeplab.tools.prepare_dataset.lists import list_text
 from paddleseg_deeplab.utils.errors import UserError
 
 
@@ -87,6 +88,50 @@ def test_list_file(folder):
 def test_sequence(folder):
     given = [str(folder / "sub" / "c.tif"), str(folder / "a.jpg")]
     assert collect_images(given) == (given, str(folder))
+
+
+LINES = {  # of a list: the image is named with a blank in it
+    "comma": "sub/c d.png,masks/c d.png",
+    "comma and blank": "sub/c d.png, masks/c d.png",
+    "semicolon": "sub/c d.png;masks/c d.png",
+    "tab": "sub/c d.png\tmasks/c d.png",
+    "bar": "sub/c d.png|masks/c d.png",
+    "blank": "sub/c d.png masks/c.png",
+    "alone": "sub/c d.png",
+    "backslash": "sub\\c d.png,masks\\c d.png",
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_lists_of_any_separator(folder, case):
+    (folder / "list.txt").write_text(LINES[case] + "\na.jpg\n", encoding="utf-8")
+    names, _ = relative(collect_images(folder / "list.txt"), folder)
+    assert names == ["sub/c d.png", "a.jpg"]
+
+
+@pytest.mark.parametrize("separator", [None, ",", ";", "|", "\t"])
+def test_lists_that_prepare_dataset_writes(folder, separator):
+    pairs = [("sub/c d.png", "masks/c d.png"), ("a.jpg", "masks/a.png")]
+    texts, _ = list_text({"train.txt": pairs}, separator)
+    (folder / "train.txt").write_text(texts["train.txt"], encoding="utf-8")
+    names, _ = relative(collect_images(folder / "train.txt"), folder)
+    assert names == ["sub/c d.png", "a.jpg"]
+
+
+def test_many_paths_of_any_kind(folder):
+    (folder / "list.txt").write_text("sub/c.tif\n", encoding="utf-8")
+    given = ["a.jpg", "list.txt", "sub", "B.*", "a.jpg", "gone.png"]
+    names, root = relative(collect_images([str(folder / name) for name in given]), folder)
+    assert names == ["a.jpg", "sub/c.tif", "sub/c d.png", "B.PNG", "gone.png"]
+    assert root == str(folder)
+    with pytest.raises(UserError, match="name at least one"):
+        collect_images([])
+
+
+def test_a_list_of_which_nothing_is_there(folder):
+    (folder / "list.txt").write_text("x.jpg\ny.jpg m.png\n", encoding="utf-8")
+    with pytest.raises(UserError, match="none of the 2 images"):
+        collect_images(folder / "list.txt")
 
 
 @pytest.mark.parametrize("name", ["nothing", "*.webp", "empty", "notes.txt", "model.bin"])

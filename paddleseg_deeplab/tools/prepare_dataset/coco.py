@@ -357,7 +357,7 @@ def prepare_coco(
         told = (record.get("height"), record.get("width"))
         data = (image, told, records.get(key, []), numbers, len(names) + 1, reading)
         job = Job(image, mask_place(save_dir, name, mode), convert_coco, data)
-        entries[key] = Entry(image, job)
+        entries[repr(key)] = Entry(image, job)
     order = sorted(entries, key=lambda key: entries[key].image)
     whole = WholeSet(entries, {mode: order}, ["background", *names], save_dir, alone=False)
     whole.write(options, outcome, notes)

@@ -205,6 +205,20 @@ def test_rare_objects_are_no_masks_of_void(folder):
         quick_check({"train_dataset": folder.datasets()["train"]}, "my.yml")
 
 
+def test_masks_of_0_and_255_among_more_classes(folder):
+    """A label_map would merge the classes, as of masks whose objects all became void."""
+    folder.all_labels(label((0, 255)))
+    status, report, text = run(folder)
+    assert status == 1
+    finding = report["findings"][0]
+    assert finding["kind"] == "mask_0_255"
+    assert finding["paste"] == []
+    assert "prepare_dataset coco --crowd class" in finding["advice"]
+    assert "label_map: {0: 0, 255: 1}" not in text
+    with pytest.raises(UserError, match="No pixel is of the classes 1 to 2"):
+        quick_check({"train_dataset": folder.datasets()["train"]}, "my.yml")
+
+
 def test_sets_of_void_are_refused_and_sparse_ones_not(folder):
     void = np.full((H, W), 255, np.uint8)
     folder.lists["train"] = []

@@ -29,7 +29,7 @@ _CVAT = re.compile(rf"^(.*?):{_NUMBERS}:.*$")
 _HEX = re.compile(r"#([0-9a-fA-F]{6})\b")
 
 
-def code_of(colour: Iterable[int]) -> int:
+def code_of(colour: Iterable[int | str]) -> int:
     """One number for a colour: 0xRRGGBB."""
     red, green, blue = map(int, colour)
     return red << 16 | green << 8 | blue
