@@ -19,6 +19,7 @@ from paddleseg_deeplab.tools.prepare_dataset.whole_set import write_like
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError, import_extra
+from paddleseg_deeplab.utils.files.written import read_text
 from paddleseg_deeplab.utils.visualize import VOID_COLOR, voc_palette
 
 _CLASSES = 21
@@ -75,11 +76,7 @@ def _inner(root, inside, needed, flag):
 
 
 def _names(path):
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            names = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     for name in names:
         if os.path.basename(name) != name or "\\" in name:
             raise UserError(f"{path} names {name!r}, which is no plain name of an image.")

@@ -57,7 +57,11 @@ def decode_mask(segmentation: Mapping[str, Any], size: tuple[int, int]) -> np.nd
     """
     told = segmentation.get("size")
     if not isinstance(told, list) or tuple(told) != tuple(size):
-        raise ValueError(f"its run lengths are of the size {told}, the image of {list(size)}")
+        swapped = isinstance(told, list) and told == list(size)[::-1]
+        raise ValueError(
+            f"its run lengths are of the size {told}, the image of {list(size)}"
+            + (": height and width are swapped; write it anew" if swapped else "")
+        )
     counts = segmentation.get("counts")
     if isinstance(counts, str):
         counts = decode_counts(counts)
