@@ -132,7 +132,7 @@ def check_files_exist(pairs: Iterable[Pair], source: str | os.PathLike[str]) -> 
 
 def check_root(name: str, root: str | os.PathLike[str] | None, hint: str) -> str:
     """Returns `root` as a str; UserError with `hint` if it is no folder."""
-    root = root if root is None else written.expand_home(os.fspath(root))
+    root = root if root is None else written.meant(os.fspath(root))
     if root is None or not os.path.isdir(root):
         given = "dataset_root is not set" if root is None else f"there is no folder {root}"
         raise MissingData(f"{name}: {given}. {hint}")

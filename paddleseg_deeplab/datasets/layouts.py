@@ -17,7 +17,7 @@ from paddleseg_deeplab.datasets.base import Faults, Pair
 from paddleseg_deeplab.datasets.dataset import check_files_exist, read_list_file
 from paddleseg_deeplab.utils.errors import UserError, first_few
 from paddleseg_deeplab.utils.files.folders import walk
-from paddleseg_deeplab.utils.files.written import read_text
+from paddleseg_deeplab.utils.files.written import read_text, same
 
 
 def files_by_name(folder: str, suffix: str) -> dict[str, str]:
@@ -26,7 +26,7 @@ def files_by_name(folder: str, suffix: str) -> dict[str, str]:
     The name is the path inside the folder without the suffix, with forward slashes.
     """
     return {
-        path[: -len(suffix)]: os.path.join(folder, *path.split("/"))
+        same(path[: -len(suffix)]): os.path.join(folder, *path.split("/"))
         for path in walk(folder, (suffix.lower(),))
         if path.endswith(suffix)
     }

@@ -66,7 +66,7 @@ def collect_images(
     if isinstance(path, (str, os.PathLike)):
         return _images_of(os.fspath(path), exclude)
     paths: list[str] = []
-    for each in (written.expand_home(os.fspath(p)) for p in path):
+    for each in (written.meant(os.fspath(p)) for p in path):
         several = os.path.isdir(each) or _is_list(each)
         several |= glob.has_magic(each) and not os.path.isfile(each)
         paths += _images_of(each, exclude)[0] if several else [each]
@@ -75,7 +75,7 @@ def collect_images(
 
 
 def _images_of(path, exclude):
-    path = written.expand_home(path)
+    path = written.meant(path)
     if os.path.isdir(path):
         paths, root = _search_folder(path, exclude), path
     elif os.path.isfile(path):

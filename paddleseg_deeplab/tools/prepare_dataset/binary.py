@@ -37,6 +37,7 @@ from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.source import load_npy
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.folders import ARRAY_EXTENSION, IMAGE_EXTENSIONS
+from paddleseg_deeplab.utils.files.written import same
 
 _SUFFIXES = (*IMAGE_EXTENSIONS, ARRAY_EXTENSION)
 _PIECES = re.compile(r"(\{image\}|\{class\}|\*)")
@@ -73,7 +74,7 @@ class Layers:
 
     def match(self, path: str, images: Sequence[str] | dict[str, str]) -> tuple[str, str] | None:
         """(image, class) that a mask is of; the longest name of an image that fits."""
-        stem = os.path.splitext(path)[0]
+        stem = same(os.path.splitext(path)[0])
         longest = len(stem)
         while longest:
             found = re.fullmatch(self._expression(longest), stem)
@@ -213,7 +214,7 @@ def prepare_binary(
         )
     outcome = Outcome()
     files = find_files(images, "--images", _SUFFIXES, [save_dir, *_inner(masks, images)])
-    by_stem = {os.path.splitext(path)[0]: path for path in files}
+    by_stem = {same(os.path.splitext(path)[0]): path for path in files}
     found, counts = _by_image(by_stem, masks, layers, outcome, [save_dir])
     if names is not None and "{class}" not in layers.pattern:
         counts = collections.Counter({names[0]: sum(counts.values())})

@@ -29,6 +29,7 @@ from paddleseg_deeplab.tools.prepare_dataset.pixels.rle import decode_mask
 from paddleseg_deeplab.tools.prepare_dataset.whole_set import Entry, WholeSet, mask_place
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files import written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,7 +354,8 @@ def prepare_coco(
     entries = {}
     for key, record in listed.items():
         name = "/".join(_inside(str(record["file_name"]), reading.basename))
-        image = os.path.join(images, *name.split("/"))
+        found = written.find(name, images)
+        image = found[0] if found else os.path.join(images, *name.split("/"))
         told = (record.get("height"), record.get("width"))
         data = (image, told, records.get(key, []), numbers, len(names) + 1, reading)
         job = Job(image, mask_place(save_dir, name, mode), convert_coco, data)

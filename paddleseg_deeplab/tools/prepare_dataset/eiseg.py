@@ -48,7 +48,7 @@ from paddleseg_deeplab.tools.prepare_dataset.whole_set import (
 from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.transforms.reading.values import VOID
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.files.written import read_text
+from paddleseg_deeplab.utils.files import written
 
 _LIST = "autosave_label.txt"
 _LINE = re.compile(r"^(\d+)\s+(.+?)(?:\s+(\d+)\s+(\d+)\s+(\d+))?$")
@@ -63,7 +63,7 @@ def read_label_list(path: str) -> dict[int, tuple[str, int | None]]:
         UserError: It cannot be read, or a line is of another form.
     """
     labels: dict[int, tuple[str, int | None]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(written.read_text(path).splitlines(), 1):
         match = _LINE.match(line.strip())
         if not line.strip():
             continue
@@ -106,9 +106,9 @@ def find_source(labels: str, name: str) -> tuple[str, str] | None:
     candidates = _candidates(name)
     for kind in _KINDS:
         for candidate in candidates[kind]:
-            path = os.path.join(labels, candidate)
-            if os.path.isfile(path):
-                return kind, path
+            found = written.find(candidate, labels)
+            if found is not None:
+                return kind, found[0]
     return None
 
 
@@ -119,7 +119,7 @@ def draw_polygons(path: str, numbers: Mapping[int, int], size: tuple[int, int]) 
         ValueError: It is no such file, or has an id that the list of labels lacks.
     """
     try:
-        content = json.loads(read_text(path))
+        content = json.loads(written.read_text(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no whole JSON: {error}") from error
     if not isinstance(content, list):

@@ -39,6 +39,7 @@ from paddleseg_deeplab.tools.prepare_dataset.whole_set import (
     mask_place,
 )
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files import written
 from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
 
 # Points that each shape needs at least; None: any number from the least on.
@@ -94,11 +95,11 @@ def _image_of(path, content):
     """The image file that imagePath names, or None where it is not there."""
     told = content.get("imagePath")
     if isinstance(told, str) and told and "\0" not in told:
-        # labelme on Windows writes backslashes.
-        for name in (told, told.replace("\\", "/")):
-            image = os.path.normpath(os.path.join(os.path.dirname(path), name))
-            if os.path.isfile(image):
-                return image
+        # labelme on Windows writes backslashes; a path of another machine may lie here by its name.
+        for name in (told, told.replace("\\", "/").rpartition("/")[2]):
+            found = written.find(name, os.path.dirname(path) or os.curdir)
+            if found is not None:
+                return found[0]
     return None
 
 

@@ -10,6 +10,7 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, find_
 from paddleseg_deeplab.tools.prepare_dataset.whole_set import UNLABELLED
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
+from paddleseg_deeplab.utils.files.written import same
 
 _SUFFIXES = (*IMAGE_EXTENSIONS, ".npy")
 
@@ -22,7 +23,7 @@ def _by_stem(files, suffix, flag):
     """
     found = {}
     for path in files:
-        stem = os.path.splitext(path)[0]
+        stem = same(os.path.splitext(path)[0])
         if stem.endswith(suffix):
             other = found.setdefault(stem[: len(stem) - len(suffix)], path)
             if other is not path:

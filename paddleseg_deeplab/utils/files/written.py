@@ -33,6 +33,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text
 
 
+def same(name: str) -> str:
+    """A name as names are compared: accents composed, which macOS takes apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 def expand_home(path: str) -> str:
     """The path with `~` as the home folder, which a shell does not replace everywhere."""
     return os.path.expanduser(path) if path.startswith("~") and not os.path.exists(path) else path
@@ -49,12 +54,10 @@ def readings(written: str, root: str) -> Iterator[tuple[str, str]]:
         (path, how it was read).
     """
     slashes, seen = written.replace("\\", "/"), set()
-    for name, how in (
-        (written, "as it is"),
-        (slashes, "with / for \\"),
-        (slashes.lstrip("/"), "without the / at its beginning"),
-        (os.path.expanduser(slashes), "with ~ as the home folder"),
-    ):
+    ways = [(written, "as it is"), (slashes, "with / for \\")]
+    if root:  # else nothing says where a path without its slash would start
+        ways.append((slashes.lstrip("/"), "without the / at its beginning"))
+    for name, how in (*ways, (os.path.expanduser(slashes), "with ~ as the home folder")):
         for form in (None, "NFC", "NFD"):  # macOS takes accents apart, others do not
             other = unicodedata.normalize(form, name) if form else name
             if other not in seen:
@@ -66,6 +69,13 @@ def readings(written: str, root: str) -> Iterator[tuple[str, str]]:
 def find(written: str, root: str) -> tuple[str, str] | None:
     """The file that a path can only mean, and how it was read; None where there is none."""
     return next((pair for pair in readings(written, root) if os.path.isfile(pair[0])), None)
+
+
+def meant(path: str) -> str:
+    """The file or folder that a path can only mean; the path itself where there is none."""
+    if os.path.lexists(path):
+        return path
+    return next((p for p, _ in readings(path, "") if os.path.exists(p)), path)
 
 
 def hint(path: str) -> str:

@@ -90,3 +90,15 @@ def test_what_was_written_is_no_image_without_a_json(tmp_path, capsys):
     mask(source / "old/mask.png", np.zeros((H, W)))
     assert call(*flags, "--overwrite") == 0
     assert "1 images have no JSON, such as old/mask.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\x\\a.jpg", "/home/u/a.jpg", "..\\in\\a.jpg", "../gone/a.jpg", "a.jpg"]
+)
+def test_paths_of_another_machine(tmp_path, path):
+    """The image lies beside its JSON, as labelme puts them."""
+    image(tmp_path / "in/a.jpg")
+    labelme(tmp_path / "in/a.json", [box("dog", 2, 3, 4, 5)], imagePath=path)
+    flags = ("labelme", "--annotations", tmp_path / "in", "--save_dir", tmp_path / "o", "--val", 0)
+    assert call(*flags) == 0
+    assert lines(tmp_path / "o", "train") == ["../in/a.jpg annotations/a.png"]

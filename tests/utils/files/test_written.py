@@ -9,7 +9,11 @@ import pytest
 
 from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.datasets.dataset import read_list_file
+from paddleseg_deeplab.datasets.layouts import files_by_name, pair_by_name
 from paddleseg_deeplab.prediction.outputs import collect_images
+from paddleseg_deeplab.tools.prepare_dataset.binary import Layers
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Outcome
+from paddleseg_deeplab.tools.prepare_dataset.split import Pairing
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.written import expand_home, find, read_text
 
@@ -120,3 +124,34 @@ def test_home_in_settings(root, monkeypatch):
     (root / "~").mkdir()
     monkeypatch.chdir(root)
     assert expand_home("~") == "~"  # a folder of that name is there
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["images\\a.jpg", "~/images/a.jpg", f"images/{APART}.jpg", "images\\", ".\\images/a.jpg"],
+)
+def test_paths_of_flags_are_read_as_they_are_meant(root, monkeypatch, path):
+    monkeypatch.chdir(root)
+    assert len(collect_images(path)[0]) == (2 if path == "images\\" else 1)
+    assert all(map(os.path.isfile, collect_images([path, "images/a.jpg"])[0]))
+
+
+def test_a_leading_slash_is_meant_below_a_root_only(root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(UserError, match="no such image"):
+        collect_images("/images/a.jpg")
+
+
+def test_names_of_pairs_are_compared_with_composed_accents(root):
+    """Of layouts by folders, and of prepare_dataset."""
+    images, masks = (files_by_name(root / part, end) for part, end in (("images", ".jpg"),
+                     ("masks", ".png")))  # fmt: skip
+    pairs = pair_by_name(images, masks, "test")
+    assert [os.path.basename(p) for pair in pairs for p in pair] == [
+        *("a.jpg", "a.png"),
+        *(f"{COMPOSED}.jpg", f"{APART}.png"),
+    ]
+    found, alone, _ = Pairing().find(str(root / "images"), str(root / "masks"), Outcome())
+    assert found == [("a.jpg", "a.png"), (f"{COMPOSED}.jpg", f"{APART}.png")]
+    assert alone == []
+    assert Layers("{image}").match(f"{APART}.png", [COMPOSED]) == (COMPOSED, "")

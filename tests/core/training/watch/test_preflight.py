@@ -10,6 +10,7 @@ import pytest
 import yaml
 from bad_input import good_config
 from paddle import nn
+from PIL import Image
 from places import ROOT
 
 from paddleseg_deeplab.cli import infer, train
@@ -20,6 +21,7 @@ from paddleseg_deeplab.core.training.watch.preflight import (
     warn_of_wide_rates,
 )
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.datasets import Dataset, Shapes
 from paddleseg_deeplab.deploy import inferer
 from paddleseg_deeplab.transforms.reading.files import read_image
 from paddleseg_deeplab.utils import visualize
@@ -57,6 +59,17 @@ def test_nothing_is_exchanged_with_other_processes(tmp_path):
     check_start(builder.model, builder.train_dataset, builder.loss, 2)
     assert Exchanging.modes == (False,)
     assert layer._batch_norm.training
+
+
+@pytest.mark.parametrize("section", ["train_dataset", "val_dataset"])
+def test_sets_without_labels_are_refused(tmp_path, section):
+    """Else the first iteration, or the first evaluation, ends in a KeyError."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "l.txt").write_text("a.png\n")
+    alone = Dataset("test", str(tmp_path), [], 3, test_path="l.txt")
+    sets = {"train_dataset": Shapes([], num_samples=1), "val_dataset": None, section: alone}
+    with pytest.raises(UserError, match=f"{section}: 1 of 1 images have no label"):
+        check_start(None, sets["train_dataset"], None, 1, val_dataset=sets["val_dataset"])
 
 
 @pytest.mark.parametrize(
