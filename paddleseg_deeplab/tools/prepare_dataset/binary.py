@@ -23,6 +23,7 @@ from paddleseg_deeplab.tools.prepare_dataset.jobs import (
     Outcome,
     find_files,
     image_size,
+    inner,
     write_mask,
 )
 from paddleseg_deeplab.tools.prepare_dataset.lists import Deal
@@ -213,9 +214,9 @@ def prepare_binary(
             "with --classes."
         )
     outcome = Outcome()
-    files = find_files(images, "--images", _SUFFIXES, [save_dir, *_inner(masks, images)])
+    files = find_files(images, "--images", _SUFFIXES, [save_dir, *inner(masks, images)])
     by_stem = {same(os.path.splitext(path)[0]): path for path in files}
-    found, counts = _by_image(by_stem, masks, layers, outcome, [save_dir])
+    found, counts = _by_image(by_stem, masks, layers, outcome, [save_dir, *inner(images, masks)])
     if names is not None and "{class}" not in layers.pattern:
         counts = collections.Counter({names[0]: sum(counts.values())})
         found = {key: [(path, names[0]) for path, _ in rows] for key, rows in found.items()}
@@ -247,9 +248,3 @@ def prepare_binary(
             "in the order of the classes has them"
         )
     return outcome
-
-
-def _inner(masks: str, images: str) -> list[str]:
-    """The folder of masks, where it lies inside that of the images."""
-    inner, outer = os.path.realpath(masks), os.path.realpath(images)
-    return [masks] if inner != outer and inner.startswith(outer + os.sep) else []

@@ -26,12 +26,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
-from paddleseg_deeplab.transforms.reading import exif, limit
+from paddleseg_deeplab.transforms.reading import exif, limit, tiff
+from paddleseg_deeplab.transforms.reading.source import load_npy
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
-from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS, LeftOut, walk
+from paddleseg_deeplab.utils.files.folders import (
+    ARRAY_EXTENSION,
+    IMAGE_EXTENSIONS,
+    LeftOut,
+    walk,
+)
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -283,14 +288,14 @@ def read_header(content: bytes) -> tuple[tuple[int, int], str | None]:
         ValueError: No image, or one above the limit of pixels; the rest of a sentence.
     """
     try:
-        with limit.open_image(content) as file:
-            width, height = file.size
-            number = exif.orientation(content, file)
-            # Newer releases of Pillow give the size as it is turned.
-            if isinstance(file, TiffImageFile):
-                width, height = file.tag_v2[256], file.tag_v2[257]
-            size = (width, height) if exif.swaps_sides(number) else (height, width)
-            return size, file.format
+        header = tiff.look(content)
+        if header is not None and header.width and header.height:  # Pillow knows some of them only
+            limit.check_size(header.width, header.height)
+            sides, number, kind = (header.width, header.height), header.orientation, "TIFF"
+        else:
+            with limit.open_image(content) as file:
+                sides, number, kind = file.size, exif.orientation(content, file), file.format
+        return sides if exif.swaps_sides(number) else sides[::-1], kind
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -305,6 +310,8 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
         ValueError: Missing, or no image. Its head is looked at; `check_dataset` looks at all.
     """
+    if path.lower().endswith(ARRAY_EXTENSION):
+        return load_npy(path, "image", mapped=True).shape[:2]
     try:
         with open(path, "rb") as file:
             return read_header(file.read())[0]
@@ -335,3 +342,9 @@ def find_files(
     found = walk(folder, suffixes, but, left_out)
     left_out.tell(folder)
     return found
+
+
+def inner(folder: str, other: str) -> list[str]:
+    """The folder in a list, where it lies inside another: it is then left out of a search there."""
+    real, outer = os.path.realpath(folder), os.path.realpath(other)
+    return [folder] if real != outer and real.startswith(os.path.join(outer, "")) else []

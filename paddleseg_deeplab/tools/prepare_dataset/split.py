@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from paddleseg_deeplab.tools.prepare_dataset import lists
-from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, find_files
+from paddleseg_deeplab.tools.prepare_dataset.jobs import Options, Outcome, find_files, inner
 from paddleseg_deeplab.tools.prepare_dataset.whole_set import UNLABELLED
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.files.folders import IMAGE_EXTENSIONS
@@ -86,8 +86,8 @@ class Pairing:
 
     def _files(self, images, masks, but):
         """{name without suffix and ending: path} of images and of masks."""
-        image_files = find_files(images, "--images", _SUFFIXES, but)
-        mask_files = find_files(masks, "--masks", _SUFFIXES, but)
+        image_files = find_files(images, "--images", _SUFFIXES, [*but, *inner(masks, images)])
+        mask_files = find_files(masks, "--masks", _SUFFIXES, [*but, *inner(images, masks)])
         if os.path.realpath(images) == os.path.realpath(masks):
             if not self.mask_suffix:
                 raise UserError(

@@ -191,6 +191,34 @@ def test_images_without_a_mask(tmp_path, flag, count, capsys):
     assert len(lines(tmp_path / "o", "train")) == count
 
 
+def _tiff(path, array, **more):
+    pytest.importorskip("tifffile").imwrite(path, array, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("five bands", lambda p: _tiff(f"{p}.tif", np.zeros((H, W, 5), np.float32),
+                                       photometric="minisblack", planarconfig="contig")),
+        ("bands apart", lambda p: _tiff(f"{p}.tif", np.zeros((5, H, W), np.uint16),
+                                        photometric="minisblack", planarconfig="separate")),
+        ("pages", lambda p: _tiff(f"{p}.tif", np.zeros((5, H, W), np.uint8),
+                                  photometric="minisblack")),
+        ("array", lambda p: np.save(f"{p}.npy", np.zeros((H, W, 7)))),
+        ("16 bits", lambda p: Image.fromarray(np.zeros((H, W), np.uint16)).save(f"{p}.png")),
+    ],
+)  # fmt: skip
+def test_images_of_many_bands(tmp_path, name, write):
+    (tmp_path / "images").mkdir()
+    write(tmp_path / "images/0")
+    mask(tmp_path / "masks/0.png", part(0, "cat"))
+    flags = ("binary", "--images", tmp_path / "images", "--masks", tmp_path / "masks", "--save_dir",
+             tmp_path / "o", "--mask_pattern", "{image}", "--classes", "cat",
+             "--val", 0)  # fmt: skip
+    assert call(*flags) == 0
+    assert (indices(tmp_path / "o/annotations/0.png") == part(0, "cat")).all()
+
+
 def test_masks_inside_the_folder_of_images(tmp_path):
     for k in range(2):
         image(tmp_path / f"in/{k}.jpg")

@@ -14,6 +14,7 @@ from paddleseg_deeplab.tools.prepare_dataset.pixels.colour_table import (
     read_table,
     to_classes,
 )
+from paddleseg_deeplab.transforms.reading.files import read_label
 from paddleseg_deeplab.utils.errors import UserError
 
 CVAT = (
@@ -102,6 +103,22 @@ def test_colours_come_back_as_classes(tmp_path, case, capsys):
 def test_formats(tmp_path, ending):
     assert call(*colour_set(tmp_path, ending=ending), *table_flags(tmp_path)) == 0
     assert check(tmp_path) == 3
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_mask_turned_by_its_exif(tmp_path, number, kind):
+    """Colours are turned as class numbers are, of which `read_label` is the rule."""
+    labels = labels_of(0).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = number
+    Image.fromarray(labels).save(tmp_path / f"l.{kind}", exif=exif)
+    Image.fromarray(COLOURS[labels]).save(tmp_path / f"c.{kind}", exif=exif)
+    wanted = read_label(str(tmp_path / f"l.{kind}"))
+    numbers = {code_of(colour): k for k, colour in enumerate(COLOURS)}
+    found = to_classes(read_codes(str(tmp_path / f"c.{kind}")), numbers, None)
+    assert (found == wanted).all()
+    assert (found.shape == labels.shape) == (number < 5)
 
 
 TABLES = {

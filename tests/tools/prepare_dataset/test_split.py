@@ -149,3 +149,13 @@ def test_folders_stay_together():
     single = lists.Deal(0.2, 0.2).sets(paths)
     assert [len(some) for some in single.values()] == [12, 4, 4]
     assert single != lists.Deal(0.2, 0.2, seed=1).sets(paths)
+
+
+@pytest.mark.parametrize(("images", "masks"), [("d", "d/masks"), ("d/images", "d"), ("d", "e")])
+def test_a_folder_inside_the_other(tmp_path, images, masks, capsys):
+    for name in "abc":
+        image(tmp_path / images / f"{name}.jpg")
+        mask(tmp_path / masks / f"{name}.png", np.zeros((H, W)))
+    flags = ("split", "--images", tmp_path / images, "--masks", tmp_path / masks)
+    assert call(*flags) == 0
+    assert "3 pairs" in capsys.readouterr().err
