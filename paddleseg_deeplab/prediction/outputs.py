@@ -152,13 +152,15 @@ def _find_listed(line, base):
     fields = [line, *(line.split(s)[0].strip() for s in LIST_SEPARATORS if s in line)]
     words = line.split()
     fields += [" ".join(words[:count]) for count in range(len(words) - 1, 0, -1)]
+    places = [os.path.join(root, name) for name in fields for root in (base, "")]
+    for place in places:
+        if os.path.isfile(place):
+            return place
     for name in fields:
         for root in (base, ""):
             found = written.find(name, root)
             if found is not None:
-                # As it was given, where it is that: results are named by it.
-                plain = os.path.join(root, name)
-                return plain if os.path.isfile(plain) else found[0]
+                return found[0]
     return os.path.join(base, fields[1] if len(fields) > 1 else line)
 
 

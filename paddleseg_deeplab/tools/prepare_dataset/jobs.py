@@ -287,11 +287,12 @@ def read_header(content: bytes) -> tuple[tuple[int, int], str | None]:
     Raises:
         ValueError: No image, or one above the limit of pixels; the rest of a sentence.
     """
+    kind: str | None = "TIFF"
     try:
         header = tiff.look(content)
         if header is not None and header.width and header.height:  # Pillow knows some of them only
             limit.check_size(header.width, header.height)
-            sides, number, kind = (header.width, header.height), header.orientation, "TIFF"
+            sides, number = (header.width, header.height), header.orientation
         else:
             with limit.open_image(content) as file:
                 sides, number, kind = file.size, exif.orientation(content, file), file.format

@@ -58,7 +58,8 @@ def readings(written: str, root: str) -> Iterator[tuple[str, str]]:
     if root:  # else nothing says where a path without its slash would start
         ways.append((slashes.lstrip("/"), "without the / at its beginning"))
     for name, how in (*ways, (os.path.expanduser(slashes), "with ~ as the home folder")):
-        for form in (None, "NFC", "NFD"):  # macOS takes accents apart, others do not
+        # macOS takes accents apart, others do not.
+        for form in (None,) if name.isascii() else (None, "NFC", "NFD"):
             other = unicodedata.normalize(form, name) if form else name
             if other not in seen:
                 seen.add(other)
