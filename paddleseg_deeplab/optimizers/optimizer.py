@@ -203,6 +203,14 @@ def _of_another_paddle(what):
     )
 
 
+def _checked(optimizer, use_multi_tensor):
+    """The optimizer, if it says whether one kernel updates all parameters. `TrainStep` asks for it,
+    and refuses what would silently be done wrong."""
+    if use_multi_tensor and not hasattr(optimizer, "_use_multi_tensor"):
+        raise UserError(_of_another_paddle("use_multi_tensor"))
+    return optimizer
+
+
 class _L2Optimizer(BaseOptimizer):
     """Optimizers whose decay is added to the gradient."""
 
@@ -229,8 +237,7 @@ class SGD(_L2Optimizer):
             reader turns ``type: SGD`` with this key into Momentum.)
         use_nesterov (bool): Nesterov's form; needs momentum.
         use_multi_tensor (bool): One kernel updates all parameters, in place of one for each; the
-            same numbers, for a GPU. Needs momentum (in Adam, Paddle 3.3.1 computes another update
-            with it where parameters have learning rate factors).
+            same numbers, for a GPU. Needs momentum.
     """
 
     def __init__(
@@ -269,10 +276,7 @@ class SGD(_L2Optimizer):
             use_multi_tensor=self.use_multi_tensor,
             **common,
         )
-        # `TrainStep` asks for it, and refuses what would silently be done wrong.
-        if self.use_multi_tensor and not hasattr(optimizer, "_use_multi_tensor"):
-            raise UserError(_of_another_paddle("use_multi_tensor"))
-        return optimizer
+        return _checked(optimizer, self.use_multi_tensor)
 
 
 @registry.OPTIMIZERS.add_component
@@ -317,6 +321,8 @@ class Adam(_L2Optimizer):
         epsilon (float): Added to the root of the second moment.
         lazy_mode (bool): Update only the rows that have a gradient.
         weight_decay, grad_clip_cfg, custom_cfg, no_decay_bias_norm: see :class:`BaseOptimizer`.
+        use_multi_tensor (bool): One kernel updates all parameters; the same numbers up to rounding,
+            for a GPU. (Paddle's AdamW has no such kernel.)
     """
 
     def __init__(
@@ -330,6 +336,7 @@ class Adam(_L2Optimizer):
         custom_cfg: Sequence[dict[str, Any]] | None = None,
         *,
         no_decay_bias_norm: bool = False,
+        use_multi_tensor: bool = False,
     ) -> None:
         super().__init__(
             weight_decay, grad_clip_cfg, custom_cfg, no_decay_bias_norm=no_decay_bias_norm
@@ -344,12 +351,18 @@ class Adam(_L2Optimizer):
             "epsilon": float(epsilon),
             "lazy_mode": bool(lazy_mode),
         }
+        self.use_multi_tensor = bool(use_multi_tensor)
 
     def _build(self, parameters, lr, decay_mults):
         self._set_regularizers(parameters, decay_mults)
-        return paddle.optimizer.Adam(
-            learning_rate=lr, parameters=parameters, grad_clip=self.grad_clip, **self.options
+        optimizer = paddle.optimizer.Adam(
+            learning_rate=lr,
+            parameters=parameters,
+            grad_clip=self.grad_clip,
+            use_multi_tensor=self.use_multi_tensor,
+            **self.options,
         )
+        return _checked(optimizer, self.use_multi_tensor)
 
 
 class _GroupedAdamW(paddle.optimizer.AdamW):
