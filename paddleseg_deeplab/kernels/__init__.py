@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     import numpy as np
@@ -70,9 +70,14 @@ def conv2d(
     return _way("conv2d")(x, weight, stride, padding, dilation, groups)
 
 
-def conv_bn(conv: nn.Conv2D, norm: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.Tensor | None:
+def conv_bn(
+    conv: nn.Conv2D,
+    norm: nn.BatchNorm2D,
+    x: paddle.Tensor,
+    batch_norm: Callable[..., paddle.Tensor],
+) -> paddle.Tensor | None:
     """``norm(conv(x))`` of a convolution with bias, see `kernels.bias_in_mean`; or None."""
-    return _way("conv_bn")(conv, norm, x)
+    return _way("conv_bn")(conv, norm, x, batch_norm)
 
 
 def relu_(x: paddle.Tensor) -> paddle.Tensor | None:

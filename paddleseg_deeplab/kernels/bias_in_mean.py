@@ -5,18 +5,25 @@ Such a bias only moves the mean that batch norm takes off again, yet adding it t
 tenth of a training step on a CPU.
 """
 
+from collections.abc import Callable
+
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 
-def conv_bn(conv: nn.Conv2D, norm: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.Tensor | None:
+def conv_bn(
+    conv: nn.Conv2D,
+    norm: nn.BatchNorm2D,
+    x: paddle.Tensor,
+    batch_norm: Callable[..., paddle.Tensor],
+) -> paddle.Tensor | None:
     """``norm(conv(x))``, or None.
 
     Args:
         conv (layers.Conv2D): Without hooks: it is not called, but `conv.without_bias`.
         norm (nn.BatchNorm2D): Without hooks: it is not called.
         x (Tensor): conv's input.
+        batch_norm (callable): `layers.norm.batch_norm`: batch norm with another mean and bias.
     """
     if conv.bias is None or not paddle.in_dynamic_mode():
         return None
@@ -29,17 +36,7 @@ def conv_bn(conv: nn.Conv2D, norm: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.T
         # The bias has a gradient of 0, and it must be there: weight decay acts on it, and
         # training on several ranks waits for it.
         beta = beta + (0.0 * conv.bias).astype(beta.dtype)
-    y = F.batch_norm(
-        conv.without_bias(x),
-        mean,
-        norm._variance,
-        norm.weight,
-        beta,
-        training=trains,
-        momentum=norm._momentum,
-        epsilon=norm._epsilon,
-        data_format=norm._data_format,
-    )
+    y = batch_norm(norm, conv.without_bias(x), mean, beta)
     if trains:  # batch norm has updated `mean` where it lies
         paddle.assign(mean + bias, output=norm._mean)
     return y

@@ -88,6 +88,14 @@ def test_batch_norm_of_one_value():
 
 
 @fault
+def test_nhwc_batch_norm():
+    x = np.random.default_rng(0).standard_normal((4, 256, 256, 2)).astype("float32") + 0.5
+    norm = nn.BatchNorm2D(2, momentum=0.0, data_format="NHWC")
+    norm(paddle.to_tensor(x))
+    np.testing.assert_allclose(norm._variance, x.var((0, 1, 2), dtype="float64"), rtol=1e-5)
+
+
+@fault
 def test_same_padding_drops_dilation():
     same = nn.Conv2D(1, 1, 3, padding="same", dilation=4)
     plain = nn.Conv2D(1, 1, 3, padding=4, dilation=4)

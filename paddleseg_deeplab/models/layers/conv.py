@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from paddleseg_deeplab import kernels
-from paddleseg_deeplab.models.layers.norm import SyncBatchNorm
+from paddleseg_deeplab.models.layers.norm import BatchNorm2D, SyncBatchNorm, batch_norm
 from paddleseg_deeplab.models.layers.resize import like
 
 _ACTIVATIONS = {
@@ -25,6 +25,9 @@ _ACTIVATIONS = {
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
 }
+
+# Of one rank; what several ranks do together is no function of their own map.
+_NORMS = (nn.BatchNorm2D, BatchNorm2D)
 
 
 class Activation(nn.Layer):
@@ -111,16 +114,16 @@ class Conv2D(nn.Conv2D):
 def conv_bn(conv: nn.Conv2D, norm: nn.Layer, x: Tensor) -> Tensor:
     """``norm(conv(x))``; by way of `kernels` where both layers are as they were made."""
     y = None
-    if _is_plain(conv, Conv2D) and conv.says_padding() and _is_plain(norm, nn.BatchNorm2D):
-        y = kernels.conv_bn(conv, norm, x)
+    if _is_plain(conv, Conv2D) and conv.says_padding() and _is_plain(norm, *_NORMS):
+        y = kernels.conv_bn(conv, norm, x, batch_norm)
     return norm(conv(x)) if y is None else y
 
 
-def _is_plain(layer, kind):
-    """Whether a call of the layer does what is known of `kind`, and nobody looks on: hooks and a
-    forward of its own belong to the call."""
+def _is_plain(layer, *kinds):
+    """Whether a call of the layer does what is known of these classes, and nobody looks on: hooks
+    and a forward of its own belong to the call."""
     hooks = layer._forward_pre_hooks or layer._forward_post_hooks
-    return type(layer) is kind and not hooks and "forward" not in vars(layer)
+    return type(layer) in kinds and not hooks and "forward" not in vars(layer)
 
 
 def _autocasts():

@@ -19,11 +19,70 @@ def SyncBatchNorm(*args: Any, **kwargs: Any) -> nn.Layer:
 
     Returns:
         nn.Layer: ``nn.SyncBatchNorm`` on a GPU when several ranks train; otherwise
-            ``nn.BatchNorm2D`` (Paddle has no CPU kernel for the other). The state_dict is the same.
+            ``nn.BatchNorm2D`` (Paddle has no CPU kernel for the other), with channels last
+            `BatchNorm2D`. The state_dict is the same.
     """
     if paddle.get_device().startswith("gpu") and paddle.distributed.get_world_size() > 1:
         return _SyncBatchNorm(*args, **kwargs)
-    return nn.BatchNorm2D(*args, **kwargs)
+    norm = nn.BatchNorm2D(*args, **kwargs)
+    if norm._data_format == "NHWC":
+        norm.__class__ = BatchNorm2D
+    return norm
+
+
+class BatchNorm2D(nn.BatchNorm2D):
+    """``nn.BatchNorm2D`` that keeps float32's digits with channels last on a CPU, too."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, H, W, C] to the same."""
+        if not _loses_digits(self):
+            return nn.BatchNorm2D.forward(self, x)
+        self._check_input_dim(x)
+        return batch_norm(self, x)
+
+
+def _loses_digits(norm):
+    """Whether Paddle would add up a map with channels last on a CPU, for the statistics or for a
+    gradient (paddle_quirks: nhwc_batch_norm)."""
+    if norm._data_format != "NHWC" or paddle.get_device() != "cpu":
+        return False
+    return norm.training or (paddle.in_dynamic_mode() and paddle.is_grad_enabled())
+
+
+def batch_norm(
+    norm: nn.Layer,
+    x: paddle.Tensor,
+    mean: paddle.Tensor | None = None,
+    bias: paddle.Tensor | None = None,
+    use_global_stats: bool | None = None,
+) -> paddle.Tensor:
+    """``F.batch_norm`` of x by a layer's numbers, its sums taken with channels first where they
+    would lose digits.
+
+    Args:
+        norm: A batch norm; it is not called.
+        x: Its input.
+        mean: In place of the layer's running mean; in training it is updated where it lies.
+        bias: In place of the layer's bias.
+        use_global_stats: In place of the layer's own.
+    """
+    turned = _loses_digits(norm)
+    y = F.batch_norm(
+        x.transpose([0, 3, 1, 2]) if turned else x,
+        norm._mean if mean is None else mean,
+        norm._variance,
+        norm.weight,
+        norm.bias if bias is None else bias,
+        training=norm.training,
+        momentum=norm._momentum,
+        epsilon=norm._epsilon,
+        data_format="NCHW" if turned else norm._data_format,
+        use_global_stats=norm._use_global_stats if use_global_stats is None else use_global_stats,
+    )
+    if not turned:
+        return y
+    y = y.transpose([0, 2, 3, 1])  # in dygraph a view, which each reader would copy
+    return y.contiguous() if paddle.in_dynamic_mode() else y
 
 
 class _SyncBatchNorm(nn.SyncBatchNorm):
@@ -40,7 +99,7 @@ class _SyncBatchNorm(nn.SyncBatchNorm):
 
 
 # The classes that do what a batch norm does; one that is derived from them may do something else.
-BATCH_NORMS = (*_KINDS, _SyncBatchNorm)
+BATCH_NORMS = (*_KINDS, BatchNorm2D, _SyncBatchNorm)
 
 
 def running_batch_norm(norm: nn.BatchNorm2D | nn.SyncBatchNorm, x: Tensor) -> Tensor:
@@ -50,18 +109,7 @@ def running_batch_norm(norm: nn.BatchNorm2D | nn.SyncBatchNorm, x: Tensor) -> Te
         norm (nn.BatchNorm2D | nn.SyncBatchNorm): The layer; it is not called.
         x (Tensor): Its input.
     """
-    return F.batch_norm(
-        x,
-        norm._mean,
-        norm._variance,
-        norm.weight,
-        norm.bias,
-        training=norm.training,
-        momentum=norm._momentum,
-        epsilon=norm._epsilon,
-        data_format=norm._data_format,
-        use_global_stats=True,
-    )
+    return batch_norm(norm, x, use_global_stats=True)
 
 
 def batch_norms(layer: nn.Layer) -> Iterator[nn.BatchNorm2D | nn.SyncBatchNorm]:

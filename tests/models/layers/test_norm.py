@@ -8,10 +8,13 @@ import pytest
 from paddleseg_deeplab.models import DeepLabV3, ResNet18_vd
 from paddleseg_deeplab.models.forward import evaluation_mode
 from paddleseg_deeplab.models.layers import (
+    BATCH_NORMS,
     HEAD_BIASES,
     ASPPModule,
     ConvBN,
+    SyncBatchNorm,
     batch_norms,
+    freeze_batch_norm,
     set_batch_norm,
 )
 
@@ -118,3 +121,101 @@ def test_biases_of_aspp(bias, separable):
 def test_unknown_bias():
     with pytest.raises(ValueError, match="projection"):
         ASPPModule((1,), 4, 3, False, bias="some")
+
+
+# -- channels last on a CPU ---------------------------------------------------------------------
+
+# Of the largest number, or of the sum of the magnitudes of what is added up. Sums of up to 10^6
+# float32 numbers in Paddle's blocks: some 16 roundings of 6e-8 on the way to each. One number after
+# the other, as channels last does it, is off by 1e-5 to 1e-3.
+DIGITS = 2e-6
+EPSILON = 1e-5
+
+
+def _float64(x, weight, bias, dy, statistics=None):
+    """Batch norm of [N, H, W, C] and its gradients by their formulas, in float64: pairs of the
+    numbers and of the size that their errors are measured by."""
+    x, dy, axes = x.astype("float64"), dy.astype("float64"), (0, 1, 2)
+    mean, variance = statistics or (x.mean(axes), x.var(axes))
+    root = np.sqrt(variance + EPSILON)
+    z = (x - mean) / root
+    d_weight, d_bias = (dy * z).sum(axes), dy.sum(axes)
+    through = 0 if statistics else (d_bias + z * d_weight) / (x.size / x.shape[-1])
+    dx = weight / root * (dy - through)
+    sizes = [(weight / root * np.abs(dy)).max(), np.abs(dy * z).sum(axes), np.abs(dy).sum(axes)]
+    found = [weight * z + bias, mean, variance, dx, d_weight, d_bias]
+    return list(zip(found, [*(np.abs(one).max() for one in found[:3]), *sizes]))
+
+
+def _layer(channels, rng):
+    norm = SyncBatchNorm(channels, momentum=0.0, epsilon=EPSILON, data_format="NHWC")
+    norm.weight.set_value(rng.uniform(0.5, 1.5, channels).astype("float32"))
+    norm.bias.set_value(rng.standard_normal(channels).astype("float32"))
+    return norm
+
+
+def _results(norm, x, dy):
+    x = paddle.to_tensor(x, stop_gradient=False)
+    y = norm(x)
+    y.backward(paddle.to_tensor(dy))
+    found = [y, norm._mean, norm._variance, x.grad, norm.weight.grad, norm.bias.grad]
+    return [one.numpy() for one in found]
+
+
+def _assert_digits(found, expected):
+    for one, (other, size) in zip(found, expected):
+        assert (np.abs(one - other) <= DIGITS * size).all()
+
+
+SIZES = [(4, 256, 256, 2), (1, 512, 512, 3), (2, 65, 129, 5), (3, 7, 5, 4), (2, 1, 1, 3)]
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("trains", [True, False])
+def test_channels_last_keep_their_digits(trains, shape):
+    """Result, running statistics and all gradients, with the batch's statistics and with given
+    ones (a layer in evaluation mode within a training)."""
+    rng = np.random.default_rng(sum(shape))
+    x = rng.standard_normal(shape).astype("float32") + 0.5
+    dy = rng.standard_normal(shape).astype("float32") + 0.5
+    norm, given = _layer(shape[-1], rng), None
+    if not trains:
+        given = [rng.uniform(0.5, 1.5, shape[-1]).astype("float32") for _ in range(2)]
+        norm._mean.set_value(given[0])
+        norm._variance.set_value(given[1])
+        norm.eval()
+    expected = _float64(x, norm.weight.numpy(), norm.bias.numpy(), dy, given)
+    _assert_digits(_results(norm, x, dy), expected)
+
+
+def test_channels_last_is_the_same_layer():
+    """Names, state and evaluation are those of Paddle's own, and so is an exported program."""
+    norm, plain = SyncBatchNorm(3, data_format="NHWC"), paddle.nn.BatchNorm2D(3, data_format="NHWC")
+    assert list(norm.state_dict()) == list(plain.state_dict())
+    assert norm.full_name().rsplit("_", 1)[0] == plain.full_name().rsplit("_", 1)[0]
+    assert isinstance(norm, paddle.nn.BatchNorm2D)
+    assert type(norm) in BATCH_NORMS
+    assert type(SyncBatchNorm(3)) is paddle.nn.BatchNorm2D
+    x = paddle.rand([1, 4, 4, 3])
+    programs, results = [], []
+    for layer in (norm, plain):
+        layer.eval()
+        with paddle.no_grad():
+            results.append(layer(x).numpy())
+        spec = [paddle.static.InputSpec([1, 4, 4, 3])]
+        program = paddle.jit.to_static(layer.forward, input_spec=spec, full_graph=True)
+        operators = program.concrete_program.main_program.global_block().ops
+        programs.append([operator.name() for operator in operators])
+    assert programs[0] == programs[1]
+    np.testing.assert_array_equal(*results)
+
+
+def test_frozen_with_channels_last():
+    norm = _layer(3, np.random.default_rng(0))
+    freeze_batch_norm(norm)
+    x = paddle.rand([2, 5, 5, 3])
+    x.stop_gradient = False
+    norm(x).sum().backward()
+    expected = norm.weight.numpy() / np.sqrt(1 + EPSILON)
+    np.testing.assert_allclose(x.grad.numpy()[0, 0, 0], expected, rtol=DIGITS)
+    assert norm.weight.grad is None
