@@ -3,16 +3,17 @@
 
 The caller then goes the plain way, which is always there. So everything works, only slower, where
 the files of this folder are empty, or where the environment variable `PADDLESEG_DEEPLAB_KERNELS` is
-0 (read when this file is imported). What is asked for is imported at the first question, so that
-reading files needs no Paddle. docs/performance.md has what each way gives.
+0 (or false, no, off; read when this file is imported). What is asked for is imported at the first
+question, so that reading files needs no Paddle. docs/performance.md has what each way gives.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import os
 from typing import TYPE_CHECKING
+
+from paddleseg_deeplab.utils import cpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from paddleseg_deeplab.kernels.png import Png
 
 SWITCH = "PADDLESEG_DEEPLAB_KERNELS"
-_OFF = os.environ.get(SWITCH, "1") == "0"
+_OFF = cpu.switched_off(SWITCH)
 # Question: the file that answers it, and the name there. (No question is called like a file, which
 # would take its place in this package when it is imported.)
 _WAYS = {

@@ -14,7 +14,6 @@ say so, and callers use Paddle's own operator.
 import contextlib
 import ctypes
 import importlib.util
-import os
 import sys
 import threading
 import weakref
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
-from paddleseg_deeplab.utils.cpu import thread_count
+from paddleseg_deeplab.utils.cpu import switched_off, thread_count
 from paddleseg_deeplab.utils.logger import logger
 
 SWITCH = "PADDLESEG_DEEPLAB_ONEDNN"
@@ -152,7 +151,7 @@ def find() -> _Library | None:
 def _load():
     spec = importlib.util.find_spec("paddle")
     name = _FILES.get(sys.platform)
-    if name and spec and spec.origin and os.environ.get(SWITCH, "1") != "0":
+    if name and spec and spec.origin and not switched_off(SWITCH):
         with contextlib.suppress(OSError, AttributeError, Unsupported):
             return _Library(Path(spec.origin).parent / "libs" / name)
     return None

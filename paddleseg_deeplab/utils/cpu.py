@@ -13,7 +13,10 @@ import platform
 import sys
 from collections.abc import Mapping
 
+from paddleseg_deeplab.utils.logger import logger
+
 _report: list[str] = []
+_OFF, _ON = ("0", "false", "no", "off"), ("", "1", "true", "yes", "on")
 # Of malloc.h: M_MMAP_MAX, no array in a mapping of its own; M_TRIM_THRESHOLD, the top of the heap
 # stays; M_TOP_PAD, it grows in steps of 64 MiB.
 _MALLOC_OPTIONS = ((-4, 0), (-1, 2**31 - 1), (-2, 1 << 26))
@@ -98,6 +101,23 @@ def thread_count() -> int:
     return positive_number(threads) or _usable_cores()
 
 
+def switched_off(name: str) -> bool:
+    """Whether an environment variable of this package switches something off.
+
+    It does with 0, false, no or off. What is neither that nor 1, true, yes or on is told in a
+    warning, and changes nothing.
+    """
+    value = os.environ.get(name, "").strip()
+    if value.lower() in _OFF:
+        return True
+    if value.lower() not in _ON:
+        logger.warning(
+            f"The environment variable {name} is {value!r}, which means nothing here: set it to 0 "
+            "to switch off, or remove it. It stays on."
+        )
+    return False
+
+
 def keep_freed_memory() -> bool:
     """Lets this process keep the memory that it frees, for the next large array.
 
@@ -110,7 +130,7 @@ def keep_freed_memory() -> bool:
     Returns:
         bool: whether it was done.
     """
-    if os.environ.get("PADDLESEG_DEEPLAB_KEEP_MEMORY", "1") == "0" or sys.platform != "linux":
+    if switched_off("PADDLESEG_DEEPLAB_KEEP_MEMORY") or sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

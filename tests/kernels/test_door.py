@@ -41,7 +41,9 @@ def test_a_missing_way_answers_none(monkeypatch):
         kernels._way.cache_clear()
 
 
-@pytest.mark.parametrize(("value", "off"), [("0", True), ("1", False), ("", False)])
+@pytest.mark.parametrize(
+    ("value", "off"), [("0", True), ("1", False), ("", False), ("false", True)]
+)
 def test_the_switch(value, off):
     """It is read at the import, and asks for no Paddle."""
     code = (

@@ -7,6 +7,7 @@ import sys
 import pytest
 from places import ROOT
 
+from paddleseg_deeplab.utils import cpu
 from paddleseg_deeplab.utils.cpu import thread_count, wanted_environment
 
 THREADS = {"MKL_NUM_THREADS": "2", "FLAGS_paddle_num_threads": "2"}
@@ -92,3 +93,33 @@ def test_keeping_freed_memory():
             check=True,
         )
         assert done.stdout.strip() == told
+
+
+@pytest.mark.parametrize(
+    ("value", "off", "told"),
+    [
+        ("0", True, False),
+        ("false", True, False),
+        ("No", True, False),
+        (" OFF ", True, False),
+        ("", False, False),
+        ("1", False, False),
+        ("True", False, False),
+        ("2", False, True),
+        ("disable", False, True),
+    ],
+)
+def test_a_switch_understands_words_and_says_what_it_does_not(
+    value, off, told, monkeypatch, caplog
+):
+    monkeypatch.setattr(cpu.logger, "propagate", True)
+    monkeypatch.setenv("PADDLESEG_DEEPLAB_KERNELS", value)
+    assert cpu.switched_off("PADDLESEG_DEEPLAB_KERNELS") == off
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == told
+    assert all("PADDLESEG_DEEPLAB_KERNELS" in line and repr(value) in line for line in lines)
+
+
+def test_a_switch_that_is_not_set_is_on(monkeypatch):
+    monkeypatch.delenv("PADDLESEG_DEEPLAB_KERNELS", raising=False)
+    assert not cpu.switched_off("PADDLESEG_DEEPLAB_KERNELS")
