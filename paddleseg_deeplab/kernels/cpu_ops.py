@@ -10,13 +10,13 @@ Each function answers None where it does not apply: tracing, a GPU, channels las
 no library. The caller then uses Paddle's operator. docs/performance.md has what each gives.
 
 Convolution and ReLU are a `PyLayer` each, which can do less than an operator: one backward pass
-through a graph, and no second-order gradients. What they cannot do they refuse with a RuntimeError
-that names the switch to Paddle's operators, `PADDLESEG_DEEPLAB_ONEDNN=0`.
+through a graph, and no second-order gradients. What they cannot do they refuse: ``backward()`` then
+raises (`utils.py_layer` has what) with a text that names the switch to Paddle's operators,
+`PADDLESEG_DEEPLAB_ONEDNN=0`. Hooks on their results act as on those of operators.
 """
 
 import ctypes
 import functools
-import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +24,7 @@ import paddle
 from paddle.autograd import PyLayer
 
 from paddleseg_deeplab.kernels import depthwise, onednn
+from paddleseg_deeplab.utils.py_layer import apply_once, saved
 
 try:
     from paddle.jit.sot.psdb import in_sot
@@ -93,26 +94,13 @@ def _plain(x):
 
 
 def _apply(layer, *arguments):
-    """`layer.apply`, and an error where a second backward pass would end the process.
-
-    A fault of Paddle's (paddle_quirks: py_layer_second_pass). Hooks on the result run before it.
-    """
-    contexts = []
-    y = layer.apply(*arguments, lambda ctx: contexts.append(weakref.ref(ctx)))
-    (context,) = contexts
-    ctx = context()
-    # Now, for `apply` counts a result that is an argument as one more change.
-    ctx.versions = [_version(t) for t in ctx.saved_tensor()]
-
-    def refuse_a_second_pass(_):
-        if context() is None:
-            raise RuntimeError(
-                "a second backward() through one graph, which a PyLayer of Paddle does not "
-                f"survive: add the losses up and call backward() once, or {_INSTEAD}"
-            )
-
-    y.register_hook(refuse_a_second_pass)
-    return y
+    """`utils.py_layer.apply_once` of a layer of this file."""
+    return apply_once(
+        layer,
+        *arguments,
+        again="a second backward() through one graph, which a PyLayer of Paddle does not survive: "
+        f"add the losses up and call backward() once, or {_INSTEAD}",
+    )
 
 
 def _save(ctx, *tensors):
@@ -125,19 +113,11 @@ def _saved(ctx):
     """What `_save` got, unless its gradients would be wrong, as Paddle's operators check."""
     if paddle.is_grad_enabled():  # under create_graph only
         raise RuntimeError(f"second-order gradients of this operator do not exist here: {_INSTEAD}")
-    tensors = ctx.saved_tensor()
-    if [_version(t) for t in tensors] != ctx.versions:
-        raise RuntimeError(
-            "a tensor that a gradient needs was changed in place after the forward pass: change a "
-            "copy of it"
-        )
-    return tensors
-
-
-def _version(tensor):
-    """How often a tensor was changed in place."""
-    version = getattr(tensor, "inplace_version", 0)
-    return version() if callable(version) else version
+    return saved(
+        ctx,
+        "a tensor that a gradient needs was changed in place after the forward pass: change a copy "
+        "of it",
+    )
 
 
 # -- convolution -------------------------------------------------------------------------------

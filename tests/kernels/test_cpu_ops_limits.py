@@ -44,11 +44,13 @@ both = pytest.mark.parametrize("operator", [convolved, rectified])
 @both
 @pytest.mark.parametrize("retain", [True, False])
 def test_a_second_backward_is_refused(operator, retain):
-    """Two losses on one result; it ended the process."""
+    """Two losses on one result; it ended the process. Where the graph was not even to be kept,
+    Paddle says so itself, as with its own operators."""
     y = operator(random(1, 4, 6, 6))
     first, second = (y * y).sum(), y.sum()
     first.backward(retain_graph=retain)
-    with pytest.raises(WRAPPED, match="PADDLESEG_DEEPLAB_ONEDNN=0"):
+    said = "PADDLESEG_DEEPLAB_ONEDNN=0" if retain else "without setting retain_graph=True"
+    with pytest.raises((*WRAPPED, SystemError), match=said):
         second.backward()
 
 

@@ -7,7 +7,6 @@ device at each step. Values may be looked at where `in_numpy` says so.
 
 import contextlib
 import numbers
-import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
@@ -17,6 +16,7 @@ from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 from paddle.base import core
 
+from paddleseg_deeplab.utils import py_layer
 from paddleseg_deeplab.utils.errors import UserError
 
 # A factor for each class.
@@ -292,29 +292,11 @@ def exact_products() -> Iterator[None]:
         core.set_cublas_switch(allowed)
 
 
-def apply_once(layer: type[PyLayer], *arguments: Any) -> Tensor:
-    """``layer.apply``, and an error where a second backward pass would end the process.
-
-    A fault of Paddle's (paddle_quirks: py_layer_second_pass). Hooks on the result run before it.
-    ``forward`` gets a function as its last argument, to be called with the context.
-    """
-    contexts = []
-    result = layer.apply(*arguments, lambda ctx: contexts.append(weakref.ref(ctx)))
-    (context,) = contexts
-
-    def refuse_a_second_pass(_):
-        if context() is None:
-            raise RuntimeError(
-                "a second backward() through one loss, which a PyLayer of Paddle does not survive: "
-                "add the losses up and call backward() once, or compute the loss again"
-            )
-
-    if not result.stop_gradient:
-        result.register_hook(refuse_a_second_pass)
-    return result
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was changed in place."""
-    version = getattr(tensor, "inplace_version", 0)
-    return version() if callable(version) else version
+def apply_once(layer: type[PyLayer], *arguments: object) -> Tensor:
+    """A loss's `PyLayer`, see `utils.py_layer.apply_once`."""
+    return py_layer.apply_once(
+        layer,
+        *arguments,
+        again="a second backward() through one loss, which a PyLayer of Paddle does not survive: "
+        "add the losses up and call backward() once, or compute the loss again",
+    )

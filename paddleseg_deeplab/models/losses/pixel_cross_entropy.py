@@ -15,10 +15,10 @@ from paddleseg_deeplab.models.losses.base import (
     apply_once,
     as_numpy,
     in_numpy,
-    version_of,
     writable,
     written,
 )
+from paddleseg_deeplab.utils.py_layer import saved
 
 _LARGEST = float(np.finfo("float32").max)
 
@@ -43,32 +43,19 @@ def pixel_cross_entropy(
     return apply_once(form, logits, label, valid, axis, float(label_smoothing))
 
 
-class _CrossEntropy(PyLayer):
-    """What both forms share: they save the logits first, and look whether these were changed."""
-
-    @staticmethod
-    def save(ctx, logits, *others):
-        ctx.save_for_backward(logits.detach(), *others)
-        ctx.version = version_of(logits)
-
-    @staticmethod
-    def saved(ctx):
-        tensors = ctx.saved_tensor()
-        if version_of(tensors[0]) != ctx.version:
-            raise RuntimeError(
-                "the logits were changed in place after the loss was computed, and its gradient "
-                "needs them: change a copy of them"
-            )
-        return tensors
+_CHANGED = (
+    "the logits were changed in place after the loss was computed, and its gradient needs them: "
+    "change a copy of them"
+)
 
 
-class _InNumpy(_CrossEntropy):
+class _InNumpy(PyLayer):
     @staticmethod
     def forward(ctx, logits, label, valid, axis, smoothing, seen):
         seen(ctx)
         ctx.pixels = *(as_numpy(x).reshape(label.shape[0], -1) for x in (label, valid)), smoothing
         ctx.axis = axis
-        _CrossEntropy.save(ctx, logits)
+        ctx.save_for_backward(logits.detach())
         tensor, loss = writable(label.shape)
         ctx.probs = None if logits.stop_gradient else writable(logits.shape)
         _InNumpy.fill(ctx, logits, loss)
@@ -83,7 +70,7 @@ class _InNumpy(_CrossEntropy):
     @staticmethod
     def backward(ctx, upstream):
         if ctx.probs is None:  # `paddle.grad` came before and has them
-            (logits,) = _CrossEntropy.saved(ctx)
+            (logits,) = saved(ctx, _CHANGED)
             ctx.probs = writable(logits.shape)
             _InNumpy.fill(ctx, logits, np.empty(upstream.shape, "float32"))
         (tensor, array), ctx.probs = ctx.probs, None
@@ -99,7 +86,7 @@ def _flat_view(array, axis):
     return array.reshape(array.shape[0], -1, array.shape[3]).swapaxes(1, 2)
 
 
-class _InPaddle(_CrossEntropy):
+class _InPaddle(PyLayer):
     """The same in Paddle's operators, without a stop of the device."""
 
     @staticmethod
@@ -115,14 +102,14 @@ class _InPaddle(_CrossEntropy):
             target += (_reachable(shifted, logits) * share).sum(axis=axis, keepdim=True)
         total = shifted.exp_().sum(axis=axis, keepdim=True)
         loss = paddle.log(total) - target
-        _CrossEntropy.save(ctx, logits, known, valid, top, total)
+        ctx.save_for_backward(logits.detach(), known, valid, top, total)
         ctx.axis, ctx.smoothing = axis, smoothing
         # 0 at void, whatever its logits are.
         return paddle.where(valid.unsqueeze(axis), loss, paddle.zeros_like(loss)).squeeze(axis)
 
     @staticmethod
     def backward(ctx, upstream):
-        logits, known, valid, top, total = _CrossEntropy.saved(ctx)
+        logits, known, valid, top, total = saved(ctx, _CHANGED)
         axis, valid = ctx.axis, valid.unsqueeze(ctx.axis)
         with paddle.amp.auto_cast(enable=False):
             upstream = upstream.unsqueeze(axis)
