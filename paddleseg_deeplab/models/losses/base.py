@@ -8,7 +8,7 @@ device at each step. Values may be looked at where `in_numpy` says so.
 import contextlib
 import numbers
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import paddle
