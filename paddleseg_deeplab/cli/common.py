@@ -21,6 +21,7 @@ from paddleseg_deeplab.utils.logger import logger, setup_console
 if TYPE_CHECKING:
     from paddleseg_deeplab.core.ranks import Ranks
     from paddleseg_deeplab.cvlibs import Config
+    from paddleseg_deeplab.prediction.cleanup import Cleanup
 
 # What Paddle says on every run and nobody can act upon.
 _PADDLE_NOISE = ("No ccache found", "When training, we now always track global mean and variance")
@@ -124,6 +125,58 @@ def add_crf_arguments(parser: argparse.ArgumentParser, source: str) -> None:
         metavar="KEY=VALUE",
         help=f"such as bilateral_xy=50 iterations=5, over those of {source}",
     )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, save_dir: str) -> None:
+    """Adds the flags that say what is written of the results, where, and what is done before.
+
+    Args:
+        parser (argparse.ArgumentParser): Takes them.
+        save_dir (str): The default of ``--save_dir``.
+    """
+    parser.add_argument("--save_dir", default=save_dir, help=f"default: {save_dir}")
+    parser.add_argument(
+        "--outputs",
+        nargs="+",
+        default=["overlay", "palette"],
+        help="of overlay, palette, raw, prob; labelme, labelme_polygons (a JSON for each image), "
+        "coco (coco.json), areas (areas.csv) (default: overlay palette)",
+    )
+    add = parser.add_argument_group("cleaning the labels, before anything is written").add_argument
+    add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="pixels whose best class has a lower probability become unknown, such as 0.6",
+    )
+    add("--unknown", type=int, metavar="N", help="the label of those pixels (default: 255, void)")
+    add(
+        "--fill_holes",
+        type=int,
+        metavar="N",
+        help="fill holes of fewer than N pixels inside a class",
+    )
+    add(
+        "--min_area",
+        type=int,
+        metavar="N",
+        help="regions of fewer than N pixels take the class around them",
+    )
+
+
+def cleanup_of(args: argparse.Namespace) -> Cleanup | None:
+    """What the flags of `add_output_arguments` say of the labels; None: nothing.
+
+    Raises:
+        UserError: A number is not allowed.
+    """
+    from paddleseg_deeplab.prediction.cleanup import Cleanup
+
+    names = ("min_area", "fill_holes", "threshold", "unknown")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "unknown" in given and "threshold" not in given:
+        raise UserError("--unknown is the label of pixels below --threshold: give that one too.")
+    return Cleanup(**given) if given else None
 
 
 def read_config(

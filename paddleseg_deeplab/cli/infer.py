@@ -8,6 +8,7 @@ OpenVINO run it without Paddle.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -50,13 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="images, folders (searched recursively), list files, glob patterns",
     )
-    add("--save_dir", default="output/infer", help="default: output/infer")
-    add(
-        "--outputs",
-        nargs="+",
-        default=["overlay", "palette"],
-        help="of overlay, palette, raw, prob (default: overlay palette)",
-    )
+    common.add_output_arguments(parser, "output/infer")
     add("--batch_size", type=int, default=1, help="images of equal size at once (default: 1)")
     add("--device", help="cpu, gpu or gpu:N (default: the GPU if there is one; with bf16 the CPU)")
     add(
@@ -134,24 +129,32 @@ def report_times(inferer: Inferer, count: int, wall: float) -> None:
 
 
 def _opened(args):
-    """What --model_dir holds, what is to be written, and the CRF: (DeployInfo, outputs, dict)."""
+    """What --model_dir holds, what is to be written, the CRF, and what is done to the labels.
+
+    (DeployInfo, outputs, dict or None, Cleanup or None)
+    """
     from paddleseg_deeplab.deploy import deploy_yaml
     from paddleseg_deeplab.postprocess.settings import crf_settings
     from paddleseg_deeplab.prediction.outputs import check_save_dir, parse_outputs
 
     if bool(args.model_dir) == bool(args.config):
         raise UserError("Give --model_dir with the exported folder (or --config deploy.yaml).")
-    outputs = parse_outputs(" ".join(args.outputs))
+    outputs, cleanup = parse_outputs(" ".join(args.outputs)), common.cleanup_of(args)
     check_save_dir(args.save_dir)
     info = deploy_yaml.read(args.model_dir or args.config)
     crf = crf_settings(info.crf, args, f"{info.folder}/{deploy_yaml.FILE_NAME}: crf")
-    if ("prob" in outputs or crf is not None) and info.output_op == "argmax":
+    wanting = {
+        "The dense CRF": crf is not None,
+        "--outputs prob": "prob" in outputs,
+        "--threshold": cleanup is not None and cleanup.unsure,
+    }
+    if any(wanting.values()) and info.output_op == "argmax":
         raise UserError(
-            f"{'--outputs prob' if crf is None else 'The dense CRF'}: {info.folder} was exported "
+            f"{next(name for name, wants in wanting.items() if wants)}: {info.folder} was exported "
             "with argmax, which keeps no probabilities. Export again with --output_op none or "
             "softmax."
         )
-    return info, outputs, crf
+    return info, outputs, crf, cleanup
 
 
 def run(args: argparse.Namespace) -> int:
@@ -161,10 +164,12 @@ def run(args: argparse.Namespace) -> int:
     from paddleseg_deeplab.deploy import inferer, tensorrt
     from paddleseg_deeplab.postprocess.settings import make_crf
     from paddleseg_deeplab.prediction import batching, outputs, pictures
+    from paddleseg_deeplab.prediction.annotations import Annotations
+    from paddleseg_deeplab.prediction.cleanup import cleaned
     from paddleseg_deeplab.utils import visualize
     from paddleseg_deeplab.utils.logger import logger
 
-    info, wanted, crf = _opened(args)
+    info, wanted, crf, cleanup = _opened(args)
     settings = settings_of(args, info)
     paths, root = outputs.collect_images(common.image_paths(args), exclude=args.save_dir)
     names = outputs.output_names(paths, root)
@@ -182,9 +187,16 @@ def run(args: argparse.Namespace) -> int:
     start, workers = time.perf_counter(), args.num_workers
     if workers is None:
         workers = 0 if args.benchmark else batching.automatic_workers()
+    keep = "prob" in wanted
+    scores = keep or (cleanup is not None and cleanup.unsure)
     found = inferer.results(
-        network, paths, failures, "prob" in wanted, crf=make_crf(crf), num_workers=workers
+        network, paths, failures, scores, crf=make_crf(crf), num_workers=workers
     )
+    if cleanup is not None:
+        note = functools.partial(pictures.note_failure, failures)
+        found = cleaned(cleanup, found, note, workers, keep)
+    classes = info.class_names or info.num_classes or len(palette)
+    annotations = Annotations(wanted, args.save_dir, classes, root)
     written = pictures.write_pictures(
         found,
         failures,
@@ -193,10 +205,12 @@ def run(args: argparse.Namespace) -> int:
         names=names,
         palette=palette,
         outputs=wanted,
+        annotations=annotations,
     )
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         for done, _ in enumerate(written, 1):
             bar.update(done + len(failures) - bar.n)
+    annotations.finish()
     if info.class_names and len(failures) < len(paths):
         legend = visualize.legend(palette, info.class_names)
         visualize.save_image(os.path.join(args.save_dir, "legend.png"), legend)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicts images: overlays, palette PNGs, raw class ids, probabilities."""
+"""Predicts images: overlays, palette PNGs, raw class ids, probabilities, annotations."""
 
 import argparse
 import sys
@@ -19,9 +19,10 @@ _DESCRIPTION = """Predicts images with a trained model.
       --model_path output/best_model --image_path photos --save_dir output/result
 
 Results have the images' sizes and go to sub folders of --save_dir: added_prediction (overlays),
-pseudo_color_prediction (palette PNGs), raw_prediction (class numbers), probability (.npy). Names
-are the images', below the folder that was given; a.jpg and a.png give a_jpg and a_png. Images that
-cannot be read are reported at the end, and the exit status is then 2.
+pseudo_color_prediction (palette PNGs), raw_prediction (class numbers), probability (.npy), labelme
+and labelme_polygons (.json); coco.json and areas.csv are for all images. Names are the images',
+below the folder that was given; a.jpg and a.png give a_jpg and a_png. Images that cannot be read
+are reported at the end, and the exit status is then 2.
 """
 
 
@@ -36,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="images, folders (searched recursively), list files, glob patterns",
     )
-    parser.add_argument("--save_dir", default="output/result", help="default: output/result")
-    parser.add_argument(
-        "--outputs",
-        nargs="+",
-        default=["overlay", "palette"],
-        help="of overlay, palette, raw, prob (default: overlay palette)",
-    )
+    common.add_output_arguments(parser, "output/result")
     parser.add_argument(
         "--custom_color",
         nargs="+",
@@ -68,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         parse_outputs,
     )
 
-    outputs = parse_outputs(" ".join(args.outputs))
+    outputs, cleanup = parse_outputs(" ".join(args.outputs)), common.cleanup_of(args)
     check_save_dir(args.save_dir)
     images, root = collect_images(common.image_paths(args), exclude=args.save_dir)
     device = select_device(args.device)
@@ -101,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
         class_names=class_names,
         palette=palette,
         outputs=outputs,
+        cleanup=cleanup,
         **settings,
     )
     report(result, len(images), args.save_dir)

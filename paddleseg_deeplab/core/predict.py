@@ -23,7 +23,9 @@ from paddleseg_deeplab.postprocess.settings import CrfSetting, make_crf
 from paddleseg_deeplab.prediction import crf as dense_crf
 from paddleseg_deeplab.prediction import outputs as prediction_files
 from paddleseg_deeplab.prediction import pictures
+from paddleseg_deeplab.prediction.annotations import Annotations
 from paddleseg_deeplab.prediction.batching import equal_size_batches, workers_for
+from paddleseg_deeplab.prediction.cleanup import Cleanup, cleaned
 from paddleseg_deeplab.prediction.pictures import Failures
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.preprocessing import refuse_misplaced
@@ -99,6 +101,7 @@ def predict(
     progress: bool = True,
     crf: CrfSetting = None,
     engine: str = "dygraph",
+    cleanup: Cleanup | None = None,
 ) -> PredictionResult:
     """Predicts images and writes the results at the images' original sizes.
 
@@ -131,7 +134,8 @@ def predict(
         class_names (list[str], optional): For the legend.
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
         slide_above (float, optional): As for `core.val.evaluate`.
-        outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob".
+        outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob", "labelme",
+            "labelme_polygons", "coco", "areas"; see `prediction.annotations`.
         batch_size (int | None): As for `core.val.evaluate`.
         num_workers (int | None): Threads that read ahead; as many again write the results (not
             with "prob"), and where there is a CRF as many run it. None: `batching.workers_for`.
@@ -139,6 +143,7 @@ def predict(
         progress (bool): Show a progress bar on a terminal.
         crf (optional): As for `core.val.evaluate`; "prob" then is what the CRF gives.
         engine (str): What runs the network, see `deploy.engine.open_engine`. Default "dygraph".
+        cleanup (Cleanup, optional): What is done to the labels before anything is written.
 
     Returns:
         PredictionResult: Files written, and the images that are not done with the reason, such as
@@ -177,12 +182,15 @@ def predict(
     failed: Failures = []
     note = partial(pictures.note_failure, failed)
     write = partial(pictures.write_pictures, save_dir=save_dir, names=names, palette=palette)
+    known = class_names if class_names is not None else getattr(model, "num_classes", len(palette))
+    annotations = Annotations(outputs, save_dir, known, root)
+    keep = "prob" in outputs
 
     def load(path):
         return pictures.load_picture(path, transforms, for_crf=refiner is not None)
 
     def run(samples, images):
-        wanted = refiner is not None or "prob" in outputs
+        wanted = refiner is not None or keep or (cleanup is not None and cleanup.unsure)
         return predictions(network, [(samples, images)], how, probabilities=wanted)
 
     own = list(enumerate(paths))[ranks.rank :: ranks.size]
@@ -197,11 +205,19 @@ def predict(
             results = dense_crf.refined(
                 refiner, results, lambda s: s["crf_image"], workers, on_error=note
             )
-        for path, files in write(results, failed, workers, outputs=outputs):
+        if cleanup is not None:
+            results = cleaned(cleanup, results, note, workers, keep)
+        for path, files in write(
+            results, failed, workers, outputs=outputs, annotations=annotations
+        ):
             written[path] = files
             bar.update(len(written) + len(failed) - bar.n)
     result = _of_all_ranks(ranks, written, failed, paths)
+    for part in ranks.gather(annotations.records):
+        annotations.records.update(part)
     with ranks.guard():
+        if ranks.is_main:
+            annotations.finish()
         if ranks.is_main and class_names is not None and result.written:
             picture = visualize.legend(palette, class_names)
             visualize.save_image(f"{save_dir}/legend.png", picture)

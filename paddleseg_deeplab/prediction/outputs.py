@@ -38,7 +38,11 @@ OUTPUTS = {
     "palette": ("pseudo_color_prediction", ".png"),
     "raw": ("raw_prediction", ".png"),
     "prob": ("probability", ".npy"),
+    "labelme": ("labelme", ".json"),
+    "labelme_polygons": ("labelme_polygons", ".json"),
 }
+# What is written once for a whole run; this and labelme's files are made by `annotations.py`.
+RUN_OUTPUTS = {"coco": "coco.json", "areas": "areas.csv"}
 
 
 def collect_images(
@@ -236,13 +240,14 @@ def _free_name(name, taken):
 
 
 def parse_outputs(text: str | Iterable[str]) -> tuple[str, ...]:
-    """Turns ``"overlay,palette"`` (or a list of such words) into a tuple of keys of OUTPUTS."""
+    """Turns ``"overlay,palette"`` (or a list of such words) into a tuple of known kinds."""
     words = text.replace(",", " ").split() if isinstance(text, str) else list(text)
+    known = (*OUTPUTS, *RUN_OUTPUTS)
     for word in words:
-        if word not in OUTPUTS:
-            raise UserError(f"--outputs knows {', '.join(OUTPUTS)}, not {word!r}.")
+        if word not in known:
+            raise UserError(f"--outputs knows {', '.join(known)}, not {word!r}.")
     if not words:
-        raise UserError(f"--outputs is empty; choose from {', '.join(OUTPUTS)}.")
+        raise UserError(f"--outputs is empty; choose from {', '.join(known)}.")
     return tuple(dict.fromkeys(words))
 
 

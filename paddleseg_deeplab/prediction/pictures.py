@@ -16,10 +16,11 @@ import numpy as np
 
 from paddleseg_deeplab.prediction import batching, crf, restore
 from paddleseg_deeplab.prediction import outputs as prediction_files
+from paddleseg_deeplab.prediction.annotations import SHAPES, Annotations
 from paddleseg_deeplab.prediction.batching import Result
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.checks import Sample
-from paddleseg_deeplab.transforms.reading.values import check_input
+from paddleseg_deeplab.transforms.reading.values import check_input, mark_void
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
@@ -134,6 +135,7 @@ def write_pictures(
     names: Sequence[str],
     palette: np.ndarray,
     outputs: Sequence[str],
+    annotations: Annotations | None = None,
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Writes results beside the making of the next ones; see `batching.write_behind`.
 
@@ -145,6 +147,7 @@ def write_pictures(
         names (Sequence[str]): Of the results, by the samples' index.
         palette (np.ndarray): uint8 [num_classes, 3] RGB.
         outputs (Sequence[str]): Kinds to write, see `write_outputs`.
+        annotations (Annotations, optional): Writes the kinds that are its own.
 
     Yields:
         tuple: Path and files (dict: kind to file) of each picture that is written.
@@ -153,20 +156,26 @@ def write_pictures(
         OSError: No file can be written any more.
     """
 
+    pictures = [kind for kind in outputs if kind not in (*SHAPES, *prediction_files.RUN_OUTPUTS)]
+
     def write(result):
         sample, labels, probabilities = result
-        path = sample["im_path"]
+        path, index = sample["im_path"], sample["index"]
         try:
-            return path, prediction_files.write_outputs(
+            files = prediction_files.write_outputs(
                 save_dir,
-                names[sample["index"]],
+                names[index],
                 image=sample["original"],
                 labels=labels,
                 palette=palette,
                 probabilities=probabilities,
-                outputs=outputs,
+                outputs=pictures,
                 nodata=sample["nodata"],
             )
+            if annotations is not None:
+                void = mark_void(labels, sample["nodata"])
+                files.update(annotations.add(index, path, names[index], void))
+            return path, files
         except Exception as error:
             # NumPy's own writer does not say why it wrote too few bytes.
             if isinstance(error, OSError) and error.errno in (None, *_LOST_DISK):

@@ -5,13 +5,11 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from paddleseg_deeplab.transforms.reading.values import VOID
+from paddleseg_deeplab.transforms.reading.values import BACKGROUNDS, IGNORED, VOID
 from paddleseg_deeplab.utils.errors import UserError, nearest
 from paddleseg_deeplab.utils.files.written import read_text
 
 MOST_CLASSES = 255  # 0 to 254; 255 is void
-BACKGROUNDS = ("background", "_background_", "__background__")
-_IGNORED = ("__ignore__", "_ignore_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ def read_classes(given: Sequence[str]) -> list[str]:
         except UserError as error:
             raise UserError(f"--classes: {error}") from error
     names = [name.strip() for name in names]
-    names = [name for name in names if name and name not in (*BACKGROUNDS, *_IGNORED)]
+    names = [name for name in names if name and name not in (*BACKGROUNDS, *IGNORED)]
     return check_names(names, source)
 
 
@@ -93,7 +91,7 @@ def class_numbers(
     Raises:
         UserError: With "error", labels that are no class; all that were found are listed.
     """
-    table = {**dict.fromkeys(BACKGROUNDS, 0), **dict.fromkeys(_IGNORED, VOID)}
+    table = {**dict.fromkeys(BACKGROUNDS, 0), **dict.fromkeys(IGNORED, VOID)}
     table.update({name: number for number, name in enumerate(names, 1)})
     unknown = sorted(label for label in found if label not in table)
     if unknown and other_labels == "error":
@@ -110,4 +108,4 @@ def class_numbers(
 
 def found_names(found: Iterable[str]) -> list[str]:
     """Class names from the labels found: sorted, without background and `__ignore__`."""
-    return sorted(label for label in found if label not in (*BACKGROUNDS, *_IGNORED))
+    return sorted(label for label in found if label not in (*BACKGROUNDS, *IGNORED))

@@ -16,6 +16,9 @@ from paddleseg_deeplab.utils.errors import UserError
 
 LIMIT = 1e6  # magnitude; beyond it lie the marks of missing data, such as -3.4e38, and damage
 VOID = 255  # the label of pixels that are not counted
+# Names that annotation programs give to class 0, where it is what no shape covers, and to void.
+BACKGROUNDS = ("background", "_background_", "__background__")
+IGNORED = ("__ignore__", "_ignore_")
 _BLOCK = 1 << 18  # bytes that are looked at twice, for the least and the greatest: they stay cached
 
 
