@@ -246,7 +246,7 @@ def report(result: PredictionResult, total: int, save_dir: str) -> None:
 
 def _report(result, total, save_dir):
     if join().is_main:
-        prediction_files.report_failures(result.failed, total, save_dir, told=1)
+        prediction_files.report_failures(result.failed, total, save_dir, left_out=1)
     if result.failed:
         path, reason = result.failed[0]
         reason = reason if path in reason else f"{path}: {reason}"

@@ -150,9 +150,9 @@ class SegBuilder:
             if section in ("train_dataset", "val_dataset")
         }
         if len(set(map(repr, found.values()))) > 1:  # of the text, since NaN equals nothing
-            told = ", ".join(f"{section} {value}" for section, value in found.items())
+            listed = ", ".join(f"{section} {value}" for section, value in found.items())
             logger.warning(
-                "nodata differs: %s. Evaluation, prediction and export follow val_dataset.", told
+                "nodata differs: %s. Evaluation, prediction and export follow val_dataset.", listed
             )
 
     def _dataset_fact(self, name, class_attribute):
@@ -170,8 +170,8 @@ class SegBuilder:
             if value is not None:
                 facts[section] = value
         if any(value != next(iter(facts.values())) for value in facts.values()):
-            told = ", ".join(f"{section} {value}" for section, value in facts.items())
-            self.config.fail(name, f"the datasets disagree: {told}.")
+            listed = ", ".join(f"{section} {value}" for section, value in facts.items())
+            self.config.fail(name, f"the datasets disagree: {listed}.")
         return next(iter(facts.values()), None)
 
     def _synchronise(self):

@@ -208,9 +208,9 @@ def _plain(name):
 
 
 def _number(key, value, low, high=math.inf):
-    told = f"{low} to {high}" if high < math.inf else f"at least {low}"
+    allowed = f"{low} to {high}" if high < math.inf else f"at least {low}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
-        raise UserError(f"{key} should be a number, {told}, not {value!r}.")
+        raise UserError(f"{key} should be a number, {allowed}, not {value!r}.")
 
 
 def _read_weights(path, dataset):

@@ -334,7 +334,7 @@ def write_ids(path: str | os.PathLike[str], labels: np.ndarray) -> None:
 
 
 def report_failures(
-    failures: Sequence[tuple[str, str]], total: int, save_dir: str, *, told: int = 0
+    failures: Sequence[tuple[str, str]], total: int, save_dir: str, *, left_out: int = 0
 ) -> int:
     """Says at the end of a run what was done and which images were not.
 
@@ -342,12 +342,12 @@ def report_failures(
         failures (Sequence[tuple[str, str]]): Path and reason of each image left out.
         total (int): Images asked for.
         save_dir (str): Where the results lie.
-        told (int): So many failures are left out, since the caller names them.
+        left_out (int): So many failures are left out, since the caller names them.
 
     Returns:
         int: Exit status: 0, or 2 where an image is missing from the results.
     """
     logger.info("%d of %d images done, results in %s", total - len(failures), total, save_dir)
-    for path, reason in failures[told:]:
+    for path, reason in failures[left_out:]:
         logger.error("not done: %s", reason if path in reason else f"{path}: {reason}")
     return 2 if failures else 0

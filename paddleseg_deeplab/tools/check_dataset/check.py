@@ -72,11 +72,11 @@ def _tasks(checks, max_samples):
             for _ in range(times - 1):
                 check.find("repeated_entries", entry[0], f"{times} times")
         missing = set(missing_files(entries))
-        told = set()
+        named = set()
         for kind, place in (("image_missing", 0), ("label_missing", 1)):
             for entry in entries:
-                if entry[place] in missing and entry[place] not in told:
-                    told.add(entry[place])
+                if entry[place] in missing and entry[place] not in named:
+                    named.add(entry[place])
                     check.find(kind, entry[place])
         for image, label in evenly(list(entries), max_samples):
             there = [None if path in missing else path for path in (image, label)]

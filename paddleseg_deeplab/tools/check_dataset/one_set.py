@@ -146,9 +146,9 @@ class SetCheck:
                 void += hidden
                 here[self.table[value]] += pixels - hidden
         if bad or facts.other_values:
-            told = [f"{value} ({pixels} pixels)" for value, pixels in bad.items()]
-            told += ["..."] if facts.other_values else []
-            self.find("label_values", label, first_few(told, 8, ", ..."))
+            listed = [f"{value} ({pixels} pixels)" for value, pixels in bad.items()]
+            listed += ["..."] if facts.other_values else []
+            self.find("label_values", label, first_few(listed, 8, ", ..."))
         elif void and not here.any():
             self.find("void_labels", label)
         # A mask may be 255 all over; `finish` looks at the values of the whole set.

@@ -204,9 +204,9 @@ def draw_kernels(layers: Sequence[AtrousLayer], title: str, columns: int = 4) ->
     width = max(gap + columns * (side + gap), 16 + text_width(title, 0.6) + 16, 620)
     canvas = blank(head + rows * (tall + foot) + 6, width)
     put_text(canvas, title, 16, 28, 0.6)
-    told = "Grey: the map. Squares: taps around its middle pixel; red: in padding"
+    caption = "Grey: the map. Squares: taps around its middle pixel; red: in padding"
     far = any(e > m for p in panels for e, m in zip(p.effective, most))
-    put_text(canvas, told + (", hollow: further out." if far else "."), 16, 52)
+    put_text(canvas, caption + (", hollow: further out." if far else "."), 16, 52)
     for i, layer in enumerate(panels):
         x, y = gap + (i % columns) * (side + gap), head + (i // columns) * (tall + foot)
         shift = x + (side - wide) // 2

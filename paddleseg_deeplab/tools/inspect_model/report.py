@@ -148,6 +148,6 @@ def memory_tables(
     if estimate.unknown_losses:
         lines.append(f"Counted as cross-entropy: {', '.join(estimate.unknown_losses)}.")
     if batches:
-        told = ", ".join(f"{column} {count}" for column, count in batches.items())
-        lines.append(f"Largest batch in {gib:g} GiB, 1 GiB left for those: {told}.")
+        listed = ", ".join(f"{column} {count}" for column, count in batches.items())
+        lines.append(f"Largest batch in {gib:g} GiB, 1 GiB left for those: {listed}.")
     return lines

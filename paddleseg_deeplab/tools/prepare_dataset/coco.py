@@ -187,7 +187,7 @@ def draw_coco(
 def convert_coco(
     place: str,
     image: str,
-    told: tuple[int | None, int | None],
+    stated_size: tuple[int | None, int | None],
     records: Iterable[Mapping[str, Any]],
     numbers: Mapping[int | str, int],
     count: int,
@@ -198,15 +198,15 @@ def convert_coco(
     if reading.ignore_sizes:
         for record in records:
             _check_inside(record, size)
-    elif None not in told and tuple(told) != size:
+    elif None not in stated_size and tuple(stated_size) != size:
         advice = "Where only these two numbers are wrong, give --ignore_sizes."
-        if tuple(told) == size[::-1]:
+        if tuple(stated_size) == size[::-1]:
             advice = (
                 "Its sides are swapped: where only these two numbers are, give --ignore_sizes; "
                 "where the picture was turned after it was drawn on, turn it back."
             )
         raise ValueError(
-            f"the JSON says {tuple(told)} (height, width), the image is {size}. {advice}"
+            f"the JSON says {tuple(stated_size)} (height, width), the image is {size}. {advice}"
         )
     write_mask(place, draw_coco(records, numbers, size, reading.crowd or "void"), count)
 
@@ -356,8 +356,8 @@ def prepare_coco(
         name = "/".join(_inside(str(record["file_name"]), reading.basename))
         found = written.find(name, images)
         image = found[0] if found else os.path.join(images, *name.split("/"))
-        told = (record.get("height"), record.get("width"))
-        data = (image, told, records.get(key, []), numbers, len(names) + 1, reading)
+        stated_size = (record.get("height"), record.get("width"))
+        data = (image, stated_size, records.get(key, []), numbers, len(names) + 1, reading)
         job = Job(image, mask_place(save_dir, name, mode), convert_coco, data)
         entries[repr(key)] = Entry(image, job)
     order = sorted(entries, key=lambda key: entries[key].image)

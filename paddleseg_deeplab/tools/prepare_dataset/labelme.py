@@ -93,10 +93,10 @@ def read_annotation(path: str) -> dict[str, Any]:
 
 def _image_of(path, content):
     """The image file that imagePath names, or None where it is not there."""
-    told = content.get("imagePath")
-    if isinstance(told, str) and told and "\0" not in told:
+    named = content.get("imagePath")
+    if isinstance(named, str) and named and "\0" not in named:
         # labelme on Windows writes backslashes; a path of another machine may lie here by its name.
-        for name in (told, told.replace("\\", "/").rpartition("/")[2]):
+        for name in (named, named.replace("\\", "/").rpartition("/")[2]):
             found = written.find(name, os.path.dirname(path) or os.curdir)
             if found is not None:
                 return found[0]
@@ -225,9 +225,9 @@ def convert_labelme(
         size = image_size(image)
     else:
         data, size, _ = embedded_image(content)
-    told = (content.get("imageHeight"), content.get("imageWidth"))
-    if None not in told and told != size:
-        raise ValueError(f"was drawn on {told} (height, width), its image is {size}")
+    stated_size = (content.get("imageHeight"), content.get("imageWidth"))
+    if None not in stated_size and stated_size != size:
+        raise ValueError(f"was drawn on {stated_size} (height, width), its image is {size}")
     labels = draw_labelme(content["shapes"], numbers, size, line_width, point_radius)
     if not image:
         write_bytes(image_target, data)

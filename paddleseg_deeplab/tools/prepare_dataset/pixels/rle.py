@@ -55,11 +55,11 @@ def decode_mask(segmentation: Mapping[str, Any], size: tuple[int, int]) -> np.nd
     Raises:
         ValueError: Another size, or run lengths that do not fill it.
     """
-    told = segmentation.get("size")
-    if not isinstance(told, list) or tuple(told) != tuple(size):
-        swapped = isinstance(told, list) and told == list(size)[::-1]
+    stated_size = segmentation.get("size")
+    if not isinstance(stated_size, list) or tuple(stated_size) != tuple(size):
+        swapped = isinstance(stated_size, list) and stated_size == list(size)[::-1]
         raise ValueError(
-            f"its run lengths are of the size {told}, the image of {list(size)}"
+            f"its run lengths are of the size {stated_size}, the image of {list(size)}"
             + (": height and width are swapped; write it anew" if swapped else "")
         )
     counts = segmentation.get("counts")
