@@ -103,7 +103,7 @@ def test_from_training_to_deployment(tmp_path, case):
     export = ["--save_dir", out / "exported", "--input_shape", 1, channels, H, W]
     run("export", "--config", path, "--model_path", weights, *export)
     run("infer", "--config", out / "exported/deploy.yaml", "--save_dir", out / "b", *shared)
-    found = [sorted((out / each).rglob("*.png")) for each in "ab"]
+    found = [sorted((out / each / "raw_prediction").rglob("*.png")) for each in "ab"]
     assert [len(paths) for paths in found] == [1, 1]
     one, other = (read_label(paths[0]) for paths in found)
     np.testing.assert_array_equal(one, other)

@@ -10,6 +10,7 @@ from PIL import Image, features
 
 import paddleseg_deeplab.transforms as T
 from paddleseg_deeplab.tools.prepare_dataset.jobs import read_header
+from paddleseg_deeplab.tools.prepare_dataset.pixels.colour_table import read_codes
 from paddleseg_deeplab.transforms.reading import exif
 from paddleseg_deeplab.transforms.reading.files import read_image, read_label
 
@@ -95,6 +96,16 @@ def test_a_mask_made_of_its_picture_fits(tmp_path, number):
         label.write_bytes(turned(GREY // 40, number, form))
         sample = T.Compose([])({"img": str(image), "label": str(label)})
         np.testing.assert_array_equal(sample["label"], sample["img"][0] // 40)
+
+
+@pytest.mark.parametrize("number", [1, 3, 6])
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_masks_of_colours(tmp_path, number, form):
+    """Those that prepare_dataset makes classes of."""
+    path = tmp_path / f"a.{form.lower()}"
+    path.write_bytes(turned(RGB, number, form))
+    codes = GREY.astype(np.int32) * 0x010101
+    np.testing.assert_array_equal(read_codes(str(path)), plainly(codes, number))
 
 
 def field(number):
