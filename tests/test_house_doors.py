@@ -31,6 +31,7 @@ MAY = {
     "models/layers/conv.py": (PRIVATE, DEVICE),  # Conv2D, ReLU
     "models/layers/norm.py": (PRIVATE, DEVICE),  # Paddle's numbers, repaired; which batch norm
     "models/layers/upsample.py": (DEVICE,),  # a check of sizes that a traced program has not
+    "models/segmenter.py": (DEVICE,),  # likewise
     "models/losses/base.py": (DEVICE,),  # NumPy on a CPU
     "models/forward.py": (DEVICE,),  # refuses precisions that a device has not
 }
