@@ -130,15 +130,15 @@ def describe_faults(
             if any(found) and not example:
                 example = _yaml(part[kinds[next(i for i in range(3) if found[i])]][0])
             counts += found
-    counts = [
+    faults = [
         f"{count} {what}"
         for count, what in zip(counts, ("NaN", "infinite", "beyond 1e6 in magnitude"))
         if count
     ]
-    if not counts:
+    if not faults:
         return "", ""
-    count, what = counts[0].split(" ", 1)
-    return ", ".join([f"{count} of {values.size} values are {what}", *counts[1:]]), example
+    count, what = faults[0].split(" ", 1)
+    return ", ".join([f"{count} of {values.size} values are {what}", *faults[1:]]), example
 
 
 def check_values(values: np.ndarray, name: str, mask: np.ndarray | None = None) -> None:
