@@ -103,6 +103,19 @@ def image_paths(args: argparse.Namespace) -> str | list[str]:
     return args.image_path[0] if len(args.image_path) == 1 else args.image_path
 
 
+def add_divisor_argument(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str
+) -> None:
+    """Adds --size_divisor; ``default`` says where its default is from."""
+    parser.add_argument(
+        "--size_divisor",
+        type=int,
+        metavar="N",
+        help="repeat each image's last row and column until N divides both sides, such as 16, the "
+        f"output stride; results have the image's size (default: {default}, else none)",
+    )
+
+
 def add_crf_arguments(parser: argparse.ArgumentParser, source: str) -> None:
     """Adds ``--crf`` and ``--crf_params``.
 

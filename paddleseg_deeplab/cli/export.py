@@ -191,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
         class_names=names,
         palette=palette,
         crf=crf,
+        size_divisor=config.test_config.get("size_divisor"),
     )
     try:
         exporting.export(

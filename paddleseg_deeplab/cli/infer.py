@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images, folders (searched recursively), list files, glob patterns",
     )
     common.add_output_arguments(parser, "output/infer")
+    common.add_divisor_argument(parser, "deploy.yaml")
     add("--batch_size", type=int, default=1, help="images of equal size at once (default: 1)")
     add("--device", help="cpu, gpu or gpu:N (default: the GPU if there is one; with bf16 the CPU)")
     add(
@@ -89,7 +90,7 @@ def settings_of(args: argparse.Namespace, info: DeployInfo) -> RuntimeSettings:
     """
     from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings, choose_device
 
-    for name in ("batch_size", "cpu_threads", "min_subgraph_size"):
+    for name in ("batch_size", "size_divisor", "cpu_threads", "min_subgraph_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} should be at least 1, not {value}.")
@@ -142,6 +143,8 @@ def _opened(args):
     outputs, cleanup = parse_outputs(" ".join(args.outputs)), common.cleanup_of(args)
     check_save_dir(args.save_dir)
     info = deploy_yaml.read(args.model_dir or args.config)
+    if args.size_divisor is not None:
+        info.size_divisor = args.size_divisor
     crf = crf_settings(info.crf, args, f"{info.folder}/{deploy_yaml.FILE_NAME}: crf")
     wanting = {
         "The dense CRF": crf is not None,

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paddleseg_deeplab.cli.common import add_crf_arguments
+from paddleseg_deeplab.cli.common import add_crf_arguments, add_divisor_argument
 from paddleseg_deeplab.deploy.settings import ENGINES
 from paddleseg_deeplab.utils.errors import MissingData
 from paddleseg_deeplab.utils.logger import logger
@@ -37,6 +37,7 @@ def add_inference_arguments(
         type=int,
         help="images of equal size at once (default: 1, small ones together)",
     )
+    add_divisor_argument(run, "the config's test_config.size_divisor")
     run.add_argument(
         "--num_workers",
         type=int,

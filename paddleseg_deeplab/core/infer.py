@@ -203,6 +203,7 @@ def aug_probabilities(
     flip_horizontal: bool = False,
     flip_vertical: bool = False,
     window: Mapping[str, Any] | None = None,
+    size_divisor: int | None = None,
 ) -> Tensor | np.ndarray:
     """Mean class probabilities over scales and flips.
 
@@ -216,6 +217,7 @@ def aug_probabilities(
     Args:
         model, im, scales, flip_horizontal, flip_vertical: As of `aug_inference`.
         window (dict, optional): Keyword arguments of `slide.window_for`; whole images by default.
+        size_divisor (int, optional): As of `aug_inference`.
 
     Returns:
         np.ndarray | Tensor: float32 [N, K, H, W], sums to 1 over K; a Tensor on a GPU. All NaN
@@ -229,7 +231,7 @@ def aug_probabilities(
     im = paddle.to_tensor(im) if isinstance(im, np.ndarray) else im
     total = None
     for scale in scales:
-        size = [max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)]
+        size = [_scaled(side, scale, size_divisor or 1) for side in (height, width)]
         scaled = _resize(im, size)
         scaled = scaled.numpy() if on_host else scaled
         at_once = max(automatic_batch(size) // im.shape[0], 1)
@@ -239,6 +241,11 @@ def aug_probabilities(
             logits = _logits(model, batch, window or {})
             total = add(total, logits, group, (height, width), len(scales) * len(passes))
     return total
+
+
+def _scaled(side, scale, divisor):
+    """The multiple of the divisor that is nearest to side * scale, and at least the divisor."""
+    return max(int(side * scale / divisor + 0.5), 1) * divisor
 
 
 def _flipped(images, passes):
@@ -286,6 +293,7 @@ def aug_inference(
     crop_size: Sequence[int] | int | None = None,
     *,
     slide_above: float | None = None,
+    size_divisor: int | None = None,
     return_scores: bool = False,
     names: Sequence[str] | None = None,
 ) -> LabelsAndScores:
@@ -300,6 +308,7 @@ def aug_inference(
         flip_vertical (bool): Add passes over the image upside down. Default False.
         is_slide, stride, crop_size, slide_above: As for `inference`; the window keeps its size at
             each scale, and each scale's size says whether it is used.
+        size_divisor (int, optional): Sides of scaled images are rounded to multiples of it.
         return_scores (bool): Give the probabilities at the original size back too.
         names (Sequence[str], optional): Of the images, for messages.
 
@@ -311,5 +320,7 @@ def aug_inference(
     """
     window = _window(is_slide, crop_size, stride, slide_above)
     with paddle.no_grad():
-        probabilities = aug_probabilities(model, im, scales, flip_horizontal, flip_vertical, window)
+        probabilities = aug_probabilities(
+            model, im, scales, flip_horizontal, flip_vertical, window, size_divisor
+        )
         return labels_and_scores(probabilities, trans_info, return_scores, names=names)

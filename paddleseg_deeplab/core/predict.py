@@ -93,6 +93,7 @@ def predict(
     class_names: Sequence[str] | None = None,
     palette: np.ndarray | None = None,
     slide_above: float | None = None,
+    size_divisor: int | None = None,
     outputs: Sequence[str] = ("overlay", "palette"),
     batch_size: int | None = 1,
     num_workers: int | None = 0,
@@ -133,7 +134,7 @@ def predict(
         use_multilabel (bool): PaddleSeg's; only False, since a pixel has one class here.
         class_names (list[str], optional): For the legend.
         palette (np.ndarray, optional): RGB [K, 3]; default `visualize.default_palette`.
-        slide_above (float, optional): As for `core.val.evaluate`.
+        slide_above, size_divisor: As for `core.val.evaluate`.
         outputs (Sequence[str]): Of "overlay", "palette", "raw", "prob", "labelme",
             "labelme_polygons", "coco", "areas"; see `prediction.annotations`.
         batch_size (int | None): As for `core.val.evaluate`.
@@ -163,6 +164,7 @@ def predict(
         stride=stride,
         crop_size=crop_size,
         slide_above=slide_above,
+        size_divisor=size_divisor,
         precision=precision,
         amp_level=amp_level,
         engine=engine,

@@ -26,6 +26,7 @@ from paddleseg_deeplab.prediction.batching import Result, peek
 from paddleseg_deeplab.prediction.restore import TransInfo
 from paddleseg_deeplab.utils import out_of_memory
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.logger import logger
 
 
 class BatchLoss(Protocol):
@@ -55,6 +56,7 @@ class NetworkSettings:
     stride: Sequence[int] | int | None = None
     crop_size: Sequence[int] | int | None = None
     slide_above: float | None = None
+    size_divisor: int | None = None
     precision: str = "fp32"
     amp_level: str = "O1"
     engine: str = "dygraph"
@@ -74,6 +76,7 @@ class NetworkSettings:
         if self.aug:
             infer.check_scales(self.scales)
         infer.window_for((0, 0), **self.window)
+        check_divisor(self.size_divisor)
         check_engine(self.engine, self.precision)
 
     def pixels(self, images: int, size: Sequence[int]) -> float:
@@ -99,6 +102,7 @@ class NetworkSettings:
             self.scales,
             self.flip_horizontal,
             self.flip_vertical,
+            size_divisor=self.size_divisor,
             **how,
         )
 
@@ -161,6 +165,7 @@ def predictions(
     """
     network = model if isinstance(model, Engine) else _InPrecision(model, how)
     for samples, images in batches:
+        _advise_divisor(model, images.shape[2:], how)
         with out_of_memory.explained(**_facts(samples, images, how)):
             labels, found = _predict(network, samples, images, how, loss, probabilities)
         yield from zip(samples, labels, found)
@@ -199,20 +204,57 @@ def _facts(samples, images, how):
 
 def _predict(network, samples, images, how, loss, probabilities):
     """Labels and probabilities (or None) of a batch; adds its loss where that is wanted."""
+    names = [name_of(sample) for sample in samples]
+    infos = [sample.get("trans_info", []) for sample in samples]
+    # Images of one size: the step is the same for all.
+    images, added = restore.padded(images, [], how.size_divisor)
+    infos = [[*info, *added] for info in infos]
     if not isinstance(network, Engine):
         images = paddle.to_tensor(images)
-    infos = [sample.get("trans_info", []) for sample in samples]
-    names = [name_of(sample) for sample in samples]
     if loss is not None and loss.losses is not None:
         logits = run_network(network, images)
         labels, scores = infer.labels_and_scores(logits, infos, probabilities, names=names)
-        loss.add(logits, samples)
+        loss.add(logits, [{**s, "trans_info": info} for s, info in zip(samples, infos)])
     else:
         labels, scores = how.labels_and_scores(network, images, infos, names, probabilities)
     if scores is None:
         return labels, [None] * len(labels)
     # Averaged scores are probabilities already; those of one pass are logits.
     return labels, scores if how.aug else [restore.softmax(s, axis=0) for s in scores]
+
+
+_advised: list[Sequence[int]] = []
+# The finest grid that a decoder here works on has a quarter of the image's sides.
+_FINEST = 4
+
+
+def _advise_divisor(model, size, how):
+    """Tells once in a program that sides of such a size may cost accuracy."""
+    whole = infer.window_for(size, **how.window) is None
+    # Without align_corners networks are trained on even crops; with it on 8k + 1.
+    even = getattr(model, "align_corners", None) is False
+    if _advised or how.size_divisor is not None or not (whole and even):
+        return
+    if any(side % _FINEST for side in size):
+        _advised.append(size)
+        logger.info(
+            f"An input of {size[1]}x{size[0]} (width x height) has a side that {_FINEST} does not "
+            "divide. A network trained on even crops can lose accuracy there: compare with "
+            "--size_divisor 16 (test_config.size_divisor)."
+        )
+
+
+def check_divisor(size_divisor: int | None) -> None:
+    """Refuses a size_divisor that is no positive whole number.
+
+    Raises:
+        UserError: Saying what came.
+    """
+    good = isinstance(size_divisor, int) and not isinstance(size_divisor, bool) and size_divisor > 0
+    if size_divisor is not None and not good:
+        raise UserError(
+            f"size_divisor takes a positive whole number, such as 16, got {size_divisor!r}."
+        )
 
 
 def refuse_multilabel(use_multilabel: bool) -> None:

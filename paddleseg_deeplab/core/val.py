@@ -141,6 +141,7 @@ def evaluate(
     use_multilabel: bool = False,
     *,
     slide_above: float | None = None,
+    size_divisor: int | None = None,
     batch_size: int | None = 1,
     losses: Mapping[str, Any] | None = None,
     worst: int = 10,
@@ -165,6 +166,9 @@ def evaluate(
         stride, crop_size (Sequence[int], optional): Of the window, (width, height).
         slide_above (float, optional): Use the window where the network's input has more than so
             many times its pixels, and whole images elsewhere; see `slide.window_for`.
+        size_divisor (int, optional): The last row and column of the network's input are repeated
+            until this number divides both sides, and cut off again; sides at other scales are
+            rounded to multiples of it.
         precision (str): "fp32", "fp16" or "bf16"; the last two on a GPU, or "bf16" with the engine
             "openvino".
         amp_level (str): "O1" or "O2".
@@ -207,6 +211,7 @@ def evaluate(
         stride=stride,
         crop_size=crop_size,
         slide_above=slide_above,
+        size_divisor=size_divisor,
         precision=precision,
         amp_level=amp_level,
         engine=engine,

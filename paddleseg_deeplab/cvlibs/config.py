@@ -48,7 +48,7 @@ _SECTION_KEYS = {
     "ema": ("decay",),
     "test_config": (
         *("aug_eval", "scales", "flip_horizontal", "flip_vertical"),
-        *("is_slide", "crop_size", "stride", "slide_above", "crf"),
+        *("is_slide", "crop_size", "stride", "slide_above", "size_divisor", "crf"),
     ),
     "export": ("transforms",),
 }

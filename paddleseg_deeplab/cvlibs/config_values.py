@@ -54,6 +54,10 @@ def _test_faults(settings):
         value = settings.get(key)
         if value is not None and not _is_size(value):
             yield f"test_config.{key}", f"should be [width, height] in pixels, not {value!r}."
+    divisor = settings.get("size_divisor")
+    if divisor is not None and (not isinstance(divisor, int) or divisor is True or divisor < 1):
+        message = f"should be a positive whole number, or null for none, not {divisor!r}."
+        yield "test_config.size_divisor", message
     above = settings.get("slide_above")
     if above is not None and (not _is_number(above) or above < 1):
         message = f"should be a number of at least 1, or null for none, not {above!r}."

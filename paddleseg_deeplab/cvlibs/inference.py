@@ -27,7 +27,7 @@ def inference_settings(config: Config, args: argparse.Namespace, aug_flag: str) 
     Raises:
         UserError: A flag's value is not allowed.
     """
-    for name, least in (("batch_size", 1), ("num_workers", 0)):
+    for name, least in (("batch_size", 1), ("num_workers", 0), ("size_divisor", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             raise UserError(f"--{name} should be at least {least}, not {getattr(args, name)}.")
     settings = config.test_config
@@ -49,6 +49,8 @@ def inference_settings(config: Config, args: argparse.Namespace, aug_flag: str) 
         # Unset means off, though `predict` as PaddleSeg's flips horizontally by default.
         settings = {"scales": 1.0, "flip_horizontal": False, "flip_vertical": False, **settings}
     settings[aug_flag] = switched_on
+    if args.size_divisor is not None:
+        settings["size_divisor"] = args.size_divisor
     _set_window(settings, config, args)
     for key in ("batch_size", "num_workers", "engine", "precision", "amp_level"):
         settings[key] = getattr(args, key)

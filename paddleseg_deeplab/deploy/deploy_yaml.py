@@ -42,6 +42,8 @@ class DeployFacts:
         palette (np.ndarray | None): uint8 [num_classes, 3] RGB.
         crf (dict | bool | None): Parameters of the dense CRF that refines the result, as
             `postprocess.settings.make_crf` takes them; None: no CRF.
+        size_divisor (int | None): The input's edges are repeated until it divides both sides, see
+            `prediction.restore.padded`; None: they stay.
     """
 
     transforms: Sequence[dict[str, Any]] = ()
@@ -50,6 +52,7 @@ class DeployFacts:
     class_names: Sequence[str] = ()
     palette: np.ndarray | None = None
     crf: dict[str, Any] | bool | None = None
+    size_divisor: int | None = None
 
 
 @dataclass
@@ -123,6 +126,8 @@ def write(info: DeployInfo, path: str) -> None:
     }
     if info.crf is not None:
         text["DeepLab"]["crf"] = info.crf
+    if info.size_divisor is not None:
+        text["DeepLab"]["size_divisor"] = int(info.size_divisor)
     if info.nodata is not None:
         text["DeepLab"]["nodata"] = float(info.nodata)
     with open(path, "w", encoding="utf-8") as f:
@@ -215,6 +220,7 @@ _OUR_KEYS = {
     "format": (lambda v: isinstance(v, str), f"one of {', '.join(FORMATS)}"),
     "img_channels": (_is_count, "a positive integer"),
     "num_classes": (_is_count, "a positive integer"),
+    "size_divisor": (_is_count, "a positive integer"),
     "to_rgb": (lambda v: isinstance(v, bool), "true or false"),
     "class_names": (lambda v: isinstance(v, list), "a list"),
     "palette": (_is_palette, "a list of [red, green, blue], each 0 to 255"),
@@ -272,5 +278,6 @@ def _info_of(path, deploy, ours):
         model=model,
         params=deploy.get("params"),
         crf=ours.get("crf"),
+        size_divisor=ours.get("size_divisor"),
         nodata=parse_nodata(f"{path}: DeepLab", ours.get("nodata")),
     )

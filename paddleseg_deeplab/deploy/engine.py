@@ -52,12 +52,14 @@ class Engine:
 
     Attributes:
         name (str): For the log.
+        align_corners (bool | None): The model's; None where it has none.
     """
 
     def __init__(
         self, model: nn.Layer, runtime: Runtime, precision: str = "fp32", falls_back: bool = False
     ) -> None:
         self.name = f"{runtime.name}, {precision}"
+        self.align_corners = getattr(model, "align_corners", None)
         self._model = model
         self._runtime: Runtime | None = runtime
         self._falls_back = falls_back

@@ -121,7 +121,8 @@ class Inferer:
         """
         load = pictures.load_picture
         sample = self._timed("preprocess", 1, load, path, self._compose, self._for_crf)
-        chw = sample["img"]
+        chw, steps = restore.padded(sample["img"], sample["trans_info"], self.info.size_divisor)
+        sample.update(img=chw, trans_info=steps)
         least = self.runtime.smallest_side
         if min(chw.shape[1:]) < least:
             raise UserError(

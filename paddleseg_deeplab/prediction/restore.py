@@ -53,6 +53,24 @@ def preprocess(
     return out["img"], out["trans_info"], out["original"]
 
 
+def padded(
+    images: np.ndarray, trans_info: TransInfo, divisor: int | None
+) -> tuple[np.ndarray, TransInfo]:
+    """A network's input with sides that a number divides, and the steps to undo.
+
+    Args:
+        images (np.ndarray): float32 [..., h, w], preprocessed.
+        trans_info (list): Of the preprocessing.
+        divisor (int | None): The last row and column are repeated until it divides both sides;
+            None leaves the input as it is.
+    """
+    size = images.shape[-2:]
+    if divisor is None or size == functional.rounded_up(size, divisor):
+        return images, trans_info
+    images = functional.repeat_edges(images, functional.rounded_up(size, divisor), (-2, -1))
+    return images, [*trans_info, ("padding", size)]
+
+
 def _undo(plane: np.ndarray, trans_info: TransInfo, interp: int) -> np.ndarray:
     """Undoes resizes and paddings on [h, w], last first."""
     for kind, size, *offset in reversed(trans_info):

@@ -11,6 +11,7 @@ from paddleseg_deeplab.transforms.crop_pad import (
     RandomPaddingCrop,
     ScalePadding,
 )
+from paddleseg_deeplab.transforms.divisor import PaddingByDivisor
 from paddleseg_deeplab.transforms.geometry import (
     RandomAffine,
     RandomHorizontalFlip,
@@ -33,6 +34,7 @@ __all__ = [
     "Normalize",
     "Padding",
     "PaddingByAspectRatio",
+    "PaddingByDivisor",
     "RandomAffine",
     "RandomBlur",
     "RandomCenterCrop",

@@ -207,6 +207,31 @@ def pad(
     return out
 
 
+def repeat_edges(
+    array: np.ndarray, size: Sequence[int], axes: Sequence[int] = (0, 1)
+) -> np.ndarray:
+    """Repeats the last row and the last column up to a size.
+
+    Args:
+        array (np.ndarray): Any dtype.
+        size (tuple[int, int]): (height, width), at least the array's.
+        axes (tuple[int, int]): Its rows and columns.
+
+    Returns:
+        np.ndarray: of the same dtype; the array itself where it has the size.
+    """
+    margins = [(0, 0)] * array.ndim
+    for axis, side in zip(axes, size):
+        margins[axis] = (0, side - array.shape[axis])
+    return np.pad(array, margins, mode="edge") if any(map(any, margins)) else array
+
+
+def rounded_up(size: Sequence[int], divisor: int) -> tuple[int, int]:
+    """(height, width), each side rounded up to a multiple of a number."""
+    height, width = (-(-int(side) // divisor) * divisor for side in size)
+    return height, width
+
+
 def horizontal_flip(img: np.ndarray) -> np.ndarray:
     """Mirrors left and right; a view, except for float32 images, whose next reader would pay for
     the backward rows several times over."""

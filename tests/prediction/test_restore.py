@@ -269,6 +269,8 @@ CHAINS = {
     "resize": [T.Resize((23, 19))],
     "long, padding": [T.ResizeByLong(32), T.Padding((32, 32))],
     "limit, ratio": [T.LimitLong(max_long=11), T.PaddingByAspectRatio(2)],
+    "divisor": [T.PaddingByDivisor(16)],
+    "resize, divisor": [T.Resize((23, 19)), T.PaddingByDivisor(8)],
     "short, padding, resize": [
         T.ResizeByShort(9, max_size=50),
         T.Padding((50, 51)),
@@ -306,7 +308,7 @@ def test_a_perfect_network_gives_the_mask_back(size, chain):
         "enlarge": [T.ResizeByLong(120)],
         "enlarge, ratio": [T.LimitLong(min_long=61), T.PaddingByAspectRatio(1.5)],
     }
-    exact = chain in ("enlarge", "enlarge, ratio", "nothing", "padding")
+    exact = chain in ("enlarge", "enlarge, ratio", "nothing", "padding", "divisor")
     if "padding" in chain:
         size = (min(size[0], 28), min(size[1], 28))
     label = np.random.default_rng(0).integers(0, 3, size, dtype=np.uint8)

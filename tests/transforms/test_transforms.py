@@ -40,6 +40,8 @@ CASES = [
     ("Padding", {"target_size": (150, 130)}, "moved"),
     ("PaddingByAspectRatio", {}, "moved"),
     ("PaddingByAspectRatio", {"aspect_ratio": 2.1}, "moved"),
+    ("PaddingByDivisor", {}, "moved"),
+    ("PaddingByDivisor", {"size_divisor": 37}, "moved"),
     ("ScalePadding", {"target_size": (100, 100)}, "sampled"),
     ("RandomHorizontalFlip", {"prob": 1}, "moved"),
     ("RandomVerticalFlip", {"prob": 1}, "moved"),
@@ -60,6 +62,7 @@ EVAL_STYLE = {
     "LimitLong": ["resize"],
     "Padding": ["padding"],
     "PaddingByAspectRatio": ["padding"],
+    "PaddingByDivisor": ["padding"],
     "ScalePadding": ["padding", "resize"],
 }
 IDS = [f"{name}-{'-'.join(map(str, kwargs.values()))}" for name, kwargs, _ in CASES]
