@@ -149,7 +149,7 @@ def _opened(args):
     wanting = {
         "The dense CRF": crf is not None,
         "--outputs prob": "prob" in outputs,
-        "--threshold": cleanup is not None and cleanup.unsure,
+        "--threshold": cleanup is not None and cleanup.needs_probabilities,
     }
     if any(wanting.values()) and info.output_op == "argmax":
         raise UserError(
@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> int:
     if workers is None:
         workers = 0 if args.benchmark else batching.automatic_workers()
     keep = "prob" in wanted
-    scores = keep or (cleanup is not None and cleanup.unsure)
+    scores = keep or (cleanup is not None and cleanup.needs_probabilities)
     found = inferer.results(
         network, paths, failures, scores, crf=make_crf(crf), num_workers=workers
     )

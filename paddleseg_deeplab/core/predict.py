@@ -152,7 +152,7 @@ def predict(
 
     Raises:
         UserError: A setting is wrong, a transform moves pixels for good, or the weights do not fit.
-            OSError: The disk is full or gone.
+            DiskError: The disk is full or gone.
     """
     refuse_multilabel(use_multilabel)
     how = NetworkSettings(
@@ -182,18 +182,18 @@ def predict(
     ranks = join()
     written: dict[str, dict[str, str]] = {}
     failed: Failures = []
-    note = partial(pictures.note_failure, failed)
-    write = partial(pictures.write_pictures, save_dir=save_dir, names=names, palette=palette)
     known = class_names if class_names is not None else getattr(model, "num_classes", len(palette))
     annotations = Annotations(outputs, save_dir, known, root)
+    to = {"save_dir": save_dir, "names": names, "palette": palette, "outputs": outputs}
+    write = partial(pictures.write_pictures, **to, annotations=annotations)
     keep = "prob" in outputs
+    scores = keep or refiner is not None or (cleanup is not None and cleanup.needs_probabilities)
 
     def load(path):
         return pictures.load_picture(path, transforms, for_crf=refiner is not None)
 
     def run(samples, images):
-        wanted = refiner is not None or keep or (cleanup is not None and cleanup.unsure)
-        return predictions(network, [(samples, images)], how, probabilities=wanted)
+        return predictions(network, [(samples, images)], how, probabilities=scores)
 
     own = list(enumerate(paths))[ranks.rank :: ranks.size]
     workers = workers_for(_Images(transforms), num_workers)
@@ -203,27 +203,31 @@ def predict(
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), opened as (network, samples):
         batches = equal_size_batches(samples, batch_size)
         results = pictures.run_batches(run, batches, failed)
-        if refiner is not None:
-            results = dense_crf.refined(
-                refiner, results, lambda s: s["crf_image"], workers, on_error=note
-            )
-        if cleanup is not None:
-            results = cleaned(cleanup, results, note, workers, keep)
-        for path, files in write(
-            results, failed, workers, outputs=outputs, annotations=annotations
-        ):
+        results = _refined(results, refiner, cleanup, failed, workers, keep)
+        for path, files in write(results, failed, workers):
             written[path] = files
             bar.update(len(written) + len(failed) - bar.n)
     result = _of_all_ranks(ranks, written, failed, paths)
-    for part in ranks.gather(annotations.records):
-        annotations.records.update(part)
+    annotations.add_records(ranks.gather(annotations.records))
     with ranks.guard():
-        if ranks.is_main:
+        if ranks.is_main and result.written:
             annotations.finish()
-        if ranks.is_main and class_names is not None and result.written:
+        if ranks.is_main and result.written and class_names is not None:
             picture = visualize.legend(palette, class_names)
             visualize.save_image(f"{save_dir}/legend.png", picture)
     return result
+
+
+def _refined(results, refiner, cleanup, failed, workers, keep):
+    """The results after the CRF and the cleaning, where there are such."""
+    note = partial(pictures.note_failure, failed)
+    if refiner is not None:
+        results = dense_crf.refined(
+            refiner, results, lambda s: s["crf_image"], workers, on_error=note
+        )
+    if cleanup is not None:
+        results = cleaned(cleanup, results, note, workers, keep)
+    return results
 
 
 def _of_all_ranks(ranks, written, failed, image_list):

@@ -11,14 +11,14 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
 from paddleseg_deeplab.prediction import regions
-from paddleseg_deeplab.prediction.outputs import OUTPUTS, RUN_OUTPUTS
+from paddleseg_deeplab.prediction.outputs import OUTPUTS, RUN_OUTPUTS, disk_error
 from paddleseg_deeplab.prediction.regions import ClassArea
 from paddleseg_deeplab.transforms.reading.values import BACKGROUNDS, IGNORED, VOID
 
@@ -57,7 +57,7 @@ class Annotations:
         self._whole = [kind for kind in outputs if kind in RUN_OUTPUTS]
         self._save_dir, self._root = save_dir, root
         self._names = regions.names_of(class_names)
-        self.records: dict[int, _Record] = {}
+        self.records: dict[int, Any] = {}
 
     def add(self, index: int, path: str, name: str, labels: np.ndarray) -> dict[str, str]:
         """Writes the files of one image, and keeps what those of the run need of it.
@@ -86,14 +86,28 @@ class Annotations:
             self.records[index] = _Record(name, (labels.shape[0], labels.shape[1]), areas, objects)
         return files
 
+    def add_records(self, others: Iterable[dict[int, Any]]) -> None:
+        """Adds the `records` of others that had a share of the same run."""
+        for records in others:
+            self.records.update(records)
+
     def finish(self) -> dict[str, str]:
-        """Writes the files of the whole run, in the images' order; kind -> path written."""
+        """Writes the files of the whole run, in the images' order; kind -> path written.
+
+        Where no image is done, there are none.
+
+        Raises:
+            DiskError: One cannot be written.
+        """
         files = {}
         records = [self.records[index] for index in sorted(self.records)]
-        for kind in self._whole:
+        for kind in self._whole if records else ():
             target = os.path.join(self._save_dir, RUN_OUTPUTS[kind])
             text = _areas_text(records) if kind == "areas" else self._coco_text(records)
-            _write(target, text)
+            try:
+                _write(target, text)
+            except OSError as error:
+                raise disk_error(self._save_dir, error) from error
             files[kind] = target
         return files
 
@@ -213,7 +227,7 @@ def _polygon_shapes(labels, written):
     found = []
     for number, each in regions.polygons(labels, list(written)).items():
         # Holes by their numbers, and how many of the pixels in each no shape will cover.
-        _, holes = cv2.connectedComponents((labels != number).astype(np.uint8), connectivity=4)
+        _, holes = cv2.connectedComponents((labels != number).astype(np.uint8), connectivity=8)
         lost = np.bincount(holes[unwritten], minlength=int(holes.max()) + 1)
         for region in each:
             about = _lost_holes(region, holes, lost)

@@ -55,8 +55,8 @@ class Cleanup:
             raise UserError(f"--unknown {self.unknown}: a number from 0 to {VOID} is needed.")
 
     @property
-    def unsure(self) -> bool:
-        """bool: Whether probabilities are needed."""
+    def needs_probabilities(self) -> bool:
+        """Whether `mark` takes probabilities."""
         return self.threshold is not None
 
     def mark(

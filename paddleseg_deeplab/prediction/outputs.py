@@ -15,7 +15,7 @@ import numpy as np
 
 from paddleseg_deeplab.transforms.reading.values import mark_void
 from paddleseg_deeplab.utils import visualize
-from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.errors import DiskError, UserError
 from paddleseg_deeplab.utils.files import written
 from paddleseg_deeplab.utils.files.folders import (
     ARRAY_EXTENSION,
@@ -315,6 +315,15 @@ def write_outputs(
             np.save(path, np.asarray(probabilities, np.float32))
         written[kind] = path
     return written
+
+
+def disk_error(save_dir: str, error: OSError) -> DiskError:
+    """The error to raise where a file of the results cannot be written, nor could any other."""
+    reason = error.strerror or str(error)
+    return DiskError(
+        f"{save_dir}: {reason}. Nothing more can be written there; what is written stays. Make "
+        "room or give another --save_dir, and run it again."
+    )
 
 
 def write_ids(path: str | os.PathLike[str], labels: np.ndarray) -> None:

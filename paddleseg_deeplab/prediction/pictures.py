@@ -153,7 +153,7 @@ def write_pictures(
         tuple: Path and files (dict: kind to file) of each picture that is written.
 
     Raises:
-        OSError: No file can be written any more.
+        DiskError: No file can be written any more.
     """
 
     pictures = [kind for kind in outputs if kind not in (*SHAPES, *prediction_files.RUN_OUTPUTS)]
@@ -179,7 +179,7 @@ def write_pictures(
         except Exception as error:
             # NumPy's own writer does not say why it wrote too few bytes.
             if isinstance(error, OSError) and error.errno in (None, *_LOST_DISK):
-                raise
+                raise prediction_files.disk_error(save_dir, error) from error
             note_failure(failures, path, error)
             return None
 

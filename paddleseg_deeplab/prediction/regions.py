@@ -115,8 +115,9 @@ def box_of(part: np.ndarray) -> tuple[slice, slice]:
 def polygons(mask: np.ndarray, classes: Sequence[int] | None = None) -> dict[int, list[Polygon]]:
     """The outlines of all regions, exactly: what lies inside them is the mask again.
 
-    Pixels of a class that touch, at a corner too, are one region; an outline passes such a corner
-    twice. Outlines run along the pixels' edges and are not made smoother.
+    Pixels of a class that share an edge are one region, so that of two regions one lies inside a
+    hole of the other or they lie side by side. Outlines run along the pixels' edges and are not
+    made smoother; one that touches itself passes that corner twice.
 
     Args:
         mask (np.ndarray): Integers [H, W].
@@ -138,10 +139,10 @@ def polygons(mask: np.ndarray, classes: Sequence[int] | None = None) -> dict[int
 
 
 # Two by two pixels around a corner, as bits: 1 upper left, 2 upper right, 4 lower left, 8 lower
-# right. Outlines turn where one or three of them belong to the region, or two that touch only here
-# (6 and 9); there two outlines pass, and the corner is taken as two, as if a third pixel belonged
-# to the region too. With the region on its right, an outline leaves `_SIDEWAYS` corners to the left
-# or right, the others up or down.
+# right. Outlines turn where one or three of them belong to a region, or two that touch only here (6
+# and 9); there two outlines pass, one round each pixel, and the corner is taken as two. With its
+# region on the right, an outline leaves `_SIDEWAYS` corners to the left or right, the others up or
+# down.
 _TURNS = np.isin(np.arange(16), (1, 2, 4, 6, 7, 8, 9, 11, 13, 14))
 _SIDEWAYS = np.isin(np.arange(16), (1, 8, 11, 13))
 _BEGINS_REGION = 8  # the corner of an outer outline that comes first from the top down; else a hole
@@ -153,23 +154,23 @@ def _outlines(part, origin):
     around = padded[:-1, :-1] | padded[:-1, 1:] << 1 | padded[1:, :-1] << 2 | padded[1:, 1:] << 3
     y, x = np.nonzero(_TURNS[around])
     around = around[y, x]
-    # The regions' numbers, looked up at the first of the four pixels that belongs to one.
-    bit = around & -around.astype(np.int16)
-    inside = cv2.connectedComponents(padded, connectivity=8)[1]
-    inside = inside[y + (bit >= 4), x + ((bit == 2) | (bit == 8))]
     places = np.repeat(np.arange(len(y)), 1 + np.isin(around, (6, 9)))
     again = np.append(False, places[1:] == places[:-1])
-    y, x, code, inside = y[places], x[places], around[places], inside[places]
+    y, x, code = y[places], x[places], around[places].astype(np.int64)
     # Of the two in one place the one with its outline to the left comes first.
-    code = np.where(code == 9, np.where(again, 13, 11), code)
-    code = np.where(code == 6, np.where(again, 7, 14), code)
+    code = np.where(code == 9, np.where(again, 8, 1), code)
+    code = np.where(code == 6, np.where(again, 2, 4), code)
+    # The regions' numbers, looked up at the first of the four pixels that belongs to one.
+    bit = code & -code
+    inside = cv2.connectedComponents(padded, connectivity=4)[1]
+    inside = inside[y + (bit >= 4), x + ((bit == 2) | (bit == 8))]
     follower = np.arange(len(y)) ^ 1  # along a row, outlines join the corners in pairs
-    column = np.lexsort((np.isin(code, (7, 11)), y, x))  # and so along a column
+    column = np.lexsort((np.isin(code, (4, 8)), y, x))  # and so along a column
     beside = np.empty_like(column)
     beside[column[::2]], beside[column[1::2]] = column[1::2], column[::2]
     follower = np.where(_SIDEWAYS[code], follower, beside).tolist()
     points = np.stack([x, y], axis=1) + np.array(origin)
-    regions: dict[int, Polygon] = {}
+    regions = {}
     for first in range(len(follower)):
         ring = []
         while follower[first] >= 0:
@@ -222,7 +223,7 @@ def _encode(mask, numbers=None):
     flat = cv2.transpose(mask).ravel()
     starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
     ends, values = np.append(starts[1:], flat.size), flat[starts]
-    found: dict[int, Rle] = {}
+    found = {}
     for number in np.unique(values).tolist() if numbers is None else numbers:
         own = values == number
         edges = np.stack([starts[own], ends[own]], axis=1).ravel()

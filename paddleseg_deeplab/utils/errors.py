@@ -31,6 +31,10 @@ class RunStopped(RuntimeError):
     """Another process of the run failed or is gone; commands print the line and exit with 1."""
 
 
+class DiskError(UserError, OSError):
+    """The disk is full or gone: no result can be written any more; those that are stay."""
+
+
 class PackageError(UserError, ImportError):
     """An installed package is missing, of a wrong version, or cannot be imported."""
 
