@@ -178,8 +178,7 @@ def predict(
     root = image_dir if image_dir is not None else prediction_files.common_root(paths)
     names = prediction_files.output_names(paths, root)
     load_entire_model(model, model_path)
-    refiner = make_crf(crf)
-    ranks = join()
+    refiner, ranks = make_crf(crf), join()
     written: dict[str, dict[str, str]] = {}
     failed: Failures = []
     known = class_names if class_names is not None else getattr(model, "num_classes", len(palette))
