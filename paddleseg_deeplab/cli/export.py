@@ -22,9 +22,6 @@ know. Before that the written network is run and compared with the trained one o
 exit status is 1 and nothing is kept where logits differ by more than 0.001 (times the largest
 logit, where that is above 1) or the class of more than 0.01 % of the pixels.
 """
-# Transforms after which a prediction has to be resized: logits resized and then compared give
-# smoother borders than resized labels.
-_RESIZING = ("Resize", "ResizeByLong", "ResizeByShort", "LimitLong", "ScalePadding")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_op",
         choices=OUTPUT_OPS,
-        help="last operator: classes, probabilities or logits (default: argmax, or none where the "
-        "preprocessing resizes images, so that infer.py can resize logits back, or where "
-        "test_config has a crf, which works on probabilities)",
+        help="one output only: classes, probabilities or logits (default: two, classes and logits)",
     )
     parser.add_argument(
         "--format",
@@ -84,24 +79,21 @@ def _nchw_unless_asked(config, args, form):
 
 
 def _sample(args, compose, dataset):
-    """A preprocessed image, float32 [C, h, w], and whether it was resized on the way."""
+    """A preprocessed image, float32 [C, h, w]."""
     from paddleseg_deeplab.prediction.restore import preprocess
     from paddleseg_deeplab.utils.logger import logger
 
     if args.image_path:
-        chw, trans_info, _ = preprocess(args.image_path, compose)
-    elif dataset is not None:
+        return preprocess(args.image_path, compose)[0]
+    if dataset is not None:
         # The set reads, the export's own transforms work: they may differ from the validation's.
         theirs, dataset.transforms = dataset.transforms, compose
         try:
-            item = dataset[0]
+            return dataset[0]["img"]
         finally:
             dataset.transforms = theirs
-        chw, trans_info = item["img"], item.get("trans_info", [])
-    else:
-        logger.warning("No --image_path and no validation set: comparing on a made-up picture.")
-        chw, trans_info, _ = preprocess(_made_up_picture(compose.img_channels), compose)
-    return chw, any(step[0] == "resize" for step in trans_info)
+    logger.warning("No --image_path and no validation set: comparing on a made-up picture.")
+    return preprocess(_made_up_picture(compose.img_channels), compose)[0]
 
 
 def _made_up_picture(channels):
@@ -114,21 +106,6 @@ def _made_up_picture(channels):
     picture = cv2.resize(coarse, (480, 360), interpolation=cv2.INTER_CUBIC)
     picture = picture.reshape(360, 480, channels) + rng.normal(0, 8, (360, 480, channels))
     return np.clip(picture, 0, 255).astype(np.uint8)
-
-
-def _choose_output_op(args, dicts, resized, crf):
-    from paddleseg_deeplab.utils.logger import logger
-
-    if args.output_op:
-        return args.output_op
-    if crf is not None:
-        logger.info("Output none, for the dense CRF of test_config.crf (--output_op).")
-        return "none"
-    resized = resized or any(d.get("type") in _RESIZING for d in dicts)
-    chosen = "none" if resized else "argmax"
-    reason = "resizes" if resized else "does not resize"
-    logger.info("Output %s, since the preprocessing %s images (--output_op).", chosen, reason)
-    return chosen
 
 
 def _warn_of_fixed_size(shape, sample):
@@ -181,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
     _load_weights(builder.model, args.model_path)
     compose = compose_for(builder, builder.export_transforms)
     dataset, names, palette = dataset_facts(builder)
-    sample, resized = _sample(args, compose, dataset)
+    sample = _sample(args, compose, dataset)
     shape = exporting.check_input_shape(args.input_shape, sample.shape[0])
     _warn_of_fixed_size(shape, sample)
     facts = DeployFacts(
@@ -199,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
             args.save_dir,
             sample=sample,
             input_shape=shape,
-            output_op=_choose_output_op(args, dicts, resized, crf),
+            output_op=args.output_op,
             format=form,
             target=target,
             facts=facts,

@@ -135,6 +135,7 @@ def _opened(args):
     (DeployInfo, outputs, dict or None, Cleanup or None)
     """
     from paddleseg_deeplab.deploy import deploy_yaml
+    from paddleseg_deeplab.deploy.inferer import check_probabilities
     from paddleseg_deeplab.postprocess.settings import crf_settings
     from paddleseg_deeplab.prediction.outputs import check_save_dir, parse_outputs
 
@@ -151,12 +152,9 @@ def _opened(args):
         "--outputs prob": "prob" in outputs,
         "--threshold": cleanup is not None and cleanup.needs_probabilities,
     }
-    if any(wanting.values()) and info.output_op == "argmax":
-        raise UserError(
-            f"{next(name for name, wants in wanting.items() if wants)}: {info.folder} was exported "
-            "with argmax, which keeps no probabilities. Export again with --output_op none or "
-            "softmax."
-        )
+    for name, wants in wanting.items():
+        if wants:
+            check_probabilities(info, name)
     return info, outputs, crf, cleanup
 
 

@@ -90,7 +90,7 @@ def compare_export(
         device (str): Where the exported network runs; an ONNX file runs on the CPU.
 
     Returns:
-        dict: ``max_abs_logits_difference`` (output "none") or ``max_abs_probability_difference``
+        dict: ``max_abs_logits_difference`` (of logits) or ``max_abs_probability_difference``
         ("softmax"), ``argmax_pixels_differing`` (a share, 0 to 1), ``largest_logit`` (of the
         trained network, as an absolute value) and ``inputs`` (shapes).
 
@@ -136,17 +136,24 @@ def differences(
     batches = sample_batches(sample, info.input_shape)
     with evaluation_mode(model), paddle.no_grad():
         results = [
-            compare_outputs(
-                infer_logits(model, paddle.to_tensor(batch)).numpy(),
-                np.asarray(runtime.run(batch)),
-                info.output_op,
-            )
+            found
             for batch in batches
+            for found in _differences_of(
+                infer_logits(model, paddle.to_tensor(batch)).numpy(), runtime, info, batch
+            )
         ]
     checks: dict[str, Any] = {"inputs": [list(b.shape) for b in batches]}
-    for key in results[0]:
-        checks[key] = float(max(r[key] for r in results))
+    for key in dict.fromkeys(key for found in results for key in found):
+        checks[key] = float(np.max([found[key] for found in results if key in found]))
     return checks
+
+
+def _differences_of(logits, runtime, info, batch):
+    """`compare_outputs` of each output."""
+    if not info.with_logits:
+        return [compare_outputs(logits, np.asarray(runtime.run(batch)), info.output_op)]
+    pairs = zip(runtime.outputs(batch, (0, 1)), ("argmax", "none"))
+    return [compare_outputs(logits, np.asarray(output), op) for output, op in pairs]
 
 
 def judge(checks: Mapping[str, Any], info: DeployInfo) -> None:

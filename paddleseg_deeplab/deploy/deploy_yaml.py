@@ -26,6 +26,8 @@ MODEL_FILES: dict[str, tuple[str, ...]] = {
     "legacy": ("model.pdmodel", "model.pdiparams"),
     "onnx": ("model.onnx",),
 }
+# What the first output holds, by its operator.
+_FIRST_OUTPUT = {"argmax": "labels", "softmax": "probabilities", "none": "logits"}
 _FORMAT_OF_EXTENSION = {".json": "pir", ".pdmodel": "legacy", ".onnx": "onnx"}
 
 
@@ -62,8 +64,9 @@ class DeployInfo(DeployFacts):
     Attributes:
         format (str): "pir", "legacy" or "onnx".
         input_shape (list): Four numbers, [N, C, H, W]; None where the size is free.
-        output_op (str): "argmax": int32 [N, H, W]; "softmax": float32 [N, num_classes, H, W], 0..1;
-            "none": the logits, float32 [N, num_classes, H, W].
+        output_op (str): Of the first output. "argmax": int32 [N, H, W]; "softmax": float32
+            [N, num_classes, H, W], 0..1; "none": the logits, float32 [N, num_classes, H, W].
+        with_logits (bool): After "argmax" a second output holds the logits.
         img_channels (int): Channels of an input image.
         num_classes (int | None): None where the file does not say.
         versions (dict): Of this package and of Paddle when it was written.
@@ -76,6 +79,7 @@ class DeployInfo(DeployFacts):
     format: str
     input_shape: list[int | None]
     output_op: str = "argmax"
+    with_logits: bool = False
     img_channels: int = 3
     num_classes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -88,6 +92,17 @@ class DeployInfo(DeployFacts):
         names = (*MODEL_FILES[self.format], None)
         self.model = self.model or names[0]
         self.params = self.params or names[1]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the network gives, in this order, of "labels", "probabilities", "logits"."""
+        first = _FIRST_OUTPUT[self.output_op]
+        return (first, "logits") if self.with_logits else (first,)
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether an output holds probabilities or logits."""
+        return self.outputs != ("labels",)
 
     @property
     def model_path(self) -> str:
@@ -115,6 +130,7 @@ def write(info: DeployInfo, path: str) -> None:
             "input_name": "x",
             "input_layout": "NCHW",
             "input_dtype": "float32",
+            "outputs": list(info.outputs),
             "img_channels": info.img_channels,
             "to_rgb": info.to_rgb,
             "num_classes": info.num_classes,
@@ -218,6 +234,7 @@ _DEPLOY_KEYS = {
 }
 _OUR_KEYS = {
     "format": (lambda v: isinstance(v, str), f"one of {', '.join(FORMATS)}"),
+    "outputs": (lambda v: isinstance(v, list), "a list, such as [labels, logits]"),
     "img_channels": (_is_count, "a positive integer"),
     "num_classes": (_is_count, "a positive integer"),
     "size_divisor": (_is_count, "a positive integer"),
@@ -255,6 +272,13 @@ def _info_of(path, deploy, ours):
         raise UserError(
             f"{path}: Deploy.output_op is {output_op!r}; known: {', '.join(OUTPUT_OPS)}."
         )
+    outputs = ours.get("outputs") or [_FIRST_OUTPUT[output_op]]
+    with_logits = output_op == "argmax" and outputs == ["labels", "logits"]
+    if not with_logits and outputs != [_FIRST_OUTPUT[output_op]]:
+        raise UserError(
+            f"{path}: DeepLab.outputs is {outputs}, which does not fit Deploy.output_op "
+            f"{output_op}; export again."
+        )
     channels = ours.get("img_channels", 3)
     shape = deploy.get("input_shape") or [None, channels, None, None]
     # PaddleSeg has written free sizes as null and, in older versions, as -1.
@@ -266,6 +290,7 @@ def _info_of(path, deploy, ours):
         format=form,
         input_shape=shape,
         output_op=output_op,
+        with_logits=with_logits,
         transforms=deploy.get("transforms") or [],
         img_channels=shape[1] or channels,
         to_rgb=ours.get("to_rgb", True),

@@ -40,27 +40,29 @@ _INT32 = 2  # framework.proto's number of the type, which the old arg_max operat
 
 
 class ExportedModel(nn.Layer):
-    """The network as it is deployed: NCHW in, one tensor out, with the output operator.
+    """The network as it is deployed: NCHW in, one or two tensors out, with the output operator.
 
     Args:
         model (nn.Layer): The trained network; of an NHWC one input and output are transposed once.
         output_op (str): "argmax", "softmax" or "none".
+        with_logits (bool): Give the logits after the labels of "argmax".
     """
 
-    def __init__(self, model: nn.Layer, output_op: str) -> None:
+    def __init__(self, model: nn.Layer, output_op: str, with_logits: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.output_op = output_op
+        self.output_op, self.with_logits = output_op, with_logits
         self.is_nhwc = getattr(model, "data_format", "NCHW") == "NHWC"
 
     # Paddle's to_static counts on the name `self` for a method's first parameter.
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """float32 [N, C, H, W] to int32 [N, H, W] or float32 [N, num_classes, H, W]."""
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor | tuple[paddle.Tensor, ...]:
+        """float32 [N, C, H, W] to int32 [N, H, W] or float32 [N, num_classes, H, W], or both."""
         logits = run_model(self.model, x)[0]
         if self.is_nhwc:
             logits = logits.transpose((0, 3, 1, 2))
         if self.output_op == "argmax":
-            return _argmax(logits)
+            labels = _argmax(logits)
+            return (labels, logits) if self.with_logits else labels
         if self.output_op == "softmax":
             return F.softmax(logits, axis=1)
         return logits
@@ -155,7 +157,7 @@ def write_network(model: nn.Layer, info: DeployInfo, target: str = "cpu") -> Non
     # Widened for oneDNN: ONNX's runtimes and GPUs have no need of it.
     widen = info.format != "onnx" and target == "cpu"
     with evaluation_mode(model), paddle.no_grad():
-        wrapper = ExportedModel(folded_copy(model, widen), info.output_op)
+        wrapper = ExportedModel(folded_copy(model, widen), info.output_op, info.with_logits)
         wrapper.eval()
         if info.format == "onnx":
             _save_onnx(wrapper, info.folder, info.input_shape)
@@ -230,13 +232,13 @@ def check_crf(crf: Mapping[str, Any] | bool | None, output_op: str | None) -> di
 
     Args:
         crf: Settings as `postprocess.settings.make_crf` takes them, less a CRF itself.
-        output_op (str | None): What is exported; None: not known yet.
+        output_op (str | None): What is exported; None: labels and logits.
     """
     complete = complete_settings(crf)
     if complete is not None and output_op == "argmax":
         raise UserError(
             "--output_op argmax keeps no probabilities, which the dense CRF (test_config.crf) "
-            "needs: use none or softmax, or --opts test_config.crf=False."
+            "needs: leave the flag out, use none or softmax, or --opts test_config.crf=False."
         )
     return complete
 
@@ -247,7 +249,7 @@ def export(
     *,
     sample: np.ndarray,
     input_shape: Sequence[int | None] | None = None,
-    output_op: str = "argmax",
+    output_op: str | None = None,
     format: str = "auto",
     target: str = "cpu",
     facts: DeployFacts | None = None,
@@ -265,8 +267,9 @@ def export(
             this picture in the sizes that the export takes.
         input_shape (list[int | None] | None): [N, C, H, W], None or -1 where free; None: only C
             is fixed.
-        output_op (str): "argmax": int32 [N, H, W]; "softmax": float32 [N, num_classes, H, W];
-            "none": logits, float32 [N, num_classes, H, W].
+        output_op (str | None): One output: "argmax": int32 [N, H, W]; "softmax": float32
+            [N, num_classes, H, W]; "none": logits, float32 [N, num_classes, H, W]. None: two
+            outputs, that of "argmax" and then that of "none".
         format (str): "pir" (model.json), "legacy" (model.pdmodel), "onnx" or "auto", see
             `resolve_format`.
         target (str): "cpu" or "gpu", what "auto" chooses for and what the network is arranged for.
@@ -280,7 +283,7 @@ def export(
         UserError: an argument is wrong, weights are not finite, or something for ONNX is missing.
         ExportMismatch: the exported network differs from the trained one; nothing is written.
     """
-    if output_op not in OUTPUT_OPS:
+    if output_op not in (None, *OUTPUT_OPS):
         raise UserError(f"--output_op {output_op}: use one of {', '.join(OUTPUT_OPS)}.")
     facts = DeployFacts() if facts is None else facts
     facts = replace(facts, crf=check_crf(facts.crf, output_op))
@@ -295,7 +298,8 @@ def export(
     info = DeployInfo(
         format=form,
         input_shape=check_input_shape(input_shape, sample.shape[0]),
-        output_op=output_op,
+        output_op=output_op or "argmax",
+        with_logits=output_op is None,
         img_channels=sample.shape[0],
         num_classes=getattr(model, "num_classes", None),
         versions={"paddleseg_deeplab": __version__, "paddle": paddle.__version__},
@@ -312,7 +316,7 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     info.folder = save_dir
-    logger.info("Exported to %s (%s, output %s)", save_dir, info.model, output_op)
+    logger.info("Exported to %s (%s: %s)", save_dir, info.model, ", ".join(info.outputs))
     return info
 
 

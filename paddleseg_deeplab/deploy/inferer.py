@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported network at work on image files: preprocessing, batches, masks at original sizes."""
 
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import repeat
 
 import numpy as np
 
@@ -26,6 +29,9 @@ from paddleseg_deeplab.utils.logger import logger
 
 _WARM_UP_RUNS = 3
 _TUNING_IMAGES = 10
+_LAST_TIMES = 10_000  # of each part; who runs for months keeps no more
+# A batch's labels, integers [N, h, w], and scores, float32 [N, K, h, w]; what nobody needs is None.
+Outputs = tuple[np.ndarray | None, np.ndarray | None]
 
 
 def build_compose(info: DeployInfo) -> transforms.Compose:
@@ -62,25 +68,46 @@ def _check_preprocessing(info):
         )
 
 
+def check_probabilities(info: DeployInfo, what: str) -> None:
+    """Refuses what needs probabilities where an export has none.
+
+    Args:
+        info (DeployInfo): The folder.
+        what (str): What needs them, for the message.
+
+    Raises:
+        UserError: It names the flag that the export needs.
+    """
+    if not info.has_scores:
+        raise UserError(
+            f"{what}: {info.folder} was exported with argmax, which keeps no probabilities. Export "
+            "again without --output_op (it then gives labels and logits), or with --output_op none "
+            "or softmax."
+        )
+
+
 def postprocess(
-    output: np.ndarray, trans_info: TransInfo, output_op: str, want_probabilities: bool = False
+    outputs: Outputs, trans_info: TransInfo, logits: bool, want_probabilities: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One image's result at its original size, as predict.py makes it.
 
     Args:
-        output (np.ndarray): What the network gives for one image: labels [h, w] for "argmax",
-            else scores [num_classes, h, w].
+        outputs (tuple): What the network gives for one image: labels [h, w] or None, where they
+            are to be taken from the scores; scores [num_classes, h, w], or None.
         trans_info (list): Of the preprocessing.
-        output_op (str): "argmax", "softmax" or "none".
-        want_probabilities (bool): Not with "argmax".
+        logits (bool): Whether the scores are logits, else probabilities.
+        want_probabilities (bool): Needs scores.
 
     Returns:
         tuple: labels, integers [H, W]; probabilities, float32 [num_classes, H, W], or None.
     """
-    if output_op == "argmax":
-        return restore.labels_to_original(output, trans_info), None
-    labels, scores = restore.labels_and_scores(output, trans_info, want_probabilities)
-    if scores is not None and output_op == "none":
+    labels, scores = outputs
+    if labels is not None:
+        labels = restore.labels_to_original(labels, trans_info)
+        scores = restore.restore(scores, trans_info) if want_probabilities else None
+    else:
+        labels, scores = restore.labels_and_scores(scores, trans_info, want_probabilities)
+    if scores is not None and logits:
         scores = restore.softmax(scores)
     return labels, scores
 
@@ -100,12 +127,12 @@ class Inferer:
         self.runtime = open_runtime(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
-        self.seconds: dict[str, list[float]] = {
-            "preprocess": [],
-            "inference": [],
-            "postprocess": [],
-            "CRF": [],
+        self.seconds: dict[str, deque[float]] = {
+            part: deque(maxlen=_LAST_TIMES)
+            for part in ("preprocess", "inference", "postprocess", "CRF")
         }
+        # Paddle and OpenVINO run one batch at a time.
+        self._one_at_a_time = threading.Lock()
 
     def _timed(self, part, count, function, *args):
         start = time.perf_counter()
@@ -138,21 +165,37 @@ class Inferer:
                 )
         return sample
 
-    def infer(self, batch: np.ndarray) -> np.ndarray:
-        """Outputs for inputs [N, C, h, w]."""
-        count = len(batch)
-        missing = (self.info.input_shape[0] or count) - count
+    def infer(
+        self,
+        batch: np.ndarray,
+        trans_infos: Sequence[TransInfo] = (),
+        want_probabilities: bool = False,
+    ) -> Outputs:
+        """What `finish` needs for inputs [N, C, h, w]; may be called by several threads.
+
+        Labels where the network gives them, except where an image was resized: scores that are
+        resized and then compared give smoother borders than resized labels. An output that is not
+        needed is not copied from the device.
+        """
+        count, info = len(batch), self.info
+        missing = (info.input_shape[0] or count) - count
         if missing > 0:  # a fixed batch is filled up with its last image
             batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        return self._timed("inference", count, self.runtime.run, batch)[:count]
+        resized = any(step[0] == "resize" for steps in trans_infos for step in steps)
+        labels = info.outputs[0] == "labels" and not (resized and info.has_scores)
+        scores = info.has_scores and (want_probabilities or not labels)
+        which = [0] * labels + [len(info.outputs) - 1] * scores
+        with self._one_at_a_time:
+            found = self._timed("inference", count, self.runtime.outputs, batch, which)
+        return (found[0][:count] if labels else None), (found[-1][:count] if scores else None)
 
     def finish(
-        self, output: np.ndarray, trans_info: TransInfo, want_probabilities: bool
+        self, outputs: Outputs, trans_info: TransInfo, want_probabilities: bool
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """See `postprocess`."""
-        output_op = self.info.output_op
+        logits = self.info.outputs[-1] == "logits"
         return self._timed(
-            "postprocess", 1, postprocess, output, trans_info, output_op, want_probabilities
+            "postprocess", 1, postprocess, outputs, trans_info, logits, want_probabilities
         )
 
 
@@ -191,9 +234,12 @@ def results(
     want_probabilities = want_probabilities or crf is not None
 
     def run(samples, batch):
-        outputs = inferer.infer(batch)
-        check_finite(outputs, [sample["im_path"] for sample in samples])
-        return zip(samples, outputs)
+        infos = [sample["trans_info"] for sample in samples]
+        outputs = inferer.infer(batch, infos, want_probabilities)
+        if outputs[1] is not None:
+            check_finite(outputs[1], [sample["im_path"] for sample in samples])
+        singles = zip(*(repeat(None) if each is None else each for each in outputs))
+        return zip(samples, singles)
 
     def finish(samples, outputs):
         yield samples[0], *inferer.finish(outputs[0], samples[0]["trans_info"], want_probabilities)
@@ -213,7 +259,7 @@ def results(
     )
 
 
-def _runs(inferer: Inferer, paths: Sequence[str], times: int = 1) -> Iterator[np.ndarray]:
+def _runs(inferer: Inferer, paths: Sequence[str], times: int = 1) -> Iterator[Outputs]:
     """Yields outputs of the batches that can be run, each `times` over."""
 
     def run(_, batch):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -134,29 +135,34 @@ class PaddleRuntime:
         return self._inference.create_predictor(config)
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives.
+        """Feeds a batch, float32 [N, C, H, W]; returns the exported network's first output.
 
         Raises:
             UserError: oneDNN was asked for and Paddle cannot run this network with it.
         """
+        return self.outputs(batch, (0,))[0]
+
+    def outputs(self, batch: np.ndarray, which: Sequence[int]) -> list[np.ndarray]:
+        """As `run`, the outputs of these numbers; the others are not copied from the device."""
         try:
-            return self._run(batch)
+            return self._run(batch, which)
         except Exception as e:
             # At any run, not only the first: kernels are built anew for each input size.
             if not self.mkldnn:
                 raise
-            return self._run_without_mkldnn(batch, e)
+            return self._run_without_mkldnn(batch, which, e)
 
-    def _run(self, batch):
+    def _run(self, batch, which):
         handle = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
         batch = np.ascontiguousarray(batch, np.float32)
         handle.reshape(batch.shape)
         handle.copy_from_cpu(batch)
         self._predictor.run()
-        name = self._predictor.get_output_names()[0]
-        return self._predictor.get_output_handle(name).copy_to_cpu()
+        names = self._predictor.get_output_names()
+        handles = [self._predictor.get_output_handle(names[number]) for number in which]
+        return [handle.copy_to_cpu() for handle in handles]
 
-    def _run_without_mkldnn(self, batch, error):
+    def _run_without_mkldnn(self, batch, which, error):
         """Does without oneDNN where it stops at a PIR model (paddle_quirks: pir_with_onednn).
 
         From then on, and only if that helps: else it was not oneDNN, and ``error`` is raised.
@@ -170,7 +176,7 @@ class PaddleRuntime:
             ) from error
         with_mkldnn, self._predictor = self._predictor, self._create(False)
         try:
-            output = self._run(batch)
+            outputs = self._run(batch, which)
         except Exception:
             self._predictor = with_mkldnn
             raise error from None
@@ -181,7 +187,7 @@ class PaddleRuntime:
         )
         logger.debug("oneDNN said: %s", reason)
         self.mkldnn = False
-        return output
+        return outputs
 
 
 def _check_bf16_processor():

@@ -6,6 +6,7 @@ Each is imported where it is needed: with the other two a folder runs without Pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,10 +64,16 @@ class OnnxRuntime:
         if provider not in self._session.get_providers():
             raise UserError(f"--device {settings.device}: ONNX Runtime could not start it.")
         self._name = self._session.get_inputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives."""
-        return self._session.run(None, {self._name: np.ascontiguousarray(batch, np.float32)})[0]
+        """Feeds a batch, float32 [N, C, H, W]; returns the exported network's first output."""
+        return self.outputs(batch, (0,))[0]
+
+    def outputs(self, batch: np.ndarray, which: Sequence[int]) -> list[np.ndarray]:
+        """As `run`, the outputs of these numbers."""
+        names = [self._outputs[number] for number in which]
+        return self._session.run(names, {self._name: np.ascontiguousarray(batch, np.float32)})
 
 
 def openvino_core(precision: str = "fp32") -> openvino.Core:
@@ -123,17 +130,22 @@ class OpenvinoRuntime:
         self._model = self._compile()
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """Feeds a batch, float32 [N, C, H, W]; returns what the exported network gives.
+        """Feeds a batch, float32 [N, C, H, W]; returns the exported network's first output.
 
         Raises:
             SmallInputError: The size is one that OpenVINO fails at; others work afterwards.
         """
+        return self.outputs(batch, (0,))[0]
+
+    def outputs(self, batch: np.ndarray, which: Sequence[int]) -> list[np.ndarray]:
+        """As `run`, the outputs of these numbers. The others stay where OpenVINO made them."""
         batch = np.ascontiguousarray(batch, np.float32)
         count, _, height, width = batch.shape
         if min(height, width) >= self.smallest_side:
-            output = self._model([batch])[0]
-            if (output.shape[0], *output.shape[-2:]) == (count, height, width):
-                return output
+            found = self._model([batch], share_outputs=True)
+            outputs = [np.array(found[number]) for number in which]
+            if all((o.shape[0], *o.shape[-2:]) == (count, height, width) for o in outputs):
+                return outputs
             self._model = self._compile()
         raise SmallInputError(
             f"OpenVINO cannot run an input of {height} x {width} pixels (height x width): use "
@@ -153,7 +165,8 @@ def open_runtime(info: DeployInfo, settings: RuntimeSettings) -> Runtime:
 
     Returns:
         An object whose ``run(batch)`` takes float32 [N, C, H, W], of sides of `smallest_side`
-        pixels or more, and returns what the exported network gives; ``name`` is for a log.
+        pixels or more, and returns the exported network's first output; ``outputs(batch, which)``
+        returns those of the numbers `which`; ``name`` is for a log.
 
     Raises:
         UserError: the network's files are damaged, its parameters are not finite, a setting cannot

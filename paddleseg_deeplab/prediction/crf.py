@@ -6,7 +6,7 @@ Evaluation, prediction and the deployed model share it, so their masks are the s
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def refined(
     predictions: Iterable[Result],
     image_of: Callable[[Sample], np.ndarray],
     num_workers: int = 0,
-    seconds: list[float] | None = None,
+    seconds: MutableSequence[float] | None = None,
     on_error: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
     """Runs the CRF over a stream of predictions, several images at once where that is asked for.
@@ -113,7 +113,7 @@ def refined(
         predictions (Iterable): Of (sample, labels, probabilities); drawn in the caller's thread.
         image_of (callable): sample -> uint8 [H, W, C]; called in the threads.
         num_workers (int): Threads; 0 works in the caller's.
-        seconds (list, optional): Gets the time of each CRF.
+        seconds (MutableSequence, optional): Gets the time of each CRF.
         on_error (callable, optional): Takes (name, error) of an image that fails, which is then
             left out; by default the error is raised.
 

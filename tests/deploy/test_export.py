@@ -6,6 +6,7 @@ import importlib
 import numpy as np
 import paddle
 import pytest
+import yaml
 from paddle import nn
 
 from paddleseg_deeplab.deploy import deploy_yaml
@@ -62,7 +63,11 @@ def test_facts_are_read_back(devices, tmp_path):
 def test_a_crf_needs_probabilities(devices, tmp_path):
     with pytest.raises(UserError, match="--output_op argmax keeps no probabilities"):
         exporting.export(
-            nn.Conv2D(3, 2, 1), tmp_path / "o", sample=SAMPLE, facts=DeployFacts(crf=True)
+            nn.Conv2D(3, 2, 1),
+            tmp_path / "o",
+            sample=SAMPLE,
+            output_op="argmax",
+            facts=DeployFacts(crf=True),
         )
     assert not list(tmp_path.iterdir())
 
@@ -74,3 +79,32 @@ def test_an_export_is_tried_where_it_will_run(devices, tmp_path, monkeypatch):
             nn.Conv2D(3, 2, 1), tmp_path / target, sample=SAMPLE, format="legacy", target=target
         )
     assert devices == ["cpu", "gpu:1"]
+
+
+@pytest.mark.parametrize(
+    ("output_op", "outputs", "yaml_op"),
+    [
+        (None, ["labels", "logits"], ("argmax", "int32")),
+        ("argmax", ["labels"], ("argmax", "int32")),
+        ("softmax", ["probabilities"], ("softmax", "float32")),
+        ("none", ["logits"], ("none", "float32")),
+    ],
+)
+def test_deploy_yaml_says_what_there_is(output_op, outputs, yaml_op, devices, tmp_path):
+    exporting.export(
+        nn.Conv2D(3, 2, 1), tmp_path, sample=SAMPLE, format="legacy", output_op=output_op
+    )
+    content = yaml.safe_load((tmp_path / "deploy.yaml").read_text())
+    assert content["DeepLab"]["outputs"] == outputs
+    # PaddleSeg's keys tell of the first output, which is all that its programs read.
+    assert (content["Deploy"]["output_op"], content["Deploy"]["output_dtype"]) == yaml_op
+    info = deploy_yaml.read(tmp_path)
+    assert (list(info.outputs), info.has_scores) == (outputs, outputs != ["labels"])
+    del content["DeepLab"]["outputs"]  # as older versions wrote it, and PaddleSeg
+    (tmp_path / "deploy.yaml").write_text(yaml.safe_dump(content))
+    assert list(deploy_yaml.read(tmp_path).outputs) == outputs[:1]
+    for wrong in (["logits", "labels"], "labels", ["masks"]):
+        content["DeepLab"]["outputs"] = wrong
+        (tmp_path / "deploy.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(UserError, match=r"deploy\.yaml: DeepLab\.outputs"):
+            deploy_yaml.read(tmp_path)

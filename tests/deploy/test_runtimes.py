@@ -45,7 +45,7 @@ def fake_openvino(calls, capabilities=("FP32", "BF16"), broken=None):
 
         def compile_model(self, model, device, config):
             calls["compile_model"] = (model, device, config)
-            return lambda inputs: [inputs[0].sum(1).astype(np.int32)]
+            return lambda inputs, share_outputs: [inputs[0].sum(1).astype(np.int32)]
 
     return SimpleNamespace(Core=Core)
 
@@ -146,7 +146,7 @@ def test_an_output_of_another_size_is_refused(monkeypatch):
         calls["compiled"] += 1
         outputs = []
 
-        def run(inputs):
+        def run(inputs, share_outputs):
             if inputs[0].shape[3] > 40 or not outputs:  # else what it gave before, ever after
                 outputs[:] = [inputs[0].sum(1)]
             return outputs

@@ -2,6 +2,7 @@
 """export.py, predict.py and deploy/python/infer.py together: the same images, the same masks."""
 
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +94,20 @@ def run_export(trained, folder, *flags):
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    """The usual export: legacy, argmax."""
+    """The usual export: legacy, labels and logits."""
     folder = tmp_path_factory.mktemp("usual") / "o"
     assert run_export(trained, folder, "--format", "legacy") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels_only(exported, tmp_path_factory):
+    """The usual export as an argmax that nobody asks for scores."""
+    folder = tmp_path_factory.mktemp("labels") / "o"
+    shutil.copytree(exported, folder)
+    content = yaml.safe_load((folder / "deploy.yaml").read_text())
+    content["DeepLab"]["outputs"] = ["labels"]
+    (folder / "deploy.yaml").write_text(yaml.safe_dump(content))
     return folder
 
 
@@ -135,12 +147,13 @@ def without_paddle(arguments):
 @pytest.mark.parametrize(
     ("transforms", "form", "output_op"),
     [
-        ([NORMALIZE], "legacy", "argmax"),
-        ([PADDING, NORMALIZE], "legacy", "argmax"),
+        ([NORMALIZE], "legacy", None),
+        ([PADDING, NORMALIZE], "legacy", None),
+        ([RESIZE, NORMALIZE], "legacy", None),
         ([RESIZE, NORMALIZE], "legacy", "none"),
-        ([RESIZE, NORMALIZE], "onnx", "none"),
+        ([RESIZE, NORMALIZE], "onnx", None),
     ],
-    ids=lambda v: v if isinstance(v, str) else "+".join(t["type"] for t in v),
+    ids=lambda v: "+".join(t["type"] for t in v) if isinstance(v, list) else str(v),
 )
 def test_masks_equal_those_of_predict(
     transforms, form, output_op, trained, images, infer, exported, tmp_path
@@ -151,9 +164,12 @@ def test_masks_equal_those_of_predict(
     folder = exported
     if transforms != [NORMALIZE]:
         folder = tmp_path / "model"
-        assert run_export(trained, folder, "--format", form, *opts) == 0
-    # The default operator: scores where the result has to be resized.
-    assert yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]["output_op"] == output_op
+        flags = ["--output_op", output_op] if output_op else []
+        assert run_export(trained, folder, "--format", form, *flags, *opts) == 0
+    # By default both: scores are taken where the result has to be resized.
+    content = yaml.safe_load((folder / "deploy.yaml").read_text())
+    assert content["Deploy"]["output_op"] == (output_op or "argmax")
+    assert content["DeepLab"]["outputs"] == (["logits"] if output_op else ["labels", "logits"])
     # A folder and an image of it: both commands take several paths, and an image once.
     paths = [str(images), str(next(p for p in images.rglob("*") if p.is_file()))]
     both = ["--image_path", *paths, "--outputs", "raw", "--device", "cpu"]
@@ -177,7 +193,7 @@ def test_masks_equal_those_of_predict_with_a_crf(transforms, op, trained, images
     folder = tmp_path / "model"
     assert run_export(trained, folder, "--format", "legacy", *flags, *opts) == 0
     content = yaml.safe_load((folder / "deploy.yaml").read_text())
-    assert content["Deploy"]["output_op"] == (op or "none")
+    assert content["Deploy"]["output_op"] == (op or "argmax")
     assert content["DeepLab"]["crf"]["bilateral_xy"] == 20
     assert content["DeepLab"]["crf"]["gaussian_weight"] == 3
     config, weights = trained
@@ -202,13 +218,16 @@ def test_masks_equal_those_of_predict_with_a_crf(transforms, op, trained, images
         assert any((one[k] != two[k]).any() for k in one)
 
 
-def test_a_crf_needs_probabilities(trained, exported, images, infer, tmp_path, capsys):
+def test_a_crf_needs_probabilities(trained, labels_only, images, infer, tmp_path, capsys):
     flags = ["--output_op", "argmax", "--opts", "test_config.crf=True"]
     assert run_export(trained, tmp_path / "o", *flags) == 2
     assert "test_config.crf" in capsys.readouterr().err
-    arguments = ["--model_dir", str(exported), "--image_path", str(images), "--device", "cpu"]
-    assert infer([*arguments, "--save_dir", str(tmp_path / "o"), "--crf"]) == 2
-    assert "exported with argmax" in capsys.readouterr().err
+    arguments = ["--model_dir", str(labels_only), "--image_path", str(images), "--device", "cpu"]
+    for flags in (["--crf"], ["--outputs", "prob"]):
+        assert infer([*arguments, "--save_dir", str(tmp_path / "o"), *flags]) == 2
+        told = capsys.readouterr().err
+        assert "exported with argmax" in told
+        assert "without --output_op" in told
     assert infer([*arguments, "--save_dir", str(tmp_path / "o"), "--num_workers", "-1"]) == 2
     assert "--num_workers" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
@@ -236,10 +255,13 @@ def test_probabilities_and_a_fixed_batch(trained, images, infer, tmp_path):
 
 def test_benchmark_prints_its_figures(exported, images, infer, tmp_path, capsys, monkeypatch):
     runs = []
-    inferer = deploy_inferer.Inferer
-    monkeypatch.setattr(
-        inferer, "infer", lambda self, x, call=inferer.infer: runs.append(x.shape) or call(self, x)
-    )
+    call = deploy_inferer.Inferer.infer
+
+    def infer_noting(self, batch, *args):
+        runs.append(batch.shape)
+        return call(self, batch, *args)
+
+    monkeypatch.setattr(deploy_inferer.Inferer, "infer", infer_noting)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"not a picture")
     (tmp_path / "in" / "b.png").write_bytes((images / "b.png").read_bytes())
@@ -319,7 +341,6 @@ def test_pixels_without_data(transforms, trained, images, infer, tmp_path, capsy
     ("flags", "text"),
     [
         (["--device", "gpu:99"], "--device"),
-        (["--device", "cpu", "--outputs", "prob"], "argmax"),
         (["--device", "cpu", "--outputs", "mask"], "overlay, palette, raw, prob"),
         (["--device", "cpu", "--use_trt"], "GPU"),
         (["--device", "cpu", "--precision", "fp16"], "--device gpu"),

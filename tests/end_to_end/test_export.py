@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported networks against the trained one: formats, output operators, sizes, batches, faults."""
 
+import importlib.util
 import os
 
 import numpy as np
@@ -78,13 +79,38 @@ def needs(form):
         pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_labels_and_logits_by_default(form, model, tmp_path):
+    """Both are the trained network's, in each runtime; alone either is the same, bit for bit."""
+    needs(form)
+    export(model, str(tmp_path / "out"), sample=SAMPLE, format=form)
+    info = deploy_yaml.read(tmp_path / "out")
+    assert info.outputs == ("labels", "logits")
+    assert info.checks["max_abs_logits_difference"] < 1e-3
+    assert "max_margin_of_differing_pixels" in info.checks
+    names = {"pir": ["paddle"], "legacy": ["paddle"], "onnx": ["onnxruntime"]}[form]
+    if form != "pir" and importlib.util.find_spec("openvino"):
+        names = [*names, "openvino"]
+    x = np.random.default_rng(3).standard_normal((2, 3, 33, 47), np.float32)
+    expected = logits_of(model, x)
+    for name in names:
+        runtime = open_runtime(info, RuntimeSettings(runtime=name))
+        labels, logits = runtime.outputs(x, (0, 1))
+        assert (labels.dtype, logits.dtype) == (np.int32, np.float32)
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3)
+        np.testing.assert_array_equal(labels, logits.argmax(1))
+        np.testing.assert_array_equal(runtime.run(x), labels)
+        [alone] = runtime.outputs(x, (1,))
+        np.testing.assert_array_equal(alone, logits)
+
+
 @pytest.mark.parametrize("output_op", OUTPUT_OPS)
 @pytest.mark.parametrize("form", FORMATS)
 def test_free_size(form, output_op, model, tmp_path):
     needs(form)
     export(model, str(tmp_path / "out"), sample=SAMPLE, format=form, output_op=output_op)
     info = deploy_yaml.read(tmp_path / "out")
-    assert (info.format, info.output_op) == (form, output_op)
+    assert (info.format, info.output_op, len(info.outputs)) == (form, output_op, 1)
     assert info.input_shape == [None, 3, None, None]
     assert sorted(os.listdir(tmp_path / "out")) == sorted(
         [*deploy_yaml.MODEL_FILES[form], "deploy.yaml"]
