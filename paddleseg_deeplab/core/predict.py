@@ -200,8 +200,7 @@ def predict(
     hide = None if progress and ranks.is_main else True  # None: shown on a terminal only
     bar = tqdm(total=len(own), desc="predict", unit="image", disable=hide)
     with ranks.guard(), bar, evaluation_mode(model), paddle.no_grad(), opened as (network, samples):
-        batches = equal_size_batches(samples, batch_size)
-        results = pictures.run_batches(run, batches, failed)
+        results = pictures.run_batches(run, equal_size_batches(samples, batch_size), failed)
         results = _refined(results, refiner, cleanup, failed, workers, keep)
         for path, files in write(results, failed, workers):
             written[path] = files
@@ -211,9 +210,9 @@ def predict(
     with ranks.guard():
         if ranks.is_main and result.written:
             annotations.finish()
-        if ranks.is_main and result.written and class_names is not None:
-            picture = visualize.legend(palette, class_names)
-            visualize.save_image(f"{save_dir}/legend.png", picture)
+            if class_names is not None:
+                picture = visualize.legend(palette, class_names)
+                visualize.save_image(f"{save_dir}/legend.png", picture)
     return result
 
 

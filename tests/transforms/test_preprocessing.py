@@ -32,6 +32,7 @@ UNDONE = {
     "LimitLong": {"min_long": 64},
     "Padding": {"target_size": [40, 40]},
     "PaddingByAspectRatio": {"aspect_ratio": 2},
+    "PaddingByDivisor": {"size_divisor": 20},
     "ScalePadding": {"target_size": [64, 64]},
 }
 GEOMETRY = {
