@@ -114,11 +114,10 @@ def _whole_image_losses(losses, how):
     return losses
 
 
-def check_transforms(dataset: LabelledDataset) -> None:
-    """Refuses a dataset whose transforms move pixels for good while its labels stay in place.
-
-    In mode "train" the labels move along.
-    """
+def check_dataset(dataset: LabelledDataset) -> None:
+    """Refuses a dataset without labels, or whose transforms move pixels for good while its labels
+    stay in place; in mode "train" they move along."""
+    require_labels(dataset, "val_dataset")
     if not str(getattr(dataset, "mode", "train")).startswith("train"):
         refuse_misplaced(getattr(dataset, "transforms", None), "evaluate: transforms")
 
@@ -218,8 +217,7 @@ def evaluate(
         batch_size=batch_size,
     )
     how.check()
-    require_labels(eval_dataset, "val_dataset")
-    check_transforms(eval_dataset)
+    check_dataset(eval_dataset)
     loss = _ValidationLoss(
         _whole_image_losses(losses, how), getattr(eval_dataset, "ignore_index", 255)
     )
