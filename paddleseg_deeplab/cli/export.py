@@ -146,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
     from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.deploy import export as exporting
     from paddleseg_deeplab.deploy.deploy_yaml import DeployFacts
+    from paddleseg_deeplab.prediction.restore import padded
     from paddleseg_deeplab.utils.logger import logger
 
     form = exporting.resolve_format(args.format, target)
@@ -158,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
     _load_weights(builder.model, args.model_path)
     compose = compose_for(builder, builder.export_transforms)
     dataset, names, palette = dataset_facts(builder)
-    sample = _sample(args, compose, dataset)
+    divisor = config.test_config.get("size_divisor")
+    sample, _ = padded(_sample(args, compose, dataset), [], divisor)
     shape = exporting.check_input_shape(args.input_shape, sample.shape[0])
     _warn_of_fixed_size(shape, sample)
     facts = DeployFacts(
@@ -168,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         class_names=names,
         palette=palette,
         crf=crf,
-        size_divisor=config.test_config.get("size_divisor"),
+        size_divisor=divisor,
     )
     try:
         exporting.export(

@@ -15,6 +15,7 @@ from paddleseg_deeplab.core import infer as inference
 from paddleseg_deeplab.core import stream
 from paddleseg_deeplab.core.predict import predict
 from paddleseg_deeplab.core.stream import NetworkSettings
+from paddleseg_deeplab.core.training.watch.preview import prediction_picture
 from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.cvlibs import Config
 from paddleseg_deeplab.cvlibs.inference import inference_settings
@@ -165,6 +166,13 @@ def test_prediction(tmp_path):
         results.append(cv2.imread(str(out / "raw_prediction" / "a.png"), cv2.IMREAD_UNCHANGED))
     assert results[0].shape[:2] == (13, 21)
     np.testing.assert_array_equal(*results)
+
+
+def test_a_training_previews_what_evaluation_sees():
+    model, data = Watched(), Mixed(16)
+    truth, predicted = np.split(prediction_picture(model, data, 1, size_divisor=16), 2, axis=1)
+    assert model.sizes == [(16, 32)]
+    np.testing.assert_array_equal(truth, predicted)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from paddle import nn
 from paddleseg_deeplab.core.dataset import LabelledDataset
 from paddleseg_deeplab.core.infer import WINDOW_SETTINGS, inference
 from paddleseg_deeplab.models.forward import evaluation_mode, precision_context
+from paddleseg_deeplab.prediction import restore
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.visualize import default_palette, overlay
@@ -45,7 +46,8 @@ class Preview:
 
     Attributes:
         model (nn.Layer), dataset: As of `prediction_picture`.
-        settings (dict): Keyword arguments of `core.val.evaluate`: precision and window are used.
+        settings (dict): Keyword arguments of `core.val.evaluate`: precision, window and
+            size_divisor are used.
     """
 
     model: nn.Layer
@@ -60,11 +62,12 @@ class Preview:
         precision = self.settings.get("precision", "fp32")
         amp_level = self.settings.get("amp_level", "O1")
         window = {name: self.settings.get(name) for name in WINDOW_SETTINGS}
+        divisor = self.settings.get("size_divisor")
         with evaluation_mode(self.model):
             for index in range(min(count, len(self.dataset))):
                 try:
                     picture = prediction_picture(
-                        self.model, self.dataset, index, precision, amp_level, window
+                        self.model, self.dataset, index, precision, amp_level, window, divisor
                     )
                 except Exception as error:  # a dataset of one's own may give anything
                     text = " ".join(str(error).split()) or type(error).__name__
@@ -80,6 +83,7 @@ def prediction_picture(
     precision: str = "fp32",
     amp_level: str = "O1",
     window: Mapping[str, Any] | None = None,
+    size_divisor: int | None = None,
 ) -> np.ndarray:
     """A sample as overlays side by side: its truth on the left, the prediction on the right.
 
@@ -91,6 +95,7 @@ def prediction_picture(
         precision (str), amp_level (str): As in training.
         window (dict, optional): ``is_slide`` and the other settings of `infer.inference` that say
             how a large image goes through the network.
+        size_divisor (int, optional): As of `core.val.evaluate`.
 
     Returns:
         np.ndarray: RGB uint8 [h, w, 3]; h and half of w are at most 512.
@@ -98,9 +103,10 @@ def prediction_picture(
     sample = dataset[index]
     load_image = getattr(dataset, "load_image", None)
     steps = sample.get("trans_info", []) if load_image is not None else []
+    images, added = restore.padded(sample["img"][None], [], size_divisor)
     with paddle.no_grad(), precision_context(precision, amp_level):
-        image = paddle.to_tensor(sample["img"][None])
-        predicted = inference(model, image, [steps], **(window or {}))[0][0]
+        steps = [[*steps, *added]]
+        predicted = inference(model, paddle.to_tensor(images), steps, **(window or {}))[0][0]
     image = _stretched(sample["img"]) if load_image is None else load_image(index)
     labels = [predicted]
     if sample.get("label") is not None:
