@@ -250,9 +250,8 @@ def evaluate(
     records, losses = _gather(ranks, confusion, records, loss.values())
     records.sort(key=lambda record: record["index"])
     known = sorted((r for r in records if r["miou"] == r["miou"]), key=lambda r: r["miou"])
-    seconds = time.perf_counter() - start
-    mean = loss.mean(losses)
-    result = EvaluationResult(confusion, names, records, known[:worst], mean, seconds)
+    figures = loss.mean(losses), time.perf_counter() - start
+    result = EvaluationResult(confusion, names, records, known[:worst], *figures)
     if ranks.is_main:
         _warn_of_one_class(confusion, names)
         if print_detail:

@@ -37,7 +37,10 @@ def apply_once(layer: type[PyLayer], *arguments: object, again: str) -> paddle.T
         return result
     (context,) = contexts
     # Now, for `apply` counts a result that is an argument as one more change.
-    context().versions = [_version(t) for t in context().saved_tensor() or ()]
+    ctx = context()
+    assert ctx is not None  # the result holds it
+    ctx.versions = [_version(t) for t in ctx.saved_tensor() or ()]
+    del ctx
 
     def refuse_a_second_pass(_: paddle.Tensor) -> None:
         if context() is None:

@@ -19,10 +19,10 @@ class Rows:
     def __init__(self):
         self.sizes = []
 
-    def run(self, batch):
+    def outputs(self, batch, which):
         self.sizes.append(batch.shape[2:])
         rows = np.arange(batch.shape[2])[:, None] + np.zeros(batch.shape[3])
-        return np.repeat((rows % 5).astype(np.int32)[None], len(batch), axis=0)
+        return [np.repeat((rows % 5).astype(np.int32)[None], len(batch), axis=0)] * len(which)
 
 
 @pytest.fixture
