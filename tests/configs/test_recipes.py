@@ -60,7 +60,12 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("V1 VGG16", "V2 VGG16", "V3 phase 1", "V3+ MobileNetV2")
+
+
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS]
+)
 def test_one_step_of_each_kind(kind):
     path, outputs, opts = KINDS[kind]
     steps = [{"type": "RandomHorizontalFlip"}, {"type": "Normalize"}]

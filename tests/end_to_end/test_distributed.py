@@ -65,6 +65,7 @@ def test_the_layer_without_gradient_stays(alone, launched):
         np.testing.assert_array_equal(launched[1][0]["weights"][name], fresh[name].numpy())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(launched, alone, tmp_path):
     folder, _ = launched
     checkpoint = str(folder / "plain" / "iter_8")
@@ -83,6 +84,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(launched, alone, tmp_path):
     assert seen[:3] == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_run_for_any_number_of_workers(tmp_path):
     transforms = [
         {"type": "RandomPaddingCrop", "crop_size": [16, 12]},
@@ -179,6 +181,7 @@ def test_the_network_that_is_evaluated_is_the_one_that_is_saved(launched, tmp_pa
     assert found == pytest.approx(best[-1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_predict_shares_the_images(launched):
     folder, results = launched
     assert [found["predict"] for found in results] == [2, 2]

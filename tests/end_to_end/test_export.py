@@ -104,8 +104,18 @@ def test_labels_and_logits_by_default(form, model, tmp_path):
         np.testing.assert_array_equal(alone, logits)
 
 
-@pytest.mark.parametrize("output_op", OUTPUT_OPS)
-@pytest.mark.parametrize("form", FORMATS)
+# Each format and each output once, and the rest among the slow ones.
+QUICK = {("pir", "softmax"), ("legacy", "argmax"), ("onnx", "none")}
+
+
+@pytest.mark.parametrize(
+    ("form", "output_op"),
+    [
+        pytest.param(form, op, marks=[] if (form, op) in QUICK else [pytest.mark.slow])
+        for form in FORMATS
+        for op in OUTPUT_OPS
+    ],
+)
 def test_free_size(form, output_op, model, tmp_path):
     needs(form)
     export(model, str(tmp_path / "out"), sample=SAMPLE, format=form, output_op=output_op)

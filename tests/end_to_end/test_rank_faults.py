@@ -25,11 +25,12 @@ MEMORY = (
         pytest.param("backward", "bug", 1, "what the network forgot", marks=pytest.mark.slow),
         pytest.param("backward", "exit", 1, "process 1 of 2 is gone", marks=pytest.mark.slow),
         pytest.param("backward", "nan", 1, "the gradient is not finite", marks=pytest.mark.slow),
-        (
+        pytest.param(
             "private",
             "nan",
             1,
             "the gradient is not finite, or its norm is above 1e19 (unused.weight)",
+            marks=pytest.mark.slow,
         ),
         pytest.param("update", "memory", 1, MEMORY, marks=pytest.mark.slow),
         ("forward", "reader", 1, "a process that reads training data (--num_workers) is gone"),

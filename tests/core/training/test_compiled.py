@@ -84,8 +84,12 @@ TOLERANCE = {"float64": 1e-4, "float32": 2e-2}
 
 @pytest.mark.parametrize(
     ("make", "dtype"),
-    [(v3p, "float64"), (v3, "float64"), (v3, "float32"), (lambda: v3p("NHWC"), "float32")],
-    ids=["v3p", "v3", "v3-float32", "v3p-nhwc-float32"],
+    [
+        pytest.param(v3p, "float64", id="v3p", marks=pytest.mark.slow),
+        pytest.param(v3, "float64", id="v3", marks=pytest.mark.slow),
+        pytest.param(v3, "float32", id="v3-float32"),
+        pytest.param(lambda: v3p("NHWC"), "float32", id="v3p-nhwc-float32", marks=pytest.mark.slow),
+    ],
 )
 def test_losses_and_gradients_are_those_of_the_plain_network(make, dtype):
     values, gradients, net, _ = train(make, False, dtype=dtype)
