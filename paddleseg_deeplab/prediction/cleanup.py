@@ -3,7 +3,7 @@
 
 In this order: pixels that the network is not sure of become unknown, small holes are filled, small
 regions take the class around them. Pixels without a class (void, 255, and unknown ones) stay as
-they are, whatever is around them. Pixels of a class that touch, at a corner too, are one region.
+they are, whatever is around them. As for outlines, pixels that share an edge are one region.
 """
 
 import dataclasses
@@ -213,7 +213,7 @@ def merge_small(labels: np.ndarray, below: int, num_classes: int = VOID) -> np.n
     classes = [np.zeros(1, np.int64)]
     count = 0
     for number, box, part in _parts(labels, num_classes):
-        found, places = cv2.connectedComponents(part.astype(np.uint8), connectivity=8)
+        found, places = cv2.connectedComponents(part.astype(np.uint8), connectivity=4)
         regions[box] += np.where(part, places + count, 0)
         classes.append(np.full(found - 1, number))
         count += found - 1
