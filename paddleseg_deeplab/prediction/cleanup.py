@@ -243,7 +243,9 @@ def _taken_classes(classes, small, mine, beside, edges):
     most = int(classes.max()) + 1
     waiting = small.copy()
     while True:
-        votes = waiting[mine] & ~waiting[beside]
+        left = waiting[mine]
+        mine, beside, edges = mine[left], beside[left], edges[left]
+        votes = ~waiting[beside]
         if not votes.any():
             return classes
         keys, place = np.unique(mine[votes] * most + classes[beside[votes]], return_inverse=True)

@@ -225,7 +225,7 @@ def _encode(mask, numbers=None):
     ends, values = np.append(starts[1:], flat.size), flat[starts]
     found = {}
     for number in np.unique(values).tolist() if numbers is None else numbers:
-        own = values == number
+        own = np.flatnonzero(values == number)
         edges = np.stack([starts[own], ends[own]], axis=1).ravel()
         counts = np.diff(edges, prepend=0, append=flat.size)
         if len(counts) > 1 and not counts[-1]:
@@ -236,16 +236,14 @@ def _encode(mask, numbers=None):
 
 def _run_text(counts):
     """COCO's text: `tools/prepare_dataset/pixels/rle.py` tells the rule and reads it."""
-    rest = counts.copy()
-    rest[3:] -= counts[1:-2]
-    groups, written = [], []
-    more = np.ones(len(counts), bool)
-    while more.any():
+    rest = counts.astype(np.int32)
+    rest[3:] -= rest[1:-2].copy()
+    text = np.zeros((len(rest), 7), np.uint8)  # 7 groups of 5 bits hold 32
+    rows = np.arange(len(rest))
+    for column in range(text.shape[1]):
         group = rest & 31
         rest = rest >> 5
-        follows = np.where(group & 16, rest != -1, rest != 0)
-        groups.append(group + 32 * follows + 48)
-        written.append(more)
-        more = more & follows
-    text = np.stack(groups, axis=1)[np.stack(written, axis=1)]
-    return text.astype(np.uint8).tobytes().decode("ascii")
+        follows = rest != -(group >> 4)  # 0, or -1 where the group's highest bit is the sign
+        text[rows, column] = group + 32 * follows + 48
+        rows, rest = rows[follows], rest[follows]
+    return text[text > 0].tobytes().decode("ascii")
