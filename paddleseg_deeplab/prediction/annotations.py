@@ -18,11 +18,10 @@ import cv2
 import numpy as np
 
 from paddleseg_deeplab.prediction import regions
-from paddleseg_deeplab.prediction.outputs import OUTPUTS, RUN_OUTPUTS, disk_error
+from paddleseg_deeplab.prediction.outputs import RUN_OUTPUTS, SHAPES, disk_error
 from paddleseg_deeplab.prediction.regions import ClassArea
 from paddleseg_deeplab.transforms.reading.values import BACKGROUNDS, IGNORED, VOID
 
-SHAPES = ("labelme", "labelme_polygons")  # a file for each image
 _LABELME = "5.5.0"  # the version of labelme whose files these are like
 
 
@@ -40,8 +39,8 @@ class Annotations:
     """Writes these files in a run over many images; several threads may use it.
 
     Args:
-        outputs (Sequence[str]): What is wanted, keys of ``OUTPUTS`` and ``RUN_OUTPUTS``; others
-            than those of this file are left to others.
+        outputs (Sequence[str]): What is wanted, keys of ``OUTPUTS`` and ``RUN_OUTPUTS``; those
+            of ``PICTURES`` are left to `write_outputs`.
         save_dir (str): Folder of all results.
         class_names (int | Sequence[str]): Names of the classes, or how many there are.
         root (str): Folder that the images' names in the files start from.
@@ -73,7 +72,7 @@ class Annotations:
         """
         files = {}
         for kind in self._shapes:
-            folder, extension = OUTPUTS[kind]
+            folder, extension = SHAPES[kind]
             target = os.path.join(self._save_dir, folder, name + extension)
             image = _relative(path, os.path.dirname(target))
             polygons = kind == "labelme_polygons"

@@ -31,18 +31,21 @@ from paddleseg_deeplab.utils.logger import logger
 LIST_SEPARATORS = ("\t", ",", ";", "|")
 _LIST_EXTENSIONS = (".txt", ".lst", ".csv", ".tsv")
 
-# What can be written -> the sub folder it goes to and its extension. The first two folders carry
-# the names that PaddleSeg's predict.py gives them.
-OUTPUTS = {
+# What can be written of each image -> the sub folder it goes to and its extension. The first two
+# folders carry the names that PaddleSeg's predict.py gives them.
+PICTURES = {
     "overlay": ("added_prediction", ".png"),
     "palette": ("pseudo_color_prediction", ".png"),
     "raw": ("raw_prediction", ".png"),
     "prob": ("probability", ".npy"),
+}
+# `annotations.py` makes these, and what is written once for a whole run.
+SHAPES = {
     "labelme": ("labelme", ".json"),
     "labelme_polygons": ("labelme_polygons", ".json"),
 }
-# What is written once for a whole run; this and labelme's files are made by `annotations.py`.
 RUN_OUTPUTS = {"coco": "coco.json", "areas": "areas.csv"}
+OUTPUTS = {**PICTURES, **SHAPES}
 
 
 def collect_images(
@@ -290,7 +293,7 @@ def write_outputs(
         labels (np.ndarray): Predicted classes, integers [H, W].
         palette (np.ndarray): uint8 [num_classes, 3] RGB.
         probabilities (np.ndarray | None): float [C, H, W]; needed for ``"prob"`` only.
-        outputs (Sequence[str]): Keys of ``OUTPUTS``.
+        outputs (Sequence[str]): Keys of ``PICTURES``.
         nodata (np.ndarray | None): bool [H, W], pixels without data: their labels are written as
             void, 255. Probabilities stay as they are.
 
@@ -300,7 +303,7 @@ def write_outputs(
     written = {}
     labels = mark_void(labels, nodata)
     for kind in outputs:
-        folder, extension = OUTPUTS[kind]
+        folder, extension = PICTURES[kind]
         path = os.path.join(save_dir, folder, name + extension)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if kind == "overlay":

@@ -16,7 +16,7 @@ import numpy as np
 
 from paddleseg_deeplab.prediction import batching, crf, restore
 from paddleseg_deeplab.prediction import outputs as prediction_files
-from paddleseg_deeplab.prediction.annotations import SHAPES, Annotations
+from paddleseg_deeplab.prediction.annotations import Annotations
 from paddleseg_deeplab.prediction.batching import Result
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.checks import Sample
@@ -156,7 +156,7 @@ def write_pictures(
         DiskError: No file can be written any more.
     """
 
-    pictures = [kind for kind in outputs if kind not in (*SHAPES, *prediction_files.RUN_OUTPUTS)]
+    pictures = [kind for kind in outputs if kind in prediction_files.PICTURES]
 
     def write(result):
         sample, labels, probabilities = result

@@ -63,17 +63,20 @@ def folder(tmp_path, monkeypatch):
             return None
 
         def compile_model(self, *_):
-            return lambda inputs: [inputs[0] / 50]
+            return lambda inputs, share_outputs: [inputs[0] / 50]
 
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
-    facts = {"num_classes": 3, "class_names": NAMES, "palette": voc_palette(3)}
-    info = DeployInfo(
-        "onnx", [None, 3, None, None], output_op="none", folder=str(tmp_path / "net"), **facts
-    )
     (tmp_path / "net").mkdir()
-    (tmp_path / "net" / info.model).write_bytes(b"")
-    deploy_yaml.write(info, str(tmp_path / "net" / "deploy.yaml"))
+    (tmp_path / "net" / describe(tmp_path / "net", "none").model).write_bytes(b"")
     return tmp_path / "net"
+
+
+def describe(folder, output_op):
+    facts = {"num_classes": 3, "class_names": NAMES, "palette": voc_palette(3)}
+    size = [None, 3, None, None]
+    info = DeployInfo("onnx", size, output_op=output_op, folder=str(folder), **facts)
+    deploy_yaml.write(info, str(folder / "deploy.yaml"))
+    return info
 
 
 def infer(folder, photos, out, *flags):
@@ -164,8 +167,7 @@ def test_a_broken_image_is_in_no_file_of_the_run(photos, tmp_path):
     ],
 )
 def test_bad_flags_are_one_line(photos, folder, tmp_path, capsys, flags, words):
-    text = (folder / "deploy.yaml").read_text()
-    (folder / "deploy.yaml").write_text(text.replace("output_op: none", "output_op: argmax"))
+    describe(folder, "argmax")
     assert infer(folder, photos, tmp_path / "out", *flags) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1

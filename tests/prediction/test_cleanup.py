@@ -150,6 +150,15 @@ def test_an_unknown_number_is_no_class_unless_it_is_one():
         assert cleanup.apply(labels, probabilities)[1, 1] == middle
 
 
+def test_holes_are_filled_before_small_regions_go():
+    """A ring of eight pixels round one of another class: with that one it has nine, and stays."""
+    labels = table("00000 01110 01210 01110 00000")
+    np.testing.assert_array_equal(
+        Cleanup(fill_holes=2, min_area=9).apply(labels), table("00000 01110 01110 01110 00000")
+    )
+    assert not Cleanup(min_area=9).apply(labels).any()
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_stream(num_workers, keep):
