@@ -183,8 +183,8 @@ def predict(
     failed: Failures = []
     known = class_names if class_names is not None else getattr(model, "num_classes", len(palette))
     annotations = Annotations(outputs, save_dir, known, root)
-    to = {"save_dir": save_dir, "names": names, "palette": palette, "outputs": outputs}
-    write = partial(pictures.write_pictures, **to, annotations=annotations)
+    write = partial(pictures.write_pictures, save_dir=save_dir, names=names, palette=palette)
+    write = partial(write, outputs=outputs, annotations=annotations)
     keep = "prob" in outputs
     scores = keep or refiner is not None or (cleanup is not None and cleanup.needs_probabilities)
 
