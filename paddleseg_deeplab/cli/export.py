@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference_flags import compose_for, dataset_facts
 from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 
@@ -143,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
     from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.cvlibs.data_facts import compose_for, dataset_facts
     from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.deploy import export as exporting
     from paddleseg_deeplab.deploy.deploy_yaml import DeployFacts

@@ -6,11 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from paddleseg_deeplab.cli import common
-from paddleseg_deeplab.cli.inference_flags import (
-    add_inference_arguments,
-    compose_for,
-    dataset_facts,
-)
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.utils.device import select_device
 
 _DESCRIPTION = """Predicts images with a trained model.
@@ -48,13 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_inference_arguments(parser, "aug_pred")
 
 
-def _preprocessing(builder, dataset):
-    """The validation set's Compose, made from the config alone where the set cannot be opened."""
-    if dataset is not None and builder.config.val_dataset_cfg.get("transforms"):
-        return dataset.transforms
-    return compose_for(builder, builder.val_transforms)
-
-
 def run(args: argparse.Namespace) -> int:
     """Predicts as the flags say; 0 when every image is done."""
     from paddleseg_deeplab.prediction.outputs import (
@@ -71,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     config = common.read_config(args, pretrained=False)
     from paddleseg_deeplab.core.predict import predict, report
     from paddleseg_deeplab.cvlibs import SegBuilder
+    from paddleseg_deeplab.cvlibs.data_facts import compose_of, dataset_facts
     from paddleseg_deeplab.cvlibs.inference import inference_settings
     from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.utils.logger import logger
@@ -80,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         builder = SegBuilder(config)
         config.preprocessing("val_dataset", "export")  # refuses one that has none
         dataset, class_names, palette = dataset_facts(builder)
-        transforms = _preprocessing(builder, dataset)
+        transforms = compose_of(builder, dataset)
         model = builder.model
         if ranks.is_main:
             warn_of_other_config(config, args.model_path)

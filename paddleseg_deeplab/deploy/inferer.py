@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import repeat
 
 import numpy as np
 
@@ -102,14 +101,16 @@ def postprocess(
         tuple: labels, integers [H, W]; probabilities, float32 [num_classes, H, W], or None.
     """
     labels, scores = outputs
+    restored = None
     if labels is not None:
         labels = restore.labels_to_original(labels, trans_info)
-        scores = restore.restore(scores, trans_info) if want_probabilities else None
+        if want_probabilities and scores is not None:
+            restored = restore.restore(scores, trans_info)
+    elif scores is not None:
+        labels, restored = restore.labels_and_scores(scores, trans_info, want_probabilities)
     else:
-        labels, scores = restore.labels_and_scores(scores, trans_info, want_probabilities)
-    if scores is not None and logits:
-        scores = restore.softmax(scores)
-    return labels, scores
+        raise ValueError("postprocess: neither labels nor scores.")
+    return labels, restore.softmax(restored) if logits and restored is not None else restored
 
 
 class Inferer:
@@ -123,7 +124,7 @@ class Inferer:
 
     def __init__(self, info: DeployInfo, settings: RuntimeSettings, for_crf: bool = False) -> None:
         self.info = info
-        self._compose, self._for_crf = build_compose(info), for_crf
+        self.compose, self._for_crf = build_compose(info), for_crf
         self.runtime = open_runtime(info, settings)
         fixed = info.input_shape[0]
         self.batch_size = min(settings.batch_size, fixed) if fixed else settings.batch_size
@@ -140,14 +141,18 @@ class Inferer:
         self.seconds[part].append((time.perf_counter() - start) / count)
         return result
 
-    def prepare(self, path: str) -> Sample:
+    def prepare(self, image: str | bytes | np.ndarray, name: str | None = None) -> Sample:
         """Reads an image into a sample, see `pictures.load_picture`.
+
+        Args:
+            image: A path, or what `restore.prepare` takes else.
+            name (str, optional): For messages; a path has its own.
 
         Raises:
             UserError: it cannot be read, or its size is not the one that the network takes.
         """
-        load = pictures.load_picture
-        sample = self._timed("preprocess", 1, load, path, self._compose, self._for_crf)
+        load, path = pictures.load_picture, str(image) if name is None else name
+        sample = self._timed("preprocess", 1, load, image, self.compose, self._for_crf, name)
         chw, steps = restore.padded(sample["img"], sample["trans_info"], self.info.size_divisor)
         sample.update(img=chw, trans_info=steps)
         least = self.runtime.smallest_side
@@ -188,6 +193,23 @@ class Inferer:
         with self._one_at_a_time:
             found = self._timed("inference", count, self.runtime.outputs, batch, which)
         return (found[0][:count] if labels else None), (found[-1][:count] if scores else None)
+
+    def outputs(
+        self, samples: Sequence[Sample], batch: np.ndarray, want_probabilities: bool = False
+    ) -> list[Outputs]:
+        """What `infer` gives for a batch, an image each.
+
+        Raises:
+            NonFiniteScores: Naming the image.
+        """
+        infos = [sample["trans_info"] for sample in samples]
+        labels, scores = self.infer(batch, infos, want_probabilities)
+        if scores is not None:
+            check_finite(scores, [sample["im_path"] for sample in samples])
+        nothing = [None] * len(samples)
+        return list(
+            zip(nothing if labels is None else labels, nothing if scores is None else scores)
+        )
 
     def finish(
         self, outputs: Outputs, trans_info: TransInfo, want_probabilities: bool
@@ -234,12 +256,7 @@ def results(
     want_probabilities = want_probabilities or crf is not None
 
     def run(samples, batch):
-        infos = [sample["trans_info"] for sample in samples]
-        outputs = inferer.infer(batch, infos, want_probabilities)
-        if outputs[1] is not None:
-            check_finite(outputs[1], [sample["im_path"] for sample in samples])
-        singles = zip(*(repeat(None) if each is None else each for each in outputs))
-        return zip(samples, singles)
+        return zip(samples, inferer.outputs(samples, batch, want_probabilities))
 
     def finish(samples, outputs):
         yield samples[0], *inferer.finish(outputs[0], samples[0]["trans_info"], want_probabilities)

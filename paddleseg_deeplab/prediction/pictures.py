@@ -43,13 +43,19 @@ def note_failure(failures: Failures, path: str, error: BaseException) -> None:
     failures.append((str(path), reason or type(error).__name__))
 
 
-def load_picture(path: str, compose: Compose, for_crf: bool = False) -> Sample:
+def load_picture(
+    image: str | bytes | np.ndarray,
+    compose: Compose,
+    for_crf: bool = False,
+    name: str | None = None,
+) -> Sample:
     """Reads a picture.
 
     Args:
-        path (str): The file.
+        image (str | bytes | np.ndarray): The file, or what `restore.prepare` takes else.
         compose (Compose): The transforms.
         for_crf (bool): A dense CRF will need the image too.
+        name (str, optional): For messages; a file has its own.
 
     Returns:
         dict: ``img`` float32 [C, h, w], ``trans_info``, ``nodata`` (see `restore.prepare`);
@@ -59,13 +65,13 @@ def load_picture(path: str, compose: Compose, for_crf: bool = False) -> Sample:
     Raises:
         Exception: Whatever the file makes a decoder or a transform raise.
     """
-    sample = restore.prepare(path, compose)
-    check_input(sample["img"], str(path))
+    sample = restore.prepare(image, compose, name)
+    check_input(sample["img"], str(image) if name is None else name)
     to_rgb = getattr(compose, "to_rgb", True)
-    image = sample["original"]
-    sample["crf_image"] = crf.crf_image(image, to_rgb) if for_crf else None
-    shown = visualize.to_rgb(image)
-    sample["original"] = shown if to_rgb or image.shape[-1] != 3 else shown[..., ::-1]
+    original = sample["original"]
+    sample["crf_image"] = crf.crf_image(original, to_rgb) if for_crf else None
+    shown = visualize.to_rgb(original)
+    sample["original"] = shown if to_rgb or original.shape[-1] != 3 else shown[..., ::-1]
     return sample
 
 

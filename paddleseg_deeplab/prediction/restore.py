@@ -23,13 +23,17 @@ _Step = tuple[str, tuple[int, int]] | tuple[str, tuple[int, int], tuple[int, int
 TransInfo = Sequence[_Step]
 
 
-def prepare(image: str | os.PathLike[str] | np.ndarray, compose: Compose) -> Sample:
+def prepare(
+    image: str | os.PathLike[str] | bytes | np.ndarray, compose: Compose, name: str | None = None
+) -> Sample:
     """Reads an image and runs the transforms of evaluation on it.
 
     Args:
-        image (str | os.PathLike | np.ndarray): A path, or an array [H, W] or [H, W, C] in 0..255,
-            BGR when it has three channels (what cv2.imread returns).
+        image (str | os.PathLike | bytes | np.ndarray): A path, the bytes of an image file, or an
+            array [H, W] or [H, W, C] in 0..255, BGR when it has three channels (what cv2.imread
+            returns).
         compose (Compose): The transforms.
+        name (str, optional): For messages; a path has its own.
 
     Returns:
         dict: ``img``, the network's input, float32 [C, h, w]; ``trans_info`` for the functions
@@ -39,7 +43,7 @@ def prepare(image: str | os.PathLike[str] | np.ndarray, compose: Compose) -> Sam
     Raises:
         UserError: The file is missing or broken, or its values are not finite.
     """
-    sample = compose.read({"img": image})
+    sample = compose.read({"img": image} if name is None else {"img": image, "im_path": name})
     out = compose.apply(sample)
     found = {"img": out["img"], "trans_info": out["trans_info"], "original": sample["img"]}
     return {**found, "nodata": sample.get("nodata")}

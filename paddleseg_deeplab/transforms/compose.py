@@ -10,7 +10,7 @@ from paddleseg_deeplab import registry
 from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.transforms.checks import Sample, Transform, check_int, image_size, naming
 from paddleseg_deeplab.transforms.reading.files import read_label
-from paddleseg_deeplab.transforms.reading.source import array_source, open_image
+from paddleseg_deeplab.transforms.reading.source import array_source, open_content, open_image
 from paddleseg_deeplab.transforms.reading.values import mark_void, parse_nodata
 from paddleseg_deeplab.transforms.resize_crop import ResizeCrop, with_resize_crop
 from paddleseg_deeplab.utils.errors import UserError
@@ -62,8 +62,9 @@ class Compose:
         """Reads and transforms one sample: all that happens from a path to a network's input.
 
         Args:
-            data (dict): ``img``: a path, or an array [H, W] or [H, W, C] in 0..255 that counts as
-                BGR when it has three channels (as in PaddleSeg: what cv2.imread returns).
+            data (dict): ``img``: a path, the bytes of an image file, or an array [H, W] or
+                [H, W, C] in 0..255 that counts as BGR when it has three channels (as in PaddleSeg:
+                what cv2.imread returns).
                 Optional: ``label``, a path or an array [H, W]; ``gt_fields``, the keys that are
                 transformed with the image, usually ["label"]; ``rng``; anything else is passed on.
                 The dict and its arrays stay as they are.
@@ -133,11 +134,15 @@ class Compose:
         if isinstance(image, (str, os.PathLike)):
             sample["img"] = open_image(image, self.img_channels, self.to_rgb, whole, self.nodata)
             sample.setdefault("im_path", str(image))
+        elif isinstance(image, bytes):
+            name = str(data.get("im_path", "given as bytes"))
+            channels, swap = self.img_channels, self.to_rgb
+            sample["img"] = open_content(image, name, channels, swap, whole, self.nodata)
         elif isinstance(image, np.ndarray):
             name = str(data.get("im_path", "given as an array"))
             sample["img"] = _as_source(image, self.img_channels, self.to_rgb, self.nodata, name)
         else:
-            raise TypeError(f"Compose: 'img' must be a path or an array, not {type(image)}.")
+            raise TypeError(f"Compose: 'img' must be a path, bytes or an array, not {type(image)}.")
         return sample
 
 

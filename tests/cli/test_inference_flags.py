@@ -6,7 +6,8 @@ import argparse
 import pytest
 
 from paddleseg_deeplab import datasets  # noqa: F401, for its registrations
-from paddleseg_deeplab.cli.inference_flags import add_inference_arguments, compose_for
+from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
+from paddleseg_deeplab.cvlibs.data_facts import compose_for
 from paddleseg_deeplab.cvlibs.inference import inference_settings
 from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.deploy.settings import ENGINES

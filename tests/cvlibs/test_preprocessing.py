@@ -11,8 +11,8 @@ from places import ROOT
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli import export, predict, train, val
-from paddleseg_deeplab.cli.inference_flags import dataset_facts
 from paddleseg_deeplab.cvlibs import Config, SegBuilder
+from paddleseg_deeplab.cvlibs.data_facts import dataset_facts
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.visualize import save_image
 

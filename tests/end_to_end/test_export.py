@@ -8,6 +8,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+import yaml
 from paddle import nn
 
 from paddleseg_deeplab.deploy import compare, deploy_yaml
@@ -102,6 +103,32 @@ def test_labels_and_logits_by_default(form, model, tmp_path):
         np.testing.assert_array_equal(runtime.run(x), labels)
         [alone] = runtime.outputs(x, (1,))
         np.testing.assert_array_equal(alone, logits)
+
+
+def test_paddlesegs_own_program_takes_the_labels(tiny, tmp_path):
+    """The calls of PaddleSeg's deploy/python/infer.py on a CPU, with the keys that it reads."""
+    from paddle.inference import Config, create_predictor
+
+    export(tiny, str(tmp_path / "o"), sample=SAMPLE, format="legacy")
+    deploy = yaml.safe_load((tmp_path / "o" / "deploy.yaml").read_text())["Deploy"]
+    config = Config(*(str(tmp_path / "o" / deploy[key]) for key in ("model", "params")))
+    config.disable_glog_info()
+    config.enable_memory_optim()
+    config.switch_ir_optim(True)
+    config.disable_gpu()
+    config.set_cpu_math_library_num_threads(1)
+    predictor = create_predictor(config)
+    put = predictor.get_input_handle(predictor.get_input_names()[0])
+    got = predictor.get_output_handle(predictor.get_output_names()[0])
+    for seed, shape in enumerate([(1, 3, 33, 47), (2, 3, 33, 47), (1, 3, 64, 65)]):
+        x = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        put.reshape(x.shape)
+        put.copy_from_cpu(x)
+        predictor.run()
+        labels = got.copy_to_cpu()
+        assert (labels.dtype, deploy["output_dtype"]) == (np.int32, "int32")
+        assert len(np.unique(labels)) > 1, "one class alone proves nothing"
+        assert (labels != logits_of(tiny, x).argmax(1)).sum() <= 1  # a tie but for rounding
 
 
 # Each format and each output once, and the rest among the slow ones.

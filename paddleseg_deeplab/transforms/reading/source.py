@@ -170,10 +170,22 @@ def open_image(
     if path.lower().endswith(".npy"):
         return _mapped_source(path, img_channels, nodata)
     content = read_content(path, "Image")
+    return open_content(content, path, img_channels, to_rgb, whole, nodata)
+
+
+def open_content(
+    content: bytes,
+    name: str,
+    img_channels: int = 3,
+    to_rgb: bool = True,
+    whole: bool = False,
+    nodata: float | None = None,
+) -> ArraySource | PngSource:
+    """As `open_image`, of the bytes of a file of that `name`, which is not ``.npy``."""
     try:
         orientation = limit.check(content)
     except UserError as e:
-        raise UserError(f"Image {path} {e}.") from e
+        raise UserError(f"Image {name} {e}.") from e
 
     file = None
     if nodata is None and img_channels in (1, 3) and (kernels.reads_png_fast() or not whole):
@@ -181,11 +193,11 @@ def open_image(
     if file is not None:
 
         def decode(part):
-            return _decode(part, path, img_channels)
+            return _decode(part, name, img_channels)
 
         return PngSource(file, content, decode, img_channels, to_rgb)
-    img = _with_channels(path, _decode(content, path, img_channels, orientation), img_channels)
-    return array_source(img, f"Image {path}", to_rgb, unit_of(img, content), nodata=nodata)
+    img = _with_channels(name, _decode(content, name, img_channels, orientation), img_channels)
+    return array_source(img, f"Image {name}", to_rgb, unit_of(img, content), nodata=nodata)
 
 
 def unit_of(img: np.ndarray, content: bytes) -> float:
