@@ -131,7 +131,7 @@ def test_every_kind_in_every_runtime(runtime, folders, photos, network):
 
 def test_the_same_files_as_infer(folders, photos, predictor, tmp_path):
     _, folder = photos
-    kinds = ["overlay", "palette", "raw", "prob"]
+    kinds = ["overlay", "palette", "raw", "prob", "labelme", "labelme_polygons"]
     arguments = ["--model_dir", folders(), "--image_path", str(folder), "--device", "cpu"]
     command = [*arguments, "--save_dir", str(tmp_path / "infer"), "--outputs", *kinds]
     assert cli_infer.main(command) == 0
@@ -163,7 +163,6 @@ def test_what_a_result_offers(predictor, photos, tmp_path):
 
 
 def test_regions_of_a_result(predictor, photos):
-    pytest.importorskip("paddleseg_deeplab.prediction.regions")
     images, _ = photos
     result = predictor(images[1])
     areas = result.areas()
@@ -371,6 +370,8 @@ def test_bad_calls_are_one_line(predictor, tmp_path):
         Predictor(tmp_path)
     with pytest.raises(UserError, match="on_error"):
         predictor(GOOD, on_error=print)
+    with pytest.raises(UserError, match="coco is one file for many"):
+        predictor(GOOD).save(tmp_path, ["raw", "coco"])
     with pytest.raises(UserError, match="--outputs knows"):
         predictor(GOOD).save(tmp_path, ["everything"])
     (tmp_path / "file").write_text("")

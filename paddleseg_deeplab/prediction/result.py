@@ -6,17 +6,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from paddleseg_deeplab.prediction import outputs as prediction_files
+from paddleseg_deeplab.prediction import regions
+from paddleseg_deeplab.prediction.annotations import SHAPES, Annotations
+from paddleseg_deeplab.prediction.regions import ClassArea, Polygon
 from paddleseg_deeplab.utils import visualize
 from paddleseg_deeplab.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from paddleseg_deeplab.prediction.regions import ClassArea, Polygon
 
 
 class Result:
@@ -62,15 +61,11 @@ class Result:
 
     def areas(self) -> list[ClassArea]:
         """Pixels and share of the picture of each class, see `regions.class_areas`."""
-        from paddleseg_deeplab.prediction.regions import class_areas
-
-        return class_areas(self.mask, self.class_names or len(self.palette))
+        return regions.class_areas(self.mask, self.class_names or len(self.palette))
 
     def polygons(self, classes: Sequence[int] | None = None) -> dict[int, list[Polygon]]:
         """The outlines of each class's regions, in corners of pixels, see `regions.polygons`."""
-        from paddleseg_deeplab.prediction.regions import polygons
-
-        return polygons(self.mask, classes)
+        return regions.polygons(self.mask, classes)
 
     def overlay(self, weight: float = 0.6) -> np.ndarray:
         """The picture with the classes' colours over it, uint8 RGB [H, W, 3].
@@ -90,7 +85,8 @@ class Result:
 
         Args:
             save_dir (str): Their folder; each kind has one of its own in it.
-            outputs (Sequence[str]): Of "overlay", "palette", "raw" (class numbers), "prob".
+            outputs (Sequence[str]): Of "overlay", "palette", "raw" (class numbers), "prob",
+                "labelme", "labelme_polygons".
             name (str, optional): Of the files, without extension; by default that of the picture's
                 file. An older file of that name is replaced.
 
@@ -98,20 +94,30 @@ class Result:
             dict[str, str]: Kind to file.
 
         Raises:
-            UserError: A kind is unknown, there are no probabilities, or nothing can be written
-                there. OSError: The disk is full or gone.
+            UserError: A kind is unknown or is one file for many pictures, there are no
+                probabilities, or nothing can be written there. OSError: The disk is full or gone.
         """
-        kinds = prediction_files.parse_outputs(outputs)
-        prediction_files.check_save_dir(save_dir, "save_dir")
-        return prediction_files.write_outputs(
-            os.fspath(save_dir),
-            name or os.path.splitext(os.path.basename(self.name))[0],
+        kinds, folder = prediction_files.parse_outputs(outputs), os.fspath(save_dir)
+        for kind in kinds:
+            if kind in prediction_files.RUN_OUTPUTS:
+                raise UserError(
+                    f"save: {kind} is one file for many pictures, which the commands infer and "
+                    "predict write. Of one picture, areas() and polygons() give the same."
+                )
+        prediction_files.check_save_dir(folder, "save_dir")
+        name = name or os.path.splitext(os.path.basename(self.name))[0]
+        written = prediction_files.write_outputs(
+            folder,
+            name,
             image=self.image,
             labels=self.mask,
             palette=self.palette,
             probabilities=self.probabilities if "prob" in kinds else None,
-            outputs=kinds,
+            outputs=[kind for kind in kinds if kind not in SHAPES],
         )
+        classes = self.class_names or len(self.palette)
+        written.update(Annotations(kinds, folder, classes, "").add(0, self.name, name, self.mask))
+        return {kind: written[kind] for kind in kinds}
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
