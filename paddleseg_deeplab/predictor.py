@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import numpy as np
@@ -23,6 +23,7 @@ from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.transforms.checks import Sample
 from paddleseg_deeplab.transforms.reading.values import mark_void
 from paddleseg_deeplab.utils import visualize
+from paddleseg_deeplab.utils.device import select_device
 from paddleseg_deeplab.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ _CrfSetting = bool | Mapping[str, Any] | None
 # Labels, integers [H, W], and what makes probabilities, float32 [K, H, W], or None.
 _Answer = tuple[np.ndarray, Callable[[], np.ndarray] | None]
 _NOT_ASKED = (
-    "of many pictures only masks are kept. Ask for probabilities with "
-    "predictor(pictures, probabilities=True)."
+    "the call kept the mask alone, as it does with many pictures. Give it probabilities=True."
 )
-_LEFT_OUT = "the call said probabilities=False."
 
 
 class _Network(Protocol):
@@ -142,10 +141,9 @@ class Predictor:
         from paddleseg_deeplab.cvlibs.data_facts import compose_of, dataset_facts
         from paddleseg_deeplab.cvlibs.inference import inference_settings
         from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
-        from paddleseg_deeplab.utils.device import select_device
         from paddleseg_deeplab.utils.weights.load import load_entire_model
 
-        select_device(device)
+        device = select_device(device)
         opened = Config(os.fspath(config), pretrained=False)
         opened.preprocessing("val_dataset", "export")  # refuses one that has none
         settings = inference_settings(opened, _no_flags(precision), "aug_pred")
@@ -163,7 +161,8 @@ class Predictor:
         self._set_crf(configured, crf, f"{opened.path}: test_config.crf")
         self._no_probabilities = None
         self._compose = compose_of(builder, dataset)
-        self._network = _Checkpoint(model, self._compose, how, self._crf is not None)
+        for_crf = self._crf is not None
+        self._network = _Checkpoint(model, self._compose, how, for_crf, device)
         return self
 
     def _set_facts(self, palette, class_names, num_classes, num_workers):
@@ -312,23 +311,30 @@ class _Export:
 class _Checkpoint:
     """A network of Paddle's at work, as the command ``predict`` runs it."""
 
-    def __init__(self, model: Any, compose: Compose, how: NetworkSettings, for_crf: bool) -> None:
+    def __init__(
+        self, model: Any, compose: Compose, how: NetworkSettings, for_crf: bool, device: str
+    ) -> None:
         self._model, self._compose, self._how, self._for_crf = model, compose, how, for_crf
-        self._one_at_a_time = threading.Lock()
+        # One thread for all callers: what the convolutions prepare is kept for each thread anew.
+        self._thread = ThreadPoolExecutor(1, "network", select_device, (device,))
 
     def load(self, image: str | bytes | np.ndarray, name: str) -> Sample:
         return pictures.load_picture(image, self._compose, self._for_crf, name)
 
     def answer(self, sample: Sample, probabilities: bool) -> _Answer:
+        labels, scores = self._thread.submit(self._run, sample, probabilities).result()
+        return labels, None if scores is None else _Made(scores)
+
+    def _run(self, sample, probabilities):
         import paddle
 
         from paddleseg_deeplab.core.stream import predictions
 
         batches = [([sample], sample["img"][None])]
-        with self._one_at_a_time, paddle.no_grad():
+        with paddle.no_grad():
             found = predictions(self._model, batches, self._how, probabilities=probabilities)
             [(_, labels, scores)] = found
-        return labels, None if scores is None else _Made(scores)
+        return labels, scores
 
 
 def _at_least(value, name, least):

@@ -17,6 +17,7 @@ raises (`utils.py_layer` has what) with a text that names the switch to Paddle's
 
 import ctypes
 import functools
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,9 +51,13 @@ def applies(*tensors: paddle.Tensor) -> bool:
 
 
 def _cached(make):
-    """`make(...)` remembered by its arguments; None where the library cannot do it, or fails."""
+    """`make(...)` remembered by its arguments; None where the library cannot do it, or fails.
 
-    @functools.lru_cache(maxsize=_GEOMETRIES)
+    Each thread remembers its own: oneDNN gives a primitive memory to work in that belongs to the
+    thread that made it, and in another thread the process ends with a segmentation fault.
+    """
+    kept = threading.local()
+
     def made(*arguments):
         try:
             return make(*arguments)
@@ -60,8 +65,10 @@ def _cached(make):
             return None
 
     def made_or_none(*arguments):
+        if not hasattr(kept, "made"):
+            kept.made = functools.lru_cache(maxsize=_GEOMETRIES)(made)
         try:
-            return made(*arguments)
+            return kept.made(*arguments)
         except onednn.Failed as error:  # not remembered: it may work the next time
             onednn.warn(error)
             return None

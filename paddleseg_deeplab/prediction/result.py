@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
@@ -118,6 +119,12 @@ class Result:
         classes = self.class_names or len(self.palette)
         written.update(Annotations(kinds, folder, classes, "").add(0, self.name, name, self.mask))
         return {kind: written[kind] for kind in kinds}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `pickle`: the runtime's own output stays; what was made of it goes along."""
+        left = "it was copied to another process before its probabilities were made."
+        made = isinstance(self._probabilities, str)
+        return {**self.__dict__, "_probabilities": self._probabilities if made else left}
 
     def __repr__(self) -> str:
         height, width = self.mask.shape

@@ -6,6 +6,8 @@ in another order (each is 6e-8 off, and they add up as their root); 2e-5 for wei
 over every pixel of the batch.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -53,6 +55,25 @@ def test_convolution(name):
     pairs = zip(gradients(ours, [x, weight]), gradients(plain, [x, weight]))
     for (mine, other), tolerance in zip(pairs, (SUM, LONG_SUM)):
         assert_near(mine, other, tolerance)
+
+
+@needs_library
+def test_convolutions_in_several_threads():
+    """The process would end: oneDNN's memory to work in belongs to a thread."""
+    cases = list(CONVOLUTIONS.values())[:4]
+    inputs = [(random(*x), random(*w, seed=1)) for x, w, *_ in cases]
+
+    def results(_):
+        pairs = zip(inputs, cases)
+        with paddle.no_grad():
+            return [cpu_ops.conv2d(x, w, *case[2:]).numpy() for (x, w), case in pairs]
+
+    expected = results(0)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(results, range(6)))
+    for each in [*found, results(0)]:
+        for mine, first in zip(each, expected):
+            np.testing.assert_array_equal(mine, first)
 
 
 @needs_library
