@@ -349,7 +349,7 @@ def _without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def _no_flags(precision: str) -> argparse.Namespace:
     """As if predict.py were called without flags, in dygraph."""
-    unset = ("num_workers", "scales", "slide_above", "crop_size", "stride")
+    unset = ("num_workers", "scales", "slide_above", "crop_size", "stride", "size_divisor")
     off: Sequence[str] = ("aug_pred", "flip_horizontal", "flip_vertical", "is_slide")
     return argparse.Namespace(
         batch_size=1,
