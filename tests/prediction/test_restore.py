@@ -240,7 +240,7 @@ def test_compose_errors(tmp_path):
     run = T.Compose([])
     with pytest.raises(ValueError, match="'img'"):
         run({})
-    with pytest.raises(TypeError, match="path or an array"):
+    with pytest.raises(TypeError, match="path, bytes or an array"):
         run({"img": 5})
     with pytest.raises(ValueError, match="gt_fields"):
         run({"img": RGB, "gt_fields": ["label"]})
