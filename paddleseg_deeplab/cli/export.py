@@ -24,6 +24,7 @@ logit, where that is above 1) or the class of more than 0.01 % of the pixels.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from paddleseg_deeplab.deploy.graph_input import INPUTS
     from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
 
     common.add_config_arguments(parser)
@@ -41,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="N C H W, -1 where free, such as 1 3 1024 1024 (default: all but C free)",
+    )
+    parser.add_argument(
+        "--input",
+        choices=INPUTS,
+        default="float32",
+        help="what the network takes: float32, preprocessed, N C H W (default); uint8: pictures as "
+        "they are, N H W C, with Normalize in the network, for model servers and other languages",
     )
     parser.add_argument(
         "--output_op",
@@ -75,6 +83,19 @@ def _nchw_unless_asked(config, args, form):
             )
         return
     config.set_data_format("NCHW")
+
+
+def _preprocessing(args, builder):
+    """A `Compose`, its steps as `deploy.yaml` has them, and the Normalize of the network or None."""
+    from paddleseg_deeplab.deploy import graph_input
+
+    section, dicts = builder.config.preprocessing("export", "val_dataset")
+    compose = compose_for(builder, builder.export_transforms)
+    if args.input != "uint8":
+        return compose, dicts, None
+    dicts, normalize = graph_input.split(dicts, f"{section}.transforms")
+    compose.transforms = graph_input.outside(compose.transforms[:-1])
+    return compose, dicts, normalize
 
 
 def _sample(args, compose, dataset):
@@ -154,10 +175,10 @@ def run(args: argparse.Namespace) -> int:
     _nchw_unless_asked(config, args, form)
     crf = exporting.check_crf(config.test_config.get("crf"), args.output_op)
     builder = SegBuilder(config)
-    _, dicts = config.preprocessing("export", "val_dataset")
+    config.preprocessing("export", "val_dataset")
     warn_of_other_config(config, args.model_path, section="export")
     _load_weights(builder.model, args.model_path)
-    compose = compose_for(builder, builder.export_transforms)
+    compose, dicts, normalize = _preprocessing(args, builder)
     dataset, names, palette = dataset_facts(builder)
     divisor = config.test_config.get("size_divisor")
     sample, _ = padded(_sample(args, compose, dataset), [], divisor)
@@ -171,6 +192,7 @@ def run(args: argparse.Namespace) -> int:
         palette=palette,
         crf=crf,
         size_divisor=divisor,
+        normalize=normalize,
     )
     try:
         exporting.export(

@@ -10,6 +10,7 @@ import paddle
 from paddle import nn
 
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.graph_input import as_trained, rounded
 from paddleseg_deeplab.deploy.runtimes import Runtime, open_runtime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
 from paddleseg_deeplab.deploy.tf32 import without_tf32
@@ -134,12 +135,17 @@ def differences(
         ExportMismatch: The output has another shape or type than ``info.output_op`` promises.
     """
     batches = sample_batches(sample, info.input_shape)
+    if info.normalize is not None:
+        batches = [rounded(batch) for batch in batches]
     with evaluation_mode(model), paddle.no_grad():
         results = [
             found
             for batch in batches
             for found in _differences_of(
-                infer_logits(model, paddle.to_tensor(batch)).numpy(), runtime, info, batch
+                infer_logits(model, paddle.to_tensor(as_trained(info, batch))).numpy(),
+                runtime,
+                info,
+                batch,
             )
         ]
     checks: dict[str, Any] = {"inputs": [list(b.shape) for b in batches]}

@@ -46,6 +46,8 @@ class DeployFacts:
             `postprocess.settings.make_crf` takes them; None: no CRF.
         size_divisor (int | None): The input's edges are repeated until it divides both sides, see
             `prediction.restore.padded`; None: they stay.
+        normalize (dict | None): ``mean`` and ``std``, lists, of the Normalize that the network
+            does itself: it then takes uint8 [N, H, W, C]. None: float32 [N, C, H, W].
     """
 
     transforms: Sequence[dict[str, Any]] = ()
@@ -55,6 +57,7 @@ class DeployFacts:
     palette: np.ndarray | None = None
     crf: dict[str, Any] | bool | None = None
     size_divisor: int | None = None
+    normalize: dict[str, list[float]] | None = None
 
 
 @dataclass
@@ -105,6 +108,20 @@ class DeployInfo(DeployFacts):
         return self.outputs != ("labels",)
 
     @property
+    def input_dtype(self) -> str:
+        return "float32" if self.normalize is None else "uint8"
+
+    @property
+    def input_layout(self) -> str:
+        return "NCHW" if self.normalize is None else "NHWC"
+
+    @property
+    def fed_shape(self) -> list[int | None]:
+        """``input_shape`` in the order of ``input_layout``."""
+        n, c, h, w = self.input_shape
+        return [n, c, h, w] if self.normalize is None else [n, h, w, c]
+
+    @property
     def model_path(self) -> str:
         return os.path.join(self.folder, self.model)
 
@@ -121,15 +138,15 @@ def write(info: DeployInfo, path: str) -> None:
             "model": info.model,
             "params": info.params,
             "transforms": [dict(t) for t in info.transforms],
-            "input_shape": info.input_shape,
+            "input_shape": info.fed_shape,
             "output_op": info.output_op,
             "output_dtype": "int32" if info.output_op == "argmax" else "float32",
         },
         "DeepLab": {
             "format": info.format,
             "input_name": "x",
-            "input_layout": "NCHW",
-            "input_dtype": "float32",
+            "input_layout": info.input_layout,
+            "input_dtype": info.input_dtype,
             "outputs": list(info.outputs),
             "img_channels": info.img_channels,
             "to_rgb": info.to_rgb,
@@ -140,6 +157,8 @@ def write(info: DeployInfo, path: str) -> None:
             "checks": info.checks,
         },
     }
+    if info.normalize is not None:
+        text["DeepLab"]["normalize"] = info.normalize
     if info.crf is not None:
         text["DeepLab"]["crf"] = info.crf
     if info.size_divisor is not None:
@@ -225,7 +244,7 @@ def _is_shape(value):
 _DEPLOY_KEYS = {
     "input_shape": (
         lambda v: isinstance(v, list) and _is_shape(v),
-        "four numbers N C H W, null where free",
+        "four numbers, null where free",
     ),
     "transforms": (
         lambda v: isinstance(v, list) and all(isinstance(t, dict) for t in v),
@@ -284,7 +303,10 @@ def _info_of(path, deploy, ours):
     # PaddleSeg has written free sizes as null and, in older versions, as -1.
     shape = [v if v is not None and v > 0 else None for v in shape]
     if len(shape) != 4:
-        raise UserError(f"{path}: Deploy.input_shape is {shape}; four numbers N C H W are needed.")
+        raise UserError(f"{path}: Deploy.input_shape is {shape}; four numbers are needed.")
+    normalize = _normalize_of(path, ours)
+    if normalize is not None and deploy.get("input_shape"):
+        shape = [shape[0], shape[3], shape[1], shape[2]]
     palette = ours.get("palette")
     return DeployInfo(
         format=form,
@@ -305,4 +327,21 @@ def _info_of(path, deploy, ours):
         crf=ours.get("crf"),
         size_divisor=ours.get("size_divisor"),
         nodata=parse_nodata(f"{path}: DeepLab", ours.get("nodata")),
+        normalize=normalize,
     )
+
+
+def _normalize_of(path, ours):
+    """`DeployFacts.normalize`; an input of another type or order is refused."""
+    kind = (ours.get("input_dtype", "float32"), ours.get("input_layout", "NCHW"))
+    normalize = ours.get("normalize")
+    if kind == ("float32", "NCHW") and normalize is None:
+        return None
+    good = isinstance(normalize, dict) and set(normalize) == {"mean", "std"}
+    if kind != ("uint8", "NHWC") or not good:
+        raise UserError(
+            f"{path}: DeepLab.input_dtype and input_layout are {' and '.join(map(str, kind))}, "
+            f"normalize is {normalize}. Known: float32 and NCHW without normalize; uint8 and NHWC "
+            "with normalize (mean and std). Export again."
+        )
+    return normalize

@@ -26,6 +26,7 @@ from paddleseg_deeplab.deploy.tensorrt import CACHE_FOLDER, SHAPE_FILE
 from paddleseg_deeplab.models.forward import evaluation_mode, run_model
 from paddleseg_deeplab.postprocess.settings import complete_settings
 from paddleseg_deeplab.prediction.outputs import check_save_dir
+from paddleseg_deeplab.transforms import functional
 from paddleseg_deeplab.utils.errors import UserError, import_extra
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.weights.load import check_finite_weights
@@ -66,6 +67,29 @@ class ExportedModel(nn.Layer):
         if self.output_op == "softmax":
             return F.softmax(logits, axis=1)
         return logits
+
+
+class PictureInput(nn.Layer):
+    """An `ExportedModel` that takes pictures as they are: uint8 [N, H, W, C].
+
+    Args:
+        network (ExportedModel): Takes float32 [N, C, H, W].
+        channels (int): Of a picture.
+        normalize (dict): ``mean`` and ``std`` of the Normalize that it does, the numbers of
+            `functional.normalize` in the same order: one multiplication and one addition.
+    """
+
+    def __init__(self, network: nn.Layer, channels: int, normalize: dict[str, list[float]]) -> None:
+        super().__init__()
+        self.network = network
+        scale, shift = functional.normalization(channels, **normalize)
+        self.register_buffer("scale", paddle.to_tensor(scale.reshape(1, -1, 1, 1)))
+        self.register_buffer("shift", paddle.to_tensor(shift.reshape(1, -1, 1, 1)))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """uint8 [N, H, W, C] to what the network gives."""
+        planes = x.astype("float32").transpose((0, 3, 1, 2))
+        return self.network(planes * self.scale + self.shift)
 
 
 @paddle.jit.not_to_static
@@ -158,19 +182,21 @@ def write_network(model: nn.Layer, info: DeployInfo, target: str = "cpu") -> Non
     widen = info.format != "onnx" and target == "cpu"
     with evaluation_mode(model), paddle.no_grad():
         wrapper = ExportedModel(folded_copy(model, widen), info.output_op, info.with_logits)
+        if info.normalize is not None:
+            wrapper = PictureInput(wrapper, info.img_channels, info.normalize)
         wrapper.eval()
+        # A copy: InputSpec writes -1 into the list that it is given.
+        spec = paddle.static.InputSpec(list(info.fed_shape), info.input_dtype, name="x")
         if info.format == "onnx":
-            _save_onnx(wrapper, info.folder, info.input_shape)
+            _save_onnx(wrapper, info.folder, spec)
         else:
-            _save_paddle(wrapper, info.folder, info.format, info.input_shape)
+            _save_paddle(wrapper, info.folder, info.format, spec)
 
 
-def _save_paddle(model, folder, form, input_shape):
-    # A copy: InputSpec writes -1 into the list that it is given.
-    spec = [paddle.static.InputSpec(list(input_shape), "float32", name="x")]
+def _save_paddle(model, folder, form, spec):
     with _ir_guard(form):
         # The wrapper is made for this: to_static leaves its mark on the layer that it is given.
-        static = paddle.jit.to_static(model, input_spec=spec, full_graph=True)
+        static = paddle.jit.to_static(model, input_spec=[spec], full_graph=True)
         paddle.jit.save(static, os.path.join(folder, "model"))
     wanted = MODEL_FILES[form][0]
     if not os.path.isfile(os.path.join(folder, wanted)):
@@ -181,7 +207,7 @@ def _save_paddle(model, folder, form, input_shape):
             os.remove(os.path.join(folder, name))
 
 
-def _save_onnx(model, folder, input_shape):
+def _save_onnx(model, folder, spec):
     paddle2onnx = import_extra("paddle2onnx")
     onnx = import_extra("onnx")
     import_extra("onnxruntime")
@@ -191,7 +217,7 @@ def _save_onnx(model, folder, input_shape):
     # than once (DeepLabV2's scales) is lost in the former, not in the latter (paddle2onnx 2.1.0).
     for form in ("legacy", "pir") if _has_pir() else ("legacy",):
         with tempfile.TemporaryDirectory() as temporary:
-            _save_paddle(model, temporary, form, input_shape)
+            _save_paddle(model, temporary, form, spec)
             files = [os.path.join(temporary, name) for name in MODEL_FILES[form]]
             # paddle2onnx prints its progress.
             with open(os.devnull, "w", encoding="utf-8") as sink, contextlib.redirect_stdout(sink):
@@ -264,7 +290,8 @@ def export(
         save_dir (str): Folder to write. Files of an earlier export in it are replaced, others
             stay.
         sample (np.ndarray): A real input, preprocessed, float32 [C, H, W]; what is compared is
-            this picture in the sizes that the export takes.
+            this picture in the sizes that the export takes. Where ``facts`` has a ``normalize``:
+            before that step, values 0 to 255.
         input_shape (list[int | None] | None): [N, C, H, W], None or -1 where free; None: only C
             is fixed.
         output_op (str | None): One output: "argmax": int32 [N, H, W]; "softmax": float32

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from paddleseg_deeplab import registry, transforms
-from paddleseg_deeplab.deploy import deploy_yaml, tensorrt
+from paddleseg_deeplab.deploy import deploy_yaml, graph_input, tensorrt
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 from paddleseg_deeplab.deploy.runtimes import open_runtime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings
@@ -48,6 +48,8 @@ def build_compose(info: DeployInfo) -> transforms.Compose:
             text = e.args[0] if e.args else e
             raise UserError(f"{info.folder}/{deploy_yaml.FILE_NAME}: transforms: {text}") from e
     _check_preprocessing(info)
+    if info.normalize is not None:
+        steps = graph_input.outside(steps)
     return transforms.Compose(steps, info.to_rgb, info.img_channels, nodata=info.nodata)
 
 
@@ -59,7 +61,7 @@ def _check_preprocessing(info):
         raise UserError(f"{path}: {place}: {message} Export again without it.")
     for place, message in [*preprocessing.disorder(found), *preprocessing.random_steps(found)]:
         logger.warning("%s: %s: %s", path, place, message)
-    if not found:
+    if not found and info.normalize is None:
         logger.warning(
             "%s: Deploy.transforms is empty: images go into the network as they are, 0 to 255. If "
             "the training had a Normalize, export again with it.",

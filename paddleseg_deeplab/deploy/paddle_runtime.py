@@ -11,6 +11,7 @@ import numpy as np
 
 from paddleseg_deeplab.deploy import tensorrt
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.graph_input import fed
 from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings
 from paddleseg_deeplab.utils.cpu import thread_count
 from paddleseg_deeplab.utils.errors import UserError
@@ -154,7 +155,7 @@ class PaddleRuntime:
 
     def _run(self, batch, which):
         handle = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-        batch = np.ascontiguousarray(batch, np.float32)
+        batch = fed(self._info, batch)
         handle.reshape(batch.shape)
         handle.copy_from_cpu(batch)
         self._predictor.run()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
+from paddleseg_deeplab.deploy.graph_input import fed
 from paddleseg_deeplab.deploy.paddle_runtime import PaddleRuntime
 from paddleseg_deeplab.deploy.settings import RuntimeSettings, check_settings, choose_runtime
 from paddleseg_deeplab.utils.cpu import thread_count
@@ -45,6 +46,7 @@ class OnnxRuntime:
 
     def __init__(self, info: DeployInfo, settings: RuntimeSettings) -> None:
         onnxruntime = import_extra("onnxruntime")
+        self._info = info
         provider = "CPUExecutionProvider"
         options: dict[str, int] = {}
         if settings.device != "cpu":
@@ -73,7 +75,7 @@ class OnnxRuntime:
     def outputs(self, batch: np.ndarray, which: Sequence[int]) -> list[np.ndarray]:
         """As `run`, the outputs of these numbers."""
         names = [self._outputs[number] for number in which]
-        return self._session.run(names, {self._name: np.ascontiguousarray(batch, np.float32)})
+        return self._session.run(names, {self._name: fed(self._info, batch)})
 
 
 def openvino_core(precision: str = "fp32") -> openvino.Core:
@@ -120,6 +122,7 @@ class OpenvinoRuntime:
 
     def __init__(self, info: DeployInfo, settings: RuntimeSettings) -> None:
         core = openvino_core(settings.precision)
+        self._info = info
         config = {
             "INFERENCE_NUM_THREADS": settings.cpu_threads or thread_count(),
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[settings.precision],
@@ -139,10 +142,9 @@ class OpenvinoRuntime:
 
     def outputs(self, batch: np.ndarray, which: Sequence[int]) -> list[np.ndarray]:
         """As `run`, the outputs of these numbers. The others stay where OpenVINO made them."""
-        batch = np.ascontiguousarray(batch, np.float32)
         count, _, height, width = batch.shape
         if min(height, width) >= self.smallest_side:
-            found = self._model([batch], share_outputs=True)
+            found = self._model([fed(self._info, batch)], share_outputs=True)
             outputs = [np.array(found[number]) for number in which]
             if all((o.shape[0], *o.shape[-2:]) == (count, height, width) for o in outputs):
                 return outputs

@@ -135,6 +135,11 @@ def check_settings(settings: RuntimeSettings, info: DeployInfo) -> None:
         raise UserError(f"--precision {settings.precision}: one of {', '.join(PRECISIONS)}.")
     if on_cpu and settings.use_trt:
         raise UserError("--use_trt needs a GPU; TensorRT does not run on a CPU. Drop it.")
+    if settings.use_trt and info.normalize is not None:
+        raise UserError(
+            f"--use_trt: {info.model_path} takes uint8 pictures, and TensorRT's shapes are set for "
+            "float32 [N, C, H, W]. Export again without --input uint8."
+        )
     if runtime == "openvino":
         _check_openvino(settings)
         return

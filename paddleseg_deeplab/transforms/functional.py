@@ -334,7 +334,7 @@ def normalize(
     """
     planes = img[:, :, None] if img.ndim == 2 else img
     channels = planes.shape[2]
-    scale, shift = _normalization(channels, mean, std)
+    scale, shift = normalization(channels, mean, std)
     out = np.empty((channels, *planes.shape[:2]), np.float32)
     for c in range(channels):
         np.multiply(planes[:, :, c], scale[c], out=out[c])
@@ -356,7 +356,9 @@ def to_planes(img: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(planes, dtype=np.float32)
 
 
-def _normalization(channels, mean, std):
+def normalization(
+    channels: int, mean: Sequence[float] | np.ndarray, std: Sequence[float] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """What `normalize` multiplies by and what it adds: two float32 [channels]; errors as there."""
     values = []
     for name, value in (("mean", mean), ("std", std)):
