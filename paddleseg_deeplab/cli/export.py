@@ -25,6 +25,7 @@ logit, where that is above 1) or the class of more than 0.01 % of the pixels.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from paddleseg_deeplab.deploy.graph_input import INPUTS
+    from paddleseg_deeplab.deploy.paddlex import PROGRAMS
     from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
 
     common.add_config_arguments(parser)
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="pir: model.json; legacy: model.pdmodel, also for TensorRT; onnx: model.onnx; auto: "
         "pir or legacy, whichever is best on --target with this Paddle (default)",
+    )
+    parser.add_argument(
+        "--for",
+        dest="program",
+        choices=PROGRAMS,
+        help="another program that will read the folder too (default: none)",
     )
     parser.add_argument(
         "--target", choices=("cpu", "gpu"), help="what auto chooses for (default: the device here)"
@@ -193,6 +200,7 @@ def run(args: argparse.Namespace) -> int:
         crf=crf,
         size_divisor=divisor,
         normalize=normalize,
+        program=args.program,
     )
     try:
         exporting.export(

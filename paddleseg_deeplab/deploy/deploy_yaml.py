@@ -48,6 +48,8 @@ class DeployFacts:
             `prediction.restore.padded`; None: they stay.
         normalize (dict | None): ``mean`` and ``std``, lists, of the Normalize that the network
             does itself: it then takes uint8 [N, H, W, C]. None: float32 [N, C, H, W].
+        program (str | None): "paddlex": the folder is for that program too, see `deploy.paddlex`.
+            Not in the file.
     """
 
     transforms: Sequence[dict[str, Any]] = ()
@@ -58,6 +60,7 @@ class DeployFacts:
     crf: dict[str, Any] | bool | None = None
     size_divisor: int | None = None
     normalize: dict[str, list[float]] | None = None
+    program: str | None = None
 
 
 @dataclass

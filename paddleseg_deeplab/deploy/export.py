@@ -18,7 +18,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from paddleseg_deeplab import __version__
-from paddleseg_deeplab.deploy import deploy_yaml
+from paddleseg_deeplab.deploy import deploy_yaml, paddlex
 from paddleseg_deeplab.deploy.compare import ExportMismatch, compare_export
 from paddleseg_deeplab.deploy.deploy_yaml import MODEL_FILES, OUTPUT_OPS, DeployFacts, DeployInfo
 from paddleseg_deeplab.deploy.fold import folded_copy
@@ -314,6 +314,8 @@ def export(
         raise UserError(f"--output_op {output_op}: use one of {', '.join(OUTPUT_OPS)}.")
     facts = DeployFacts() if facts is None else facts
     facts = replace(facts, crf=check_crf(facts.crf, output_op))
+    if facts.program == "paddlex":
+        output_op = output_op or "argmax"
     if getattr(sample, "ndim", 0) != 3:
         raise ValueError(f"sample should be [C, H, W], not {getattr(sample, 'shape', sample)}.")
     check_finite_weights(model, f"The weights of this {type(model).__name__}")
@@ -332,10 +334,14 @@ def export(
         versions={"paddleseg_deeplab": __version__, "paddle": paddle.__version__},
         **vars(facts),
     )
+    if info.program == "paddlex":
+        paddlex.check(info)
     temporary = tempfile.mkdtemp(prefix=".export-", dir=os.path.dirname(save_dir))
     try:
         info.folder = temporary
         write_network(model, info, target)
+        if info.program == "paddlex":
+            paddlex.finish(info, plus=type(model).__name__ == "DeepLabV3P")
         device = "cpu" if target == "cpu" else paddle.get_device()
         info.checks = compare_export(model, info, sample, device)
         deploy_yaml.write(info, os.path.join(temporary, deploy_yaml.FILE_NAME))
@@ -369,6 +375,7 @@ def _move_into_place(temporary, save_dir):
         last,
         SHAPE_FILE,
         "model.pdiparams.info",
+        *paddlex.FILES,
         *(n for names in MODEL_FILES.values() for n in names),
     }
     for name in sorted(old, key=lambda n: n != last):
