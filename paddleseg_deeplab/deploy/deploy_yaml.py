@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
+from paddleseg_deeplab.transforms.color import Normalize
 from paddleseg_deeplab.transforms.reading.values import parse_nodata
 from paddleseg_deeplab.utils import safe_yaml
 from paddleseg_deeplab.utils.errors import UserError
@@ -341,6 +342,8 @@ def _normalize_of(path, ours):
     if kind == ("float32", "NCHW") and normalize is None:
         return None
     good = isinstance(normalize, dict) and set(normalize) == {"mean", "std"}
+    if good:
+        Normalize(**normalize)  # its errors tell of wrong numbers
     if kind != ("uint8", "NHWC") or not good:
         raise UserError(
             f"{path}: DeepLab.input_dtype and input_layout are {' and '.join(map(str, kind))}, "

@@ -38,8 +38,9 @@ def split(
         UserError: Normalize is not the last step, or another one cannot stay outside.
     """
     steps = steps_of(items, place)
-    if not steps or steps[-1].component is not Normalize or len(steps) != len(items):
-        names = ", ".join(item["type"] for item in items) or "nothing"
+    types = [item["type"] for item in items]
+    if not steps or steps[-1].component is not Normalize or [s.name for s in steps] != types:
+        names = ", ".join(types) or "nothing"
         raise UserError(
             f"--input uint8 puts Normalize into the network, so it has to be the last step of "
             f"{place}, which has: {names}. Put it last, or leave the flag out."
