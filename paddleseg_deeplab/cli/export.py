@@ -93,7 +93,7 @@ def _nchw_unless_asked(config, args, form):
 
 
 def _preprocessing(args, builder):
-    """A `Compose`, its steps as `deploy.yaml` has them, and the Normalize of the network or None."""
+    """A `Compose`, its steps as `deploy.yaml` has them, and the network's own Normalize or None."""
     from paddleseg_deeplab.deploy import graph_input
 
     section, dicts = builder.config.preprocessing("export", "val_dataset")
@@ -182,10 +182,9 @@ def run(args: argparse.Namespace) -> int:
     _nchw_unless_asked(config, args, form)
     crf = exporting.check_crf(config.test_config.get("crf"), args.output_op)
     builder = SegBuilder(config)
-    config.preprocessing("export", "val_dataset")
+    compose, dicts, normalize = _preprocessing(args, builder)
     warn_of_other_config(config, args.model_path, section="export")
     _load_weights(builder.model, args.model_path)
-    compose, dicts, normalize = _preprocessing(args, builder)
     dataset, names, palette = dataset_facts(builder)
     divisor = config.test_config.get("size_divisor")
     sample, _ = padded(_sample(args, compose, dataset), [], divisor)

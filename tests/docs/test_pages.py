@@ -27,6 +27,7 @@ OTHERS_FLAGS = {
     *("--nproc_per_node", "--nnodes", "--master", "--devices", "--elastic_level"),
     "--help",
     "--logdir",  # of visualdl
+    "--build",  # of cmake
     "--shm",  # the beginning of one of docker's
 }
 

@@ -182,6 +182,25 @@ def test_masks_equal_those_of_predict(
     assert_equal_masks(masks_of(tmp_path / "infer"), masks_of(tmp_path / "pred"))
 
 
+def test_infer_runs_a_network_that_takes_pictures(trained, images, infer, tmp_path, capsys):
+    """Without being told; Padding with whole numbers outside of it rounds nothing."""
+    padding = {**PADDING, "im_padding_value": 127}
+    flags = ["--format", "legacy", "--input", "uint8"]
+    opts = with_transforms(padding, NORMALIZE)
+    folder = tmp_path / "model"
+    assert run_export(trained, folder, *flags, *opts) == 0
+    both = ["--image_path", str(images), "--outputs", "raw", "--device", "cpu"]
+    arguments = ["--model_dir", str(folder), "--save_dir", str(tmp_path / "infer"), *both]
+    assert infer([*arguments, "--batch_size", "2"]) == 0
+    config, weights = trained
+    arguments = ["--config", config, "--model_path", weights, "--save_dir", str(tmp_path / "pred")]
+    assert predict.main([*arguments, *both, *opts]) == 0
+    assert_equal_masks(masks_of(tmp_path / "infer"), masks_of(tmp_path / "pred"))
+    opts = with_transforms(NORMALIZE, padding)
+    assert run_export(trained, tmp_path / "no", *flags, *opts) == 2
+    assert "last step of val_dataset.transforms" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("transforms", "op"), [([NORMALIZE], "softmax"), ([RESIZE, NORMALIZE], None)]
 )
