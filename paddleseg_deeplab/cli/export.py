@@ -94,6 +94,7 @@ def _nchw_unless_asked(config, args, form):
 
 def _preprocessing(args, builder):
     """A `Compose`, its steps as `deploy.yaml` has them, and the network's own Normalize or None."""
+    from paddleseg_deeplab.cvlibs.data_facts import compose_for
     from paddleseg_deeplab.deploy import graph_input
 
     section, dicts = builder.config.preprocessing("export", "val_dataset")
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     target = args.target or ("cpu" if device == "cpu" else "gpu")
 
     from paddleseg_deeplab.cvlibs import SegBuilder
-    from paddleseg_deeplab.cvlibs.data_facts import compose_for, dataset_facts
+    from paddleseg_deeplab.cvlibs.data_facts import dataset_facts
     from paddleseg_deeplab.cvlibs.trained_config import warn_of_other_config
     from paddleseg_deeplab.deploy import export as exporting
     from paddleseg_deeplab.deploy.deploy_yaml import DeployFacts
