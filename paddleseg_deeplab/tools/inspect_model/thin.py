@@ -74,6 +74,8 @@ def make_thin(model: nn.Layer) -> None:
         else:
             continue
         layer.register_forward_pre_hook(_add_channels)
+    if hasattr(model, "backbone"):
+        model.backbone.feat_channels = None  # what it declared is no longer so
 
 
 @contextlib.contextmanager
