@@ -24,9 +24,7 @@ logit, where that is above 1) or the class of more than 0.01 % of the pixels.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from paddleseg_deeplab.deploy.graph_input import INPUTS
-    from paddleseg_deeplab.deploy.paddlex import PROGRAMS
-    from paddleseg_deeplab.deploy.settings import FORMATS, OUTPUT_OPS
+    from paddleseg_deeplab.deploy.settings import FORMATS, INPUTS, OUTPUT_OPS, PROGRAMS
 
     common.add_config_arguments(parser)
     parser.add_argument(

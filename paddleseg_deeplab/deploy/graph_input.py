@@ -18,8 +18,6 @@ from paddleseg_deeplab.transforms.color import Normalize
 from paddleseg_deeplab.transforms.preprocessing import steps_of
 from paddleseg_deeplab.utils.errors import UserError
 
-INPUTS = ("float32", "uint8")
-
 
 def split(
     items: Sequence[dict[str, Any]], place: str

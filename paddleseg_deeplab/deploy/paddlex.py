@@ -17,7 +17,6 @@ from paddleseg_deeplab.transforms.resize import Resize
 from paddleseg_deeplab.utils.errors import UserError
 from paddleseg_deeplab.utils.logger import logger
 
-PROGRAMS = ("paddlex",)
 _YAML = "inference.yml"
 FILES = (_YAML, "inference.json", "inference.pdmodel", "inference.pdiparams")
 _INTERPOLATIONS = {"NEAREST": "NEAREST", "LINEAR": "LINEAR", "CUBIC": "BICUBIC", "AREA": "AREA"}

@@ -12,6 +12,8 @@ from paddleseg_deeplab.utils.errors import UserError, import_extra
 if TYPE_CHECKING:
     from paddleseg_deeplab.deploy.deploy_yaml import DeployInfo
 
+INPUTS = ("float32", "uint8")
+PROGRAMS = ("paddlex",)  # that read a folder of their own form
 OUTPUT_OPS = ("argmax", "softmax", "none")
 FORMATS = ("pir", "legacy", "onnx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
