@@ -130,14 +130,18 @@ def test_deployment(value):
     output = np.zeros((3, 4, 4), np.float32)
     output[2, 1, 1] = value
 
-    class Inferer:
+    class Inferer(inferer.Inferer):
         batch_size = 2
+
+        def __init__(self):
+            pass
 
         def prepare(self, path):
             return {"img": np.full((3, 4, 4), path == "b.png", np.float32), "trans_info": []}
 
-        def infer(self, batch):
-            return np.stack([output if img.any() else np.zeros_like(output) for img in batch])
+        def infer(self, batch, *_):
+            scores = [output if img.any() else np.zeros_like(output) for img in batch]
+            return None, np.stack(scores)
 
         def finish(self, *_):
             return None, None

@@ -120,7 +120,7 @@ LISTS = [
     (bytes(range(256)), {}, ["list.txt"]),
     (IMAGE, {}, ["list.txt"]),
     (b"\x00\x00\x00", {}, ["list.txt"]),
-    (b"a.png\x00 a_label.png\n", {}, ["a.png"]),
+    (b"a.png\x00 a_label.png\n", {}, ["list.txt", "zero bytes"]),
     (b"a.png,a_label.png\n", {}, ["list.txt:1", "separator", "a.png,a_label.png"]),
     (b"a.png;a_label.png\n", {}, ["list.txt:1", "separator"]),
     (b"a.png a_label.png\nb.png\n", {}, ["list.txt:2", "b.png"]),

@@ -272,6 +272,8 @@ def test_input_of_a_network():
 class Spoiling:
     """A transform of one's own that divides by zero."""
 
+    effect = "colour"
+
     def __call__(self, data):
         with np.errstate(all="ignore"):
             return {**data, "img": data["img"] / np.float32(0)}
