@@ -131,13 +131,6 @@ def test_mistakes_are_one_line_and_status_2(done, verb, flags, words, tmp_path, 
     assert not (tmp_path / "o").exists()
 
 
-def test_quickstart_says_where_it_belongs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert console.main(["quickstart"]) == 2
-    assert "repository's folder" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 def test_unknown_verbs(capsys):
     assert console.main(["fly"]) == 2
     err = capsys.readouterr().err
