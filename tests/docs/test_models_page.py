@@ -26,6 +26,7 @@ def table():
     return module
 
 
+@pytest.mark.slow
 def test_counts(table):
     """Tensors and numbers of every row, of networks without weights."""
     logger.setLevel(logging.ERROR)

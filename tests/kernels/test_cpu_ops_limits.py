@@ -164,6 +164,7 @@ def test_recompute_equals_plain():
     assert_near(*grads, TOLERANCE)
 
 
+@pytest.mark.slow
 @needs_library
 def test_to_static_without_full_graph():
     """It reads the bytecode in dynamic mode, where a PyLayer and ctypes would end it."""

@@ -191,7 +191,10 @@ def test_layouts_agree(model, align_corners):
     _same(other.transpose(0, 3, 1, 2), _logits(nchw, x))
 
 
-@pytest.mark.parametrize("form", ["pir", "legacy", "onnx"])
+_SLOW = [pytest.param(form, marks=pytest.mark.slow) for form in ("pir", "onnx")]
+
+
+@pytest.mark.parametrize("form", ["legacy", *_SLOW])
 def test_the_maximum_is_exported(form, tmp_path):
     """`export` compares the written network with this one, in two sizes, and fails beyond 1e-3."""
     if form == "onnx":

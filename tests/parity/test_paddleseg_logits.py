@@ -46,6 +46,7 @@ def test_names_and_logits(network, keys):
     _check_logits(model, network, CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", DEEP_NETWORKS)
 def test_logits_of_other_depths(network):
     _check_logits(_build(network), network, DEEP_CASES)

@@ -78,7 +78,10 @@ def _with_auxiliary(model, x):
     return [model(x)[0], resize(auxiliary, x.shape[2:])]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=pytest.mark.slow) if "101" in n else n for n in NETWORKS],
+)
 def test_logits(network, keys, tmp_path):
     source, family, depth = network.split("_")
     state = source_state(keys["networks"][network])

@@ -34,6 +34,7 @@ def test_rows():
         passed("a", "b").status = "FAIL"
 
 
+@pytest.mark.slow
 def test_exports_pass():
     rows = exports.check_exports("cpu")
     assert [row.name for row in rows] == [f"export, {form}" for form in FORMATS]
@@ -41,6 +42,7 @@ def test_exports_pass():
     assert all("of the largest" in row.detail for row in rows if row.status == "PASS")
 
 
+@pytest.mark.slow
 def test_exports_fail_where_a_rearranged_network_is_another(monkeypatch):
     # `from paddleseg_deeplab.core import export` is the function.
     export_module = importlib.import_module("paddleseg_deeplab.deploy.export")
@@ -140,6 +142,7 @@ def gpu_rows(gpu):
     return exports._gpu_rows(gpu.network, "gpu:0")
 
 
+@pytest.mark.slow
 def test_rows_of_a_gpu(gpu):
     rows = gpu_rows(gpu)
     assert statuses(rows) == ["PASS"] * 5, rows
@@ -178,11 +181,13 @@ def test_each_has_its_limit(gpu, share, expected):
     assert statuses(gpu_rows(gpu)) == expected.split()
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_fail(gpu):
     gpu.change = lambda logits: np.where(logits == logits.min(), np.nan, logits)
     assert statuses(gpu_rows(gpu)) == ["FAIL"] * 5
 
 
+@pytest.mark.slow
 def test_shapes_or_a_table_that_are_not_written_fail(gpu):
     gpu.writes_shapes = False
     rows = gpu_rows(gpu)

@@ -10,6 +10,7 @@ from paddleseg_deeplab.utils.errors import UserError
 QUICK = "configs/quickstart.yml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "opts",
     [

@@ -272,13 +272,15 @@ class Ending(Foreign):
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
-        (lambda: os.kill(os.getpid(), signal.SIGBUS), "--shm-size"),
-        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV"),
-        (lambda: os._exit(3), "ended by itself"),
-        (lambda: os._exit(0), "ended by itself"),
+        pytest.param(how, text, id=name, marks=[] if name == "killed" else pytest.mark.slow)
+        for name, how, text in (
+            ("killed", lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+            ("no shared memory", lambda: os.kill(os.getpid(), signal.SIGBUS), "--shm-size"),
+            ("crashed", lambda: os.kill(os.getpid(), signal.SIGSEGV), "SIGSEGV"),
+            ("left", lambda: os._exit(3), "ended by itself"),
+            ("left in silence", lambda: os._exit(0), "ended by itself"),
+        )
     ],
-    ids=["killed", "no shared memory", "crashed", "left", "left in silence"],
 )
 def test_a_reading_process_that_is_gone_is_one_line(how, text):
     with pytest.raises(RunStopped) as caught:
