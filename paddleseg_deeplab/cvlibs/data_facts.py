@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paddleseg_deeplab import registry
+from paddleseg_deeplab.cvlibs.preprocessing import parameters_of
 from paddleseg_deeplab.transforms import Compose
 from paddleseg_deeplab.utils.errors import MissingData
 from paddleseg_deeplab.utils.logger import logger
@@ -65,14 +66,15 @@ def compose_for(builder: SegBuilder, transforms: Sequence[Transform]) -> Compose
         Compose: For as many channels as ``val_dataset`` says, else the backbone, else the dataset's
         class; else 3.
     """
-    val = builder.config.val_dataset_cfg
-    component = registry.DATASETS[val["type"]] if val else None
+    cfg = builder.config.val_dataset_cfg
+    val = parameters_of(registry.DATASETS, cfg)
+    component = registry.DATASETS[cfg["type"]] if cfg else None
     backbone = builder.config.model_cfg.get("backbone") or {}
     channels = backbone.get("in_channels", getattr(component, "IMG_CHANNELS", 3))
     return Compose(
         transforms,
         to_rgb=val.get("to_rgb", True),
-        img_channels=val.get("img_channels", channels),
+        img_channels=cfg.get("img_channels", channels),
         nodata=val.get("nodata"),
     )
 

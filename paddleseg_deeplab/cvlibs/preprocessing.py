@@ -2,7 +2,8 @@
 """Whether the sections of a config prepare images as a network needs them, and all alike."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cvlibs.config import Config
@@ -54,6 +55,25 @@ def steps_of_section(dic: dict, section: str) -> list[preprocessing.Step] | None
     return preprocessing.steps_of(items, f"{section}.transforms")
 
 
+def parameters_of(components: registry.ComponentManager, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a component: as its section gives them, else its own defaults.
+
+    Args:
+        components (ComponentManager): Where its ``type`` is looked up; one that is not there, as
+            with an empty section, has no defaults.
+        cfg (Mapping): The section.
+
+    Returns:
+        dict[str, Any]: Lists in place of tuples, as YAML has them.
+    """
+    known = {}
+    if cfg.get("type") in components:
+        parameters = inspect.signature(components[cfg["type"]]).parameters.values()
+        known = {p.name: p.default for p in parameters if p.default is not p.empty}
+    values = {**known, **cfg}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
 def colours_of_section(dic: dict, section: str) -> str | None:
     """What colours a network gets to see, such as "RGB, Normalize(mean=0.5, std=0.5)".
 
@@ -78,9 +98,10 @@ def channel_order(dataset: dict) -> Sequence[str]:
     Args:
         dataset (dict): The section of a dataset.
     """
-    if dataset.get("img_channels", 3) != 3:
+    parameters = parameters_of(registry.DATASETS, dataset)
+    if parameters.get("img_channels", 3) != 3:
         return []
-    return ["RGB" if dataset.get("to_rgb", True) else "BGR"]
+    return ["RGB" if parameters.get("to_rgb", True) else "BGR"]
 
 
 def _warn_of_unlike_sections(config):

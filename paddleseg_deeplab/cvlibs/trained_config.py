@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``config.yml`` that training keeps beside its weights, held against the config in use."""
 
-import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cvlibs import preprocessing
 from paddleseg_deeplab.cvlibs.config import Config, read_yaml
+from paddleseg_deeplab.cvlibs.preprocessing import parameters_of
 from paddleseg_deeplab.models.layers import DEFAULT_ASPP_RATIOS
 from paddleseg_deeplab.transforms.preprocessing import lasting_steps
 from paddleseg_deeplab.utils.errors import UserError
@@ -88,7 +88,7 @@ def _differences(trained, now, section, labels):
     sections = [dic.get("val_dataset") or {} for dic in (trained, now)]
     yield from _of_classes(*map(_class_names, sections))
     for key in _MEANING if labels else ():
-        one, other = (_parameters(registry.DATASETS, each).get(key) for each in sections)
+        one, other = (parameters_of(registry.DATASETS, each).get(key) for each in sections)
         if one != other:
             yield f"val_dataset.{key}: {one} in training, {other} here"
 
@@ -106,7 +106,7 @@ def _of_networks(there, here):
         if one.get("type") != other.get("type"):
             yield f"{place}.type: {one.get('type')} in training, {other.get('type')} here"
             continue
-        before, after = _parameters(registered, one), _parameters(registered, other)
+        before, after = parameters_of(registered, one), parameters_of(registered, other)
         for key in [*before, *(key for key in after if key not in before)]:
             if key in _IDLE or key.endswith(_IDLE_ENDS):
                 continue
@@ -122,18 +122,8 @@ def _rates(value, model):
     """ASPP's rates; left out they follow the output stride."""
     if value is not None:
         return value
-    stride = _parameters(registry.BACKBONES, model.get("backbone") or {}).get("output_stride")
+    stride = parameters_of(registry.BACKBONES, model.get("backbone") or {}).get("output_stride")
     return list(DEFAULT_ASPP_RATIOS.get(stride, ())) or None
-
-
-def _parameters(registered, cfg):
-    """A component's parameters, the defaults where none are given; lists in place of tuples."""
-    known = {}
-    if cfg.get("type") in registered:
-        parameters = inspect.signature(registered[cfg["type"]]).parameters.values()
-        known = {p.name: p.default for p in parameters if p.default is not p.empty}
-    values = {**known, **cfg}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
 def _preparation(dic, section, colours_only):
@@ -142,7 +132,7 @@ def _preparation(dic, section, colours_only):
     if steps is None or any(step.effect is None for step in steps):
         return None
     dataset = dic.get("val_dataset") or {}
-    nodata = dataset.get("nodata")
+    nodata = parameters_of(registry.DATASETS, dataset).get("nodata")
     words = [
         *preprocessing.channel_order(dataset),
         *([] if nodata is None else [f"nodata={nodata}"]),

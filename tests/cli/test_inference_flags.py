@@ -5,10 +5,11 @@ import argparse
 
 import pytest
 
-from paddleseg_deeplab import datasets  # noqa: F401, for its registrations
+from paddleseg_deeplab import registry
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.cvlibs.data_facts import compose_for
 from paddleseg_deeplab.cvlibs.inference import inference_settings
+from paddleseg_deeplab.datasets import Dataset
 from paddleseg_deeplab.deploy import engine
 from paddleseg_deeplab.deploy.settings import ENGINES
 from paddleseg_deeplab.utils.errors import UserError
@@ -94,10 +95,19 @@ def test_engines_are_those_there_are():
         ({"type": "CamVid", "to_rgb": False}, {}, (False, 3, None)),
         ({"type": "Dataset", "img_channels": 2, "nodata": 7}, {"in_channels": 4}, (True, 2, 7)),
         ({"type": "Dataset"}, {"in_channels": 4}, (True, 4, None)),
+        ({"type": "OfBgr"}, {"in_channels": 4}, (False, 4, 0)),
+        ({"type": "OfBgr", "to_rgb": True, "nodata": 7}, {}, (True, 3, 7)),
     ],
 )
-def test_images_are_read_as_the_validation_set_reads_them(val, backbone, expected):
+def test_images_are_read_as_the_validation_set_reads_them(val, backbone, expected, monkeypatch):
     """Predict and export ask it where the set itself cannot be opened."""
+
+    class OfBgr(Dataset):
+        def __init__(self, to_rgb=False, nodata=0, img_channels=3, **others):
+            super().__init__(to_rgb=to_rgb, nodata=nodata, img_channels=img_channels, **others)
+
+    known = {**registry.DATASETS.components_dict, "OfBgr": OfBgr}
+    monkeypatch.setattr(registry.DATASETS, "_components_dict", known)
 
     class Builder:
         config = Config()
