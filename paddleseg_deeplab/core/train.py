@@ -33,6 +33,8 @@ from paddleseg_deeplab.core.training.watch.loggers import VisualDL, VisualDLWrit
 from paddleseg_deeplab.core.training.watch.monitor import TrainMonitor
 from paddleseg_deeplab.core.training.watch.preview import Preview
 from paddleseg_deeplab.core.training.watch.watcher import Watcher
+from paddleseg_deeplab.core.val import check_evaluation
+from paddleseg_deeplab.datasets.base import require_labels
 from paddleseg_deeplab.optimizers.ema import ModelEMA
 
 
@@ -118,6 +120,8 @@ def train(
     """
     settings = from_keywords(settings, older)
     optimizer, losses = check_given(optimizer, losses)
+    how = _evaluation_settings(precision, amp_level, test_config)
+    _check_sets(train_dataset, val_dataset, how)
     warn_of_no_effect(profiler_options, logger, print_mem_info)
     ranks = join()
     step = TrainStep(
@@ -162,8 +166,6 @@ def train(
         watchers: list[Watcher] = [monitor]
         evaluation, preview = None, None
         if val_dataset is not None:
-            how = {"precision": precision, "amp_level": amp_level, "num_workers": None}
-            how |= test_config or {}
             val_dataset = StoppableDataset(val_dataset, stop)
             evaluation = Evaluation(val_dataset, how, folder, settings.save_format, watchers)
             preview = Preview(model, val_dataset, how)
@@ -176,6 +178,18 @@ def train(
             stack.callback(watcher.close)
         Trainer(state, schedule, reader, folder, evaluation, stop, watchers).run()
     return progress
+
+
+def _evaluation_settings(precision, amp_level, test_config):
+    how = {"precision": precision, "amp_level": amp_level, "num_workers": None}
+    return {**how, **(test_config or {})}
+
+
+def _check_sets(train_dataset, val_dataset, how):
+    """What would end the run at its first iteration, or at its first evaluation."""
+    require_labels(train_dataset, "train_dataset")
+    if val_dataset is not None:
+        check_evaluation(val_dataset, how)
 
 
 def _curves(folder, settings, iteration, averages, preview):

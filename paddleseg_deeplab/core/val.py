@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a model on a dataset."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -120,6 +121,23 @@ def check_dataset(dataset: LabelledDataset) -> None:
     require_labels(dataset, "val_dataset")
     if not str(getattr(dataset, "mode", "train")).startswith("train"):
         refuse_misplaced(getattr(dataset, "transforms", None), "evaluate: transforms")
+
+
+def check_evaluation(dataset: LabelledDataset, settings: Mapping[str, Any]) -> None:
+    """What `evaluate` refuses, for whoever evaluates later.
+
+    Args:
+        dataset: It will get.
+        settings (Mapping): Keyword arguments that it will get.
+
+    Raises:
+        UserError: A setting is wrong, the dataset has no labels, or a transform of it moves pixels
+            for good.
+    """
+    fields = {field.name for field in dataclasses.fields(NetworkSettings)}
+    given = {name: value for name, value in settings.items() if name in fields}
+    NetworkSettings(aug=bool(settings.get("aug_eval")), **given).check()
+    check_dataset(dataset)
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import pytest
 from paddle import nn
 
 from paddleseg_deeplab.core import evaluate, predict, train
-from paddleseg_deeplab.datasets import Shapes
+from paddleseg_deeplab.datasets import Dataset, Shapes
 from paddleseg_deeplab.models.losses import CrossEntropyLoss
 from paddleseg_deeplab.transforms import Compose, Normalize, RandomHorizontalFlip, Resize
 from paddleseg_deeplab.utils.errors import UserError
@@ -38,17 +38,38 @@ def test_evaluate(step):
         evaluate(Net(), shapes(Normalize(), step), print_detail=False, progress=False)
 
 
-def test_train_says_so_before_it_begins(tmp_path):
-    model = Net()
-    with pytest.raises(UserError, match="evaluate: transforms: RandomHorizontalFlip "):
+def unlabelled(folder):
+    save_image(folder / "a.png", np.zeros((24, 32, 3), np.uint8))
+    (folder / "list.txt").write_text("a.png\n")
+    return Dataset("test", str(folder), [Normalize()], 3, test_path="list.txt")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda _: {"val": shapes(RandomHorizontalFlip())}, "evaluate: transforms: RandomHoriz"),
+        (lambda folder: {"val": unlabelled(folder)}, "val_dataset: 1 of 1 images have no label"),
+        (lambda folder: {"train": unlabelled(folder)}, "train_dataset: 1 of 1 images have no"),
+        (lambda _: {"test_config": {"size_divisor": 0}}, "size_divisor takes a positive whole"),
+        (lambda _: {"test_config": {"is_slide": True}}, "crop_size"),
+        (lambda _: {"test_config": {"aug_eval": True, "scales": [0]}}, "scales takes positive"),
+    ],
+)
+def test_train_says_so_before_it_begins(wrong, message, tmp_path):
+    """What else would end it at the first evaluation, or at the first iteration."""
+    model, out = Net(), tmp_path / "out"
+    given = {"train": shapes(Normalize(), mode="train"), "val": shapes(Normalize())}
+    given |= wrong(tmp_path)
+    with pytest.raises(UserError, match=message):
         train(
-            *(model, shapes(Normalize(), mode="train"), shapes(RandomHorizontalFlip())),
+            *(model, given["train"], given["val"]),
             optimizer=paddle.optimizer.SGD(0.01, parameters=model.parameters()),
             losses={"types": [CrossEntropyLoss()], "coef": [1.0]},
-            save_dir=str(tmp_path),
+            test_config=given.get("test_config"),
+            save_dir=str(out),
             iters=9,
         )
-    assert not [*tmp_path.glob("iter_*")]
+    assert not out.exists()
 
 
 def test_evaluate_where_labels_move_along():

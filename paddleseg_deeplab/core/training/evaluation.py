@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paddleseg_deeplab.core.dataset import LabelledDataset
 from paddleseg_deeplab.core.training.state.run_folder import RunFolder
 from paddleseg_deeplab.core.training.watch.watcher import Watcher
-from paddleseg_deeplab.core.val import check_dataset, evaluate
+from paddleseg_deeplab.core.val import evaluate
 from paddleseg_deeplab.utils.errors import NonFiniteLoss, NonFiniteScores
 from paddleseg_deeplab.utils.logger import logger
 from paddleseg_deeplab.utils.out_of_memory import CHECKPOINT_KEPT, OutOfMemory
@@ -36,7 +36,6 @@ class Evaluation:
         save_format: str,
         watchers: Sequence[Watcher],
     ) -> None:
-        check_dataset(dataset)  # now, not at the first evaluation
         self._dataset = dataset
         self._settings = settings
         self._folder = folder

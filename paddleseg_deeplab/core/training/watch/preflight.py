@@ -9,10 +9,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from paddleseg_deeplab.core import infer
-from paddleseg_deeplab.core.dataset import AnyDataset
+from paddleseg_deeplab.core.dataset import AnyDataset, LabelledDataset
 from paddleseg_deeplab.core.training.data.batches import training_batches
 from paddleseg_deeplab.core.training.data.shared_memory import check_shared_memory
+from paddleseg_deeplab.core.val import check_evaluation
 from paddleseg_deeplab.datasets.base import require_labels
 from paddleseg_deeplab.models.forward import run_model
 from paddleseg_deeplab.models.losses.total import compute_losses
@@ -28,7 +28,7 @@ def check_start(
     losses: Mapping[str, Any],
     batch_size: int,
     *,
-    val_dataset: AnyDataset | None = None,
+    val_dataset: LabelledDataset | None = None,
     test_config: Mapping[str, Any] | None = None,
     num_workers: int = 0,
 ) -> None:
@@ -52,10 +52,7 @@ def check_start(
     """
     require_labels(train_dataset, "train_dataset")
     if val_dataset is not None:
-        require_labels(val_dataset, "val_dataset")
-        settings = test_config or {}
-        window: dict[str, Any] = {name: settings.get(name) for name in infer.WINDOW_SETTINGS}
-        infer.window_for((0, 0), **window)
+        check_evaluation(val_dataset, test_config or {})
         if len(val_dataset):
             val_dataset[0]
     count = min(batch_size, _IMAGES)
