@@ -8,7 +8,7 @@ import copy
 import inspect
 import re
 from ast import literal_eval
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -206,6 +206,14 @@ def _is_given(pairs, *keys):
         if tuple(path) == keys[: len(path)] and not rest:
             return True
     return False
+
+
+def section_with_transforms(dic: Mapping[str, Any], sections: Sequence[str]) -> str | None:
+    """The first of some sections of a config that says how images are prepared; None: no one."""
+    for section in sections:
+        if (dic.get(section) or {}).get("transforms") is not None:
+            return section
+    return None
 
 
 class Config:
@@ -419,10 +427,9 @@ class Config:
         Raises:
             UserError: None of them has ``transforms``.
         """
-        for section in sections:
-            items = self.dic.get(section, {}).get("transforms")
-            if items is not None:
-                return section, copy.deepcopy(items)
+        section = section_with_transforms(self.dic, sections)
+        if section is not None:
+            return section, copy.deepcopy(self.dic[section]["transforms"])
         places = " nor ".join(f"{section}.transforms" for section in sections)
         return self.fail(
             "transforms",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from paddleseg_deeplab import registry
 from paddleseg_deeplab.cvlibs import preprocessing
-from paddleseg_deeplab.cvlibs.config import Config, read_yaml
+from paddleseg_deeplab.cvlibs.config import Config, read_yaml, section_with_transforms
 from paddleseg_deeplab.cvlibs.preprocessing import parameters_of
 from paddleseg_deeplab.models.layers import DEFAULT_ASPP_RATIOS
 from paddleseg_deeplab.transforms.preprocessing import lasting_steps
 from paddleseg_deeplab.utils.errors import UserError
+from paddleseg_deeplab.utils.files import written
 from paddleseg_deeplab.utils.logger import logger
 
 _NAME, _BEST = "config.yml", "best_model"
@@ -79,10 +80,13 @@ def config_beside(model_path: str | None) -> Path | None:
 def _differences(trained, now, section, labels):
     """Yields "key: value in training, value here"."""
     yield from _of_networks(trained.get("model") or {}, now.get("model") or {})
-    given = section == "export" and "transforms" in (now.get("export") or {})
-    source = "export" if given else "val_dataset"
+    other = "val_dataset" if section == "export" else "export"
+    source = section_with_transforms(now, (section, other)) or "val_dataset"
+    before = section_with_transforms(trained, ("val_dataset", "export")) or "val_dataset"
     # An export may bring images to another size on purpose.
-    there, here = (_preparation(*each, given) for each in ((trained, "val_dataset"), (now, source)))
+    colours_only = section == source == "export"
+    there = _preparation(trained, before, colours_only)
+    here = _preparation(now, source, colours_only)
     if None not in (there, here) and there != here:
         yield f"how images are prepared: {there} in training, {here} here"
     sections = [dic.get("val_dataset") or {} for dic in (trained, now)]
@@ -146,9 +150,12 @@ def _class_names(dataset):
     component = registry.DATASETS.components_dict.get(str(dataset.get("type")))
     names = dataset.get("class_names", getattr(component, "CLASS_NAMES", None))
     if isinstance(names, str):
-        places = [Path(names), Path(str(dataset.get("dataset_root", ""))) / names]
-        found = next((path for path in places if path.is_file()), None)
-        text = found.read_text(encoding="utf-8-sig", errors="replace") if found else ""
+        root = str(dataset.get("dataset_root", ""))
+        found = names if os.path.isfile(names) else (written.find(names, root) or [None])[0]
+        try:
+            text = written.read_text(found) if found else ""
+        except UserError:  # whoever opens the dataset tells
+            text = ""
         names = [line for line in text.splitlines() if line.strip()]
     return [str(name).strip().lower() for name in names] if names else None
 

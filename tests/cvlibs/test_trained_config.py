@@ -15,6 +15,7 @@ from paddleseg_deeplab.cvlibs import Config, SegBuilder
 from paddleseg_deeplab.cvlibs.trained_config import config_beside, warn_of_other_config
 
 IMAGENET = "[{type: Normalize, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}]"
+N = [{"type": "Normalize"}]
 PADDED = "[{type: Padding, target_size: [64, 64]}, {type: Normalize}]"
 
 
@@ -148,6 +149,20 @@ def test_an_export_may_resize_on_purpose(run):
     assert listed(run, f"export.transforms={IMAGENET}") == []  # predict takes val_dataset's
 
 
+def test_preprocessing_that_only_an_export_has(run):
+    """`predict` takes it where val_dataset has none; so did the training's run."""
+    path, folder = run
+    for place, transforms in ((folder / "config.yml", N), (path, yaml.safe_load(IMAGENET))):
+        content = yaml.safe_load(place.read_text(encoding="utf-8"))
+        del content["val_dataset"]
+        content["export"] = {"transforms": transforms}
+        place.write_text(yaml.safe_dump(content), encoding="utf-8")
+    for section in ("val_dataset", "export"):
+        [line] = listed(run, section=section)
+        assert line.startswith("how images are prepared: RGB, Normalize(mean=0.5, std=0.5) in")
+        assert listed(run, "export.transforms=[{type: Normalize}]", section=section) == []
+
+
 def with_names(run, trained, now):
     """The run's config and today's, both of `Dataset` with names of classes."""
     path, folder = run
@@ -171,8 +186,9 @@ def test_the_order_of_classes(run):
     assert listed(run) == []
     with_names(run, ["sky", "road", "car"], "names.txt")
     assert listed(run) == []  # a file that is not there tells nothing
-    (folder / "names.txt").write_text("sky\ncar\nroad\n", encoding="utf-8")
-    assert listed(run) == swapped
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # as the dataset reads it
+        (folder / "names.txt").write_text("sky\ncar\nroad\n", encoding=encoding)
+        assert listed(run) == swapped
     with_names(run, None, ["sky", "car", "road"])
     assert listed(run) == []
 
