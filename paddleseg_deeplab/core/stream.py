@@ -76,7 +76,7 @@ class NetworkSettings:
         if self.aug:
             infer.check_scales(self.scales)
         infer.window_for((0, 0), **self.window)
-        check_divisor(self.size_divisor)
+        _check_divisor(self.size_divisor)
         check_engine(self.engine, self.precision)
 
     def pixels(self, images: int, size: Sequence[int]) -> float:
@@ -244,7 +244,7 @@ def _advise_divisor(model, size, how):
         )
 
 
-def check_divisor(size_divisor: int | None) -> None:
+def _check_divisor(size_divisor: int | None) -> None:
     """Refuses a size_divisor that is no positive whole number.
 
     Raises:

@@ -268,8 +268,8 @@ def evaluate(
     records, losses = _gather(ranks, confusion, records, loss.values())
     records.sort(key=lambda record: record["index"])
     known = sorted((r for r in records if r["miou"] == r["miou"]), key=lambda r: r["miou"])
-    figures = loss.mean(losses), time.perf_counter() - start
-    result = EvaluationResult(confusion, names, records, known[:worst], *figures)
+    mean, seconds = loss.mean(losses), time.perf_counter() - start
+    result = EvaluationResult(confusion, names, records, known[:worst], mean, seconds)
     if ranks.is_main:
         _warn_of_one_class(confusion, names)
         if print_detail:
@@ -291,7 +291,9 @@ def _warn_of_one_class(confusion, names):
         logger.warning(
             "The labels hold no class but %s (and void, %d). Where masks hold 0 and 255, of one "
             "class beside the background, set %slabel_map: {0: 0, 255: 1} on both datasets.",
-            *(names[present[0]], confusion.ignore_index, more),
+            names[present[0]],
+            confusion.ignore_index,
+            more,
         )
 
 

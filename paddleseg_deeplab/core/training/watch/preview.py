@@ -103,10 +103,10 @@ def prediction_picture(
     sample = dataset[index]
     load_image = getattr(dataset, "load_image", None)
     steps = sample.get("trans_info", []) if load_image is not None else []
-    images, added = restore.padded(sample["img"][None], [], size_divisor)
+    padded, steps = restore.padded(sample["img"], steps, size_divisor)
     with paddle.no_grad(), precision_context(precision, amp_level):
-        steps = [[*steps, *added]]
-        predicted = inference(model, paddle.to_tensor(images), steps, **(window or {}))[0][0]
+        batch = paddle.to_tensor(padded[None])
+        predicted = inference(model, batch, [steps], **(window or {}))[0][0]
     image = _stretched(sample["img"]) if load_image is None else load_image(index)
     labels = [predicted]
     if sample.get("label") is not None:
