@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
+from surroundings import Surroundings
 
 from paddleseg_deeplab.cli.inference_flags import add_inference_arguments
 from paddleseg_deeplab.core import infer as inference
@@ -68,19 +68,8 @@ def test_the_transform_does_the_same(divisor):
     np.testing.assert_array_equal(restore.labels_to_original(out["label"], steps), label)
 
 
-class Watched(nn.Layer):
-    """Logits that depend on the surroundings, and the sizes that came."""
-
-    def __init__(self):
-        super().__init__()
-        paddle.seed(3)
-        self.num_classes = 4
-        self.conv = nn.Conv2D(3, 4, 5, padding=2)
-        self.sizes = []
-
-    def forward(self, x):
-        self.sizes.append(tuple(x.shape[2:]))
-        return [self.conv(x)]
+def watched():
+    return Surroundings(kernel=5)
 
 
 class Mixed:
@@ -89,7 +78,7 @@ class Mixed:
     num_classes, ignore_index, mode = 4, 255, "val"
 
     def __init__(self, divisor):
-        self.labels, model = [], Watched()
+        self.labels, model = [], watched()
         for i, (height, width) in enumerate(SIZES):
             with paddle.no_grad():
                 (logits,) = model(paddle.to_tensor(padded_by_hand(image_of(i), divisor)[None]))
@@ -109,11 +98,11 @@ def test_evaluation(batch_size, with_loss):
     """All right by those labels, and only with the divisor; the loss does not see the padding."""
     losses = {"types": [CrossEntropyLoss()], "coef": [1.0]} if with_loss else None
     settings = {"losses": losses, "batch_size": batch_size, "progress": False}
-    model, data = Watched(), Mixed(16)
+    model, data = watched(), Mixed(16)
     result = evaluate(model, data, size_divisor=16, **settings)
     assert result.accuracy == 1
     assert all(side % 16 == 0 for size in model.sizes for side in size)
-    assert evaluate(Watched(), data, **settings).accuracy < 1
+    assert evaluate(watched(), data, **settings).accuracy < 1
     if with_loss:
         each = []
         for i, label in enumerate(data.labels):
@@ -149,7 +138,7 @@ def test_scales_and_windows(settings, expected):
             image = np.ones((3, 17, 33), np.float32)
             return {"img": image, "label": np.zeros((17, 33), int), "trans_info": [], "index": 0}
 
-    model = Watched()
+    model = watched()
     evaluate(model, One(16), size_divisor=16, progress=False, **settings)
     assert set(model.sizes) == expected
 
@@ -159,7 +148,7 @@ def test_prediction(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), image)
     results = []
     for compose, divisor in ((Compose([]), 16), (Compose([PaddingByDivisor(16)]), None)):
-        model, out = Watched(), tmp_path / str(divisor)
+        model, out = watched(), tmp_path / str(divisor)
         how = {"outputs": ["raw"], "size_divisor": divisor, "progress": False}
         predict(model, None, compose, [str(tmp_path / "a.png")], save_dir=str(out), **how)
         assert model.sizes == [(16, 32)]
@@ -169,7 +158,7 @@ def test_prediction(tmp_path):
 
 
 def test_a_training_previews_what_evaluation_sees():
-    model, data = Watched(), Mixed(16)
+    model, data = watched(), Mixed(16)
     truth, predicted = np.split(prediction_picture(model, data, 1, size_divisor=16), 2, axis=1)
     assert model.sizes == [(16, 32)]
     np.testing.assert_array_equal(truth, predicted)
@@ -194,7 +183,7 @@ def test_advice(size, align_corners, settings, told, monkeypatch, caplog):
     monkeypatch.setattr(stream, "_advised", [])
     monkeypatch.setattr(stream.logger, "propagate", True)
     caplog.set_level("INFO", stream.logger.name)
-    model = Watched()
+    model = watched()
     if align_corners is not None:
         model.align_corners = align_corners
     batch = ([{"index": 0, "trans_info": []}], np.zeros((1, 3, *size), np.float32))

@@ -5,7 +5,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddleseg_deeplab.kernels import onednn
+from paddleseg_deeplab.kernels import cpu_ops, onednn
 
 needs_library = pytest.mark.skipif(onednn.find() is None, reason="no oneDNN library with Paddle")
 
@@ -14,6 +14,14 @@ def random(*shape, seed=0):
     tensor = paddle.to_tensor(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
     tensor.stop_gradient = False
     return tensor
+
+
+def convolved(x):
+    return cpu_ops.conv2d(x, random(4, 4, 3, 3, seed=1), 1, 1, 1, 1)
+
+
+def rectified(x):
+    return cpu_ops.relu_(x * 1)
 
 
 def assert_near(ours, plain, tolerance):

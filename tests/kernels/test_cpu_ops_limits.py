@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
-from near import assert_near, needs_library, random
+from near import assert_near, convolved, needs_library, random, rectified
 
 from paddleseg_deeplab.kernels import cpu_ops, onednn
 from paddleseg_deeplab.models.layers import ConvBNReLU
@@ -27,14 +27,6 @@ TOLERANCE = 2e-5
 
 # Paddle wraps an error of a backward pass: an OSError with its text.
 WRAPPED = (RuntimeError, OSError)
-
-
-def convolved(x):
-    return cpu_ops.conv2d(x, random(4, 4, 3, 3, seed=1), 1, 1, 1, 1)
-
-
-def rectified(x):
-    return cpu_ops.relu_(x * 1)
 
 
 both = pytest.mark.parametrize("operator", [convolved, rectified])

@@ -7,7 +7,7 @@ The hooks here scale by powers of two, so that all gradients are exact.
 import numpy as np
 import paddle
 import pytest
-from near import needs_library, random
+from near import convolved, needs_library, random, rectified
 from paddle.autograd import PyLayer
 
 from paddleseg_deeplab import models
@@ -43,14 +43,6 @@ def test_fault_hooks_on_the_result_of_a_py_layer():
 
 def double(x):
     return apply_once(Double, x * 1, again="twice")
-
-
-def convolved(x):
-    return cpu_ops.conv2d(x, random(4, 4, 3, 3, seed=1), 1, 1, 1, 1)
-
-
-def rectified(x):
-    return cpu_ops.relu_(x * 1)
 
 
 def both(x):
